@@ -1,0 +1,1 @@
+"""A continuous-learning pipeline for market signals, scored on real outcomes."""

@@ -1,0 +1,233 @@
+"""The promotion log as the learning loop reads it: the evidence state, and what was in force when.
+
+The log is append-only. Its newest entry holds the whole state; everything else (champion, newest
+model, trust, base rate at any moment) is read off the entries and never stored twice.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hedge_pipeline.learning import gate
+from hedge_pipeline.learning.gate import (
+    Event,
+    EventKind,
+    GateRule,
+    GateState,
+    SessionEvidence,
+    VerdictKind,
+)
+from hedge_pipeline.market.calendar import Session
+from hedge_pipeline.market.tables import OUTCOMES, PREDICTION_LOG
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from hedge_pipeline.learning.training import ModelCard
+    from hedge_pipeline.store import Store
+
+ACCEPTED = (VerdictKind.PROMOTE.value, VerdictKind.HOLD.value)
+
+
+@dataclass(frozen=True)
+class InForce:
+    """What held at each of several moments, arrays of one length.
+
+    Attributes:
+        base_rate: climatology.
+        trust: shrink factor.
+        skill: state of the evidence.
+        version: newest accepted model, 0 = none yet.
+        baseline: first accepted model, 0 = none yet.
+    """
+
+    base_rate: npt.NDArray[np.float64]
+    trust: npt.NDArray[np.float64]
+    skill: npt.NDArray[np.object_]
+    version: npt.NDArray[np.int64]
+    baseline: npt.NDArray[np.int64]
+
+
+class Ledger:
+    """The promotion log of one symbol.
+
+    Args:
+        symbol: ticker symbol.
+        entries: its rows of `promotions`, any order.
+        rule: constants of the gate.
+    """
+
+    def __init__(self, symbol: str, entries: pd.DataFrame, rule: GateRule) -> None:
+        self.symbol = symbol
+        self.rule = rule
+        own = entries[entries["symbol"] == symbol]
+        self.entries = own.sort_values(
+            ["decided_at", "session", "kind", "model_version"], kind="stable"
+        ).reset_index(drop=True)
+        self._folds = self.entries[self.entries["kind"] == "fold"]
+        self._verdicts = self.entries[self.entries["kind"] == "verdict"]
+        self._accepted = self._verdicts[self._verdicts["event"].isin(ACCEPTED)]
+
+    @property
+    def state(self) -> GateState:
+        """The evidence state after the newest fold."""
+        folds = self._folds
+        if folds.empty:
+            return GateState.new(self.rule)
+        newest = folds.loc[folds["session"].idxmax()]
+        return GateState.from_json(str(newest["state"]))
+
+    @property
+    def judged(self) -> frozenset[int]:
+        """Versions that have a verdict."""
+        return frozenset(int(version) for version in self._verdicts["model_version"])
+
+    @property
+    def accepted(self) -> tuple[int, ...]:
+        """Versions that passed their guards, in order of acceptance."""
+        return tuple(int(v) for v in self._accepted["model_version"])
+
+    @property
+    def champion(self) -> int | None:
+        """The newest accepted version while skill is proven, None otherwise."""
+        proven = self.state.status is gate.Skill.PROVEN
+        return self.accepted[-1] if proven and self.accepted else None
+
+    def in_force(self, moments: npt.NDArray[np.datetime64]) -> InForce:
+        """What held at each moment; entries decided at that very moment included.
+
+        Args:
+            moments: datetime64[us] in UTC.
+        """
+        folds = self._folds
+        fresh = GateState.new(self.rule)
+        at = np.searchsorted(_plain(folds["decided_at"]), moments, side="right")
+        base_rate = np.array([fresh.base_rate(self.rule), *folds["base_rate"]])
+        trust = np.array([gate.trust(fresh, self.rule), *folds["trust"]])
+        skill = np.array([fresh.status.value, *folds["skill"]], dtype=object)
+        accepted = self._accepted
+        since = np.searchsorted(_plain(accepted["decided_at"]), moments, side="right")
+        version = np.array([0, *accepted["model_version"]], dtype=np.int64)
+        first = version[1] if len(version) > 1 else 0
+        return InForce(
+            base_rate[at],
+            trust[at],
+            skill[at],
+            version[since],
+            np.where(since > 0, first, 0),
+        )
+
+
+def session_evidence(
+    store: Store,
+    symbol: str,
+    session: Session,
+    horizon: int,
+    modes: tuple[str, ...],
+) -> SessionEvidence:
+    """What a closed session tells the gate about one symbol.
+
+    Evidence are the served predictions of the given modes that were decided before the bar of
+    their exit ended, with an up or down outcome. Every matured label counts for climatology.
+
+    Args:
+        store: where log and outcomes are.
+        symbol: ticker symbol.
+        session: a session whose outcomes are all known.
+        horizon: label horizon, bars.
+        modes: which modes count in this deployment.
+    """
+    outcomes = store.read(OUTCOMES, [session.label], symbols=[symbol])
+    outcomes = outcomes[
+        (outcomes["horizon_bars"] == horizon) & outcomes["actual_direction"].notna()
+    ]
+    log = store.read(PREDICTION_LOG, [session.label], symbols=[symbol])
+    log = log[(log["role"] == "served") & log["margin"].notna() & log["mode"].isin(modes)]
+    known_at = log["bar_ts"] + dt.timedelta(seconds=(horizon + 1) * session.bar_seconds)
+    log = log[log["decided_at"] < known_at]
+    # a hot swap may leave one bar with two served versions: the first one decided counts
+    log = log.sort_values(["bar_ts", "decided_at"]).drop_duplicates("bar_ts")
+    rows = log.merge(outcomes[["bar_ts", "actual_direction"]], on="bar_ts")
+    ups = int((outcomes["actual_direction"] == 1).sum())
+    return SessionEvidence(
+        session=session.label,
+        margin=rows["margin"].to_numpy(dtype=np.float64),
+        up=rows["actual_direction"].to_numpy(dtype=np.int64),
+        offset=session.index_of(_plain(rows["bar_ts"])) % horizon,
+        base_rate=rows["base_rate"].to_numpy(dtype=np.float64),
+        ups=ups,
+        labels=len(outcomes),
+    )
+
+
+def fold_entry(
+    symbol: str,
+    state: GateState,
+    event: Event | None,
+    evidence: SessionEvidence,
+    rule: GateRule,
+    decided_at: dt.datetime,
+) -> dict[str, Any]:
+    """The log entry of a folded session, a row of `promotions`."""
+    words = gate.evidence_in_words(state, rule)
+    if event is None:
+        reason = words
+    elif event.kind is EventKind.SKILL_PROVEN:
+        reason = f"skill proven: {words}"
+    elif event.detail == "draw":
+        reason = f"skill lost: the evidence fell by more than a factor {rule.draw:g} from its peak"
+    else:
+        reason = f"skill lost: no new peak of the evidence for {rule.stale} sessions"
+    row = _state_columns(symbol, state, rule)
+    return row | {
+        "kind": "fold",
+        "model_version": 0,
+        "decided_at": decided_at,
+        "event": event.kind.value if event else None,
+        "reason": reason,
+        # after a loss the state starts anew; the entry keeps the number that decided it
+        "evidence": event.log_evidence if event else state.log_evidence,
+        "labels": evidence.rows,
+        "effective_labels": evidence.rows / rule.horizon,
+    }
+
+
+def verdict_entry(
+    card: ModelCard, state: GateState, rule: GateRule, decided_at: dt.datetime
+) -> dict[str, Any]:
+    """The log entry of a verdict on a candidate, a row of `promotions`."""
+    verdict = gate.verdict(state, card.guard_failure, rule)
+    row = _state_columns(card.symbol, state, rule)
+    return row | {
+        "session": card.cutoff,
+        "kind": "verdict",
+        "model_version": card.version,
+        "decided_at": decided_at,
+        "event": verdict.kind.value,
+        "reason": verdict.reason,
+        "labels": 0,
+        "effective_labels": 0.0,
+    }
+
+
+def _state_columns(symbol: str, state: GateState, rule: GateRule) -> dict[str, Any]:
+    return {
+        "symbol": symbol,
+        "session": state.last_session,
+        "skill": state.status.value,
+        "era": state.era,
+        "evidence": state.log_evidence,
+        "peak": state.log_peak,
+        "trust": gate.trust(state, rule),
+        "base_rate": state.base_rate(rule),
+        "state": state.to_json(),
+    }
+
+
+def _plain(times: pd.Series[Any]) -> npt.NDArray[np.datetime64]:
+    return np.asarray(times.dt.tz_localize(None).to_numpy().astype("datetime64[us]"))

@@ -1,0 +1,60 @@
+"""When to retrain: a pure function from facts to a decision that says why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RetrainingFacts:
+    """What the decision is made from; all of it is read from the store, nothing from memory.
+
+    Attributes:
+        symbol: ticker symbol.
+        new_samples: matured up or down outcomes since the newest version's cutoff, in sessions
+            that are over; rejected candidates count as versions, so they are not asked for again.
+        needed_samples: MIN_SAMPLES_FOR_RETRAIN.
+        sessions: labelled sessions that a training could use.
+        needed_sessions: sessions of a first training.
+        hour: exchange-local hour now.
+        retrain_hour: RETRAIN_HOUR; None = any.
+        in_flight: a training of the symbol is running or waiting.
+    """
+
+    symbol: str
+    new_samples: int
+    needed_samples: int
+    sessions: int
+    needed_sessions: int
+    hour: int
+    retrain_hour: int | None
+    in_flight: bool
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether to retrain, and why or why not, in words."""
+
+    retrain: bool
+    reason: str
+
+
+def decide(facts: RetrainingFacts) -> Decision:
+    """Asks for a retraining when every condition holds; names the first that does not."""
+    samples = f"{facts.new_samples} of {facts.needed_samples} new samples"
+    if facts.in_flight:
+        return Decision(False, f"{facts.symbol}: a training is under way")
+    if facts.new_samples < facts.needed_samples:
+        return Decision(False, f"{facts.symbol}: {samples}")
+    if facts.sessions < facts.needed_sessions:
+        return Decision(
+            False,
+            f"{facts.symbol}: {facts.sessions} of the {facts.needed_sessions} sessions "
+            "a training needs",
+        )
+    if facts.retrain_hour is not None and facts.hour != facts.retrain_hour:
+        return Decision(
+            False,
+            f"{facts.symbol}: {samples}, waiting for {facts.retrain_hour}:00 exchange time",
+        )
+    return Decision(True, f"{facts.symbol}: {samples}")

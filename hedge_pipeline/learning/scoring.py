@@ -1,0 +1,156 @@
+"""Scores of predictions on real outcomes, and honest intervals around them.
+
+Sums are stored by session, so that any period can be scored by adding up and intervals can
+resample whole sessions: labels overlap and sessions differ, single rows are not independent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hedge_pipeline.learning.gate import log_likelihood, logit
+from hedge_pipeline.market.tables import PERFORMANCE
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracy with its interval and the base rate's, and log-losses in nats per label.
+
+    Attributes:
+        value: share of right directions; NaN without labels.
+        lo: lower end of the 95 % interval, by resampling whole sessions.
+        hi: upper end.
+        n: labels.
+        n_effective: labels over the horizon (overlap-adjusted).
+        base_rate: accuracy of always saying what climatology says.
+        log_loss: of the trusted probability.
+        base_log_loss: of climatology.
+        raw_log_loss: of the unshrunk model.
+    """
+
+    value: float
+    lo: float
+    hi: float
+    n: int
+    n_effective: float
+    base_rate: float
+    log_loss: float
+    base_log_loss: float
+    raw_log_loss: float
+
+    @property
+    def skill(self) -> float:
+        """Log-loss gained over climatology, 1e-4 nats per label; positive is better."""
+        return (self.base_log_loss - self.log_loss) * 1e4
+
+    def accuracy(self) -> dict[str, float | int | None]:
+        """The accuracy part, ready for JSON; None where there is no label."""
+        names = ("value", "lo", "hi", "n", "n_effective", "base_rate")
+        return {name: _or_none(value) for name, value in asdict(self).items() if name in names}
+
+    def losses(self) -> dict[str, float | int | None]:
+        """The log-loss part, ready for JSON."""
+        names = ("log_loss", "base_log_loss", "raw_log_loss")
+        return {name: _or_none(value) for name, value in asdict(self).items() if name in names}
+
+
+def performance(log: pd.DataFrame, outcomes: pd.DataFrame, session: str) -> pd.DataFrame:
+    """Rows of `performance` of one session.
+
+    Args:
+        log: rows of `prediction_log` of the session.
+        outcomes: rows of `outcomes` of the session, one horizon.
+        session: its label.
+    """
+    import pandas as pd
+
+    if log.empty:
+        return PERFORMANCE.empty()
+    rows = log.merge(
+        outcomes[["symbol", "bar_ts", "actual_direction"]], on=["symbol", "bar_ts"], how="left"
+    )
+    names = ["symbol", "model_version", "role", "mode"]
+    found = [
+        {**dict(zip(names, key, strict=True)), "session": session, **_sums(group)}
+        for key, group in rows.groupby(names, sort=True)
+    ]
+    return PERFORMANCE.conform(pd.DataFrame(found))
+
+
+def _sums(rows: pd.DataFrame) -> dict[str, float | int]:
+    made = rows[rows["prediction"].notna()]
+    scored = made[made["actual_direction"].notna()]
+    up = scored["actual_direction"].to_numpy(dtype=np.float64)
+    base = scored["base_rate"].to_numpy(dtype=np.float64)
+    prob = scored["prob_up"].to_numpy(dtype=np.float64)
+    margin = scored["margin"].to_numpy(dtype=np.float64)
+    said = scored["prediction"].to_numpy(dtype=np.float64)
+    spread = made["prob_up"].to_numpy(dtype=np.float64)
+    return {
+        "predictions": len(made),
+        "abstentions": len(rows) - len(made),
+        "labels": len(scored),
+        "hits": int((said == up).sum()),
+        "base_hits": int(((base > 0.5) == (up > 0)).sum()),
+        "log_loss": float(-log_likelihood(logit(prob), up).sum()),
+        "base_log_loss": float(-log_likelihood(logit(base), up).sum()),
+        "raw_log_loss": float(-log_likelihood(logit(base) + margin, up).sum()),
+        "brier": float(((prob - up) ** 2).sum()),
+        "spread": float(np.std(spread)) if len(spread) else 0.0,
+    }
+
+
+def score(sums: pd.DataFrame, horizon: int, *, draws: int = DRAWS, seed: int = 0) -> Score:
+    """One score of rows of `performance`, with a 95 % interval.
+
+    Sessions are resampled whole (all symbols and versions of a session together), `draws` times.
+
+    Args:
+        sums: rows of `performance`, of one role.
+        horizon: label horizon, bars.
+        draws: bootstrap draws.
+        seed: of the draws.
+    """
+    columns = ["hits", "labels", "base_hits", "log_loss", "base_log_loss", "raw_log_loss"]
+    by_session = sums.groupby("session", sort=True)[columns].sum().to_numpy(dtype=np.float64)
+    total = by_session.sum(axis=0) if len(by_session) else np.zeros(len(columns))
+    labels = total[1]
+    if labels == 0:
+        nan = float("nan")
+        return Score(nan, nan, nan, 0, 0.0, nan, nan, nan, nan)
+    lo, hi = _interval(by_session[:, 0], by_session[:, 1], draws, seed)
+    return Score(
+        value=float(total[0] / labels),
+        lo=lo,
+        hi=hi,
+        n=int(labels),
+        n_effective=float(labels / horizon),
+        base_rate=float(total[2] / labels),
+        log_loss=float(total[3] / labels),
+        base_log_loss=float(total[4] / labels),
+        raw_log_loss=float(total[5] / labels),
+    )
+
+
+def _interval(
+    hits: npt.NDArray[np.float64], labels: npt.NDArray[np.float64], draws: int, seed: int
+) -> tuple[float, float]:
+    some = labels > 0
+    hits, labels = hits[some], labels[some]
+    picks = np.random.default_rng(seed).integers(0, len(hits), (draws, len(hits)))
+    shares = hits[picks].sum(axis=1) / labels[picks].sum(axis=1)
+    lo, hi = np.quantile(shares, [0.025, 0.975])
+    return float(lo), float(hi)
+
+
+def _or_none(value: Any) -> Any:
+    return None if isinstance(value, float) and np.isnan(value) else value

@@ -1,0 +1,214 @@
+"""Fitting one model: weights, XGBoost parameters, and the model as a file with its description.
+
+A model is native XGBoost UBJ beside a JSON description with its sha256; no pickle is ever read.
+The margin of a model is its log-odds minus the log-odds of its own base rate, clipped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hedge_pipeline.learning.gate import log_likelihood, logit
+
+if TYPE_CHECKING:
+    import xgboost
+
+    from hedge_pipeline.learning.dataset import TrainingSet
+
+Margins = npt.NDArray[np.float64]
+Matrix = npt.NDArray[np.float32]
+
+
+class ModelError(RuntimeError):
+    """A model file is not what its description says."""
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What is decided before looking at data (learning defaults measured on simulated worlds).
+
+    `child_weight` and `penalty` are in effective rows: a row weighs uniqueness (one over the
+    horizon, since labels overlap) times the half-life decay, and the second derivative of the
+    logistic loss is about a quarter per row.
+    """
+
+    window_sessions: int = 60
+    half_life_sessions: float = 20.0
+    least_sessions: int = 5
+    trees: int = 60
+    learning_rate: float = 0.05
+    depth: int = 3
+    columns_per_node: float = 0.5
+    bins: int = 64
+    child_weight: float = 40.0
+    penalty: float = 20.0
+    seed: int = 0
+
+    def xgboost_parameters(self, base_rate: float) -> dict[str, Any]:
+        """Parameters of `xgboost.train`; one thread, so that equal inputs give equal bytes."""
+        return {
+            "objective": "binary:logistic",
+            "tree_method": "hist",
+            "eta": self.learning_rate,
+            "max_depth": self.depth,
+            "colsample_bynode": self.columns_per_node,
+            "max_bin": self.bins,
+            "min_child_weight": self.child_weight / 4,
+            "reg_lambda": self.penalty / 4,
+            "base_score": base_rate,
+            "seed": self.seed,
+            "nthread": 1,
+        }
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """The description stored beside a model file.
+
+    Attributes:
+        version: 1, 2, ... by symbol, in order of training; rejected candidates count.
+        cutoff: last session whose outcomes were used.
+        first_session: first session of the training window.
+        features: names in the order of the columns.
+        schema_hash: hash of the features table.
+        base_rate: weighted share of ups in the training rows.
+        rows: training rows; `effective_rows` is the sum of their weights.
+        data_hash: sha256 over features, labels and weights.
+        sha256: of the UBJ file.
+        gain: total gain by feature, zero left out.
+        spread: standard deviation of the margin on the last sessions of training.
+        in_sample_skill: log-loss of the base rate minus that of the model there, nats per label.
+        guard_failure: why the candidate may not predict; None = it passed every guard.
+    """
+
+    symbol: str
+    version: int
+    cutoff: str
+    first_session: str
+    sessions: int
+    features: tuple[str, ...]
+    schema_hash: str
+    horizon_bars: int
+    base_rate: float
+    rows: int
+    effective_rows: float
+    data_hash: str
+    sha256: str
+    spread: float
+    in_sample_skill: float
+    plan: dict[str, Any]
+    gain: dict[str, float] = field(default_factory=dict)
+    guard_failure: str | None = None
+
+    def to_json(self) -> bytes:
+        """Readable JSON."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True).encode()
+
+    @classmethod
+    def from_json(cls, content: bytes) -> ModelCard:
+        """The inverse of `to_json`.
+
+        Raises:
+            ModelError: the text is no model description.
+        """
+        try:
+            values = json.loads(content)
+            return cls(**{**values, "features": tuple(values["features"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise ModelError(f"a model description cannot be read: {error}") from error
+
+
+@dataclass(frozen=True)
+class Model:
+    """A fitted model ready to predict."""
+
+    card: ModelCard
+    booster: xgboost.Booster
+
+    def margin(self, features: Matrix) -> Margins:
+        """Clipped log-odds above the model's own base rate, float64 [rows].
+
+        Args:
+            features: float32 [rows, features], NaN = unknown.
+        """
+        return margins(self.booster, features, self.card.base_rate)
+
+
+def fit(data: TrainingSet, plan: TrainingPlan) -> tuple[bytes, xgboost.Booster]:
+    """Fits one candidate; returns its UBJ bytes and the booster. Equal inputs, equal bytes.
+
+    Raises:
+        ValueError: one class only, or no rows.
+    """
+    import xgboost
+
+    if data.rows == 0 or len(np.unique(data.labels)) < 2:
+        raise ValueError("training needs both outcomes, up and down")
+    matrix = xgboost.QuantileDMatrix(
+        data.features,
+        data.labels,
+        weight=data.weights,
+        feature_names=list(data.names),
+        max_bin=plan.bins,
+        nthread=1,
+    )
+    booster = xgboost.train(plan.xgboost_parameters(data.base_rate), matrix, plan.trees)
+    return bytes(booster.save_raw("ubj")), booster
+
+
+def margins(
+    booster: xgboost.Booster,
+    features: Matrix,
+    base_rate: float,
+    clip: float = 1.0,
+) -> Margins:
+    """See `Model.margin`."""
+    if len(features) == 0:
+        return np.empty(0)
+    raw = booster.inplace_predict(
+        np.ascontiguousarray(features, dtype=np.float32), predict_type="margin"
+    )
+    above = np.asarray(raw, dtype=np.float64) - logit(base_rate)
+    # the log keeps margins as float32: what is logged is what was used
+    return np.clip(above, -clip, clip).astype(np.float32).astype(np.float64)
+
+
+def load_model(card: bytes, content: bytes) -> Model:
+    """Loads a model through the serving path.
+
+    Raises:
+        ModelError: the file's sha256 differs from the description, or it is no UBJ model.
+    """
+    import xgboost
+
+    described = ModelCard.from_json(card)
+    if hashlib.sha256(content).hexdigest() != described.sha256:
+        raise ModelError(
+            f"model {described.version} of {described.symbol} was changed after it was stored "
+            "(sha256 differs); it is refused"
+        )
+    booster = xgboost.Booster()
+    try:
+        booster.load_model(bytearray(content))
+    except xgboost.core.XGBoostError as error:
+        raise ModelError(
+            f"model {described.version} of {described.symbol} is no UBJ model"
+        ) from error
+    return Model(described, booster)
+
+
+def skill_in_nats(margin: Margins, labels: npt.NDArray[np.float64], base_rate: float) -> float:
+    """Mean log-loss of the base rate minus that of base rate plus margin, nats per label."""
+    base = logit(base_rate)
+    return float(
+        np.mean(
+            log_likelihood(base + margin, labels)
+            - log_likelihood(np.full_like(margin, base), labels)
+        )
+    )

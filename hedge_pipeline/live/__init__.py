@@ -1,0 +1,1 @@
+"""Deciding about bars: the plain functions a poll is made of."""

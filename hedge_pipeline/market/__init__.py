@@ -1,0 +1,3 @@
+"""The market in plain Python: calendar, tables, sources, bars and features. No framework, no I/O
+except inside a source.
+"""

@@ -1,0 +1,153 @@
+"""From a source's answers to stored bars and gaps, and from stored bars to the session grid.
+
+Every expected minute of a session is a bar or a gap with a cause; nothing is ever filled in.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hedge_pipeline.market.calendar import Session
+from hedge_pipeline.market.features import Bars
+from hedge_pipeline.market.sources.protocol import MarketSource, NoDataYet, SourceError
+from hedge_pipeline.market.tables import GAPS, RAW_QUOTES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+GRID_COLUMNS = ("open", "high", "low", "close", "volume", "support", "resistance")
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What one round of asking brought.
+
+    Attributes:
+        bars: rows of `raw_quotes`.
+        failures: the error of each symbol that did not answer.
+    """
+
+    bars: pd.DataFrame
+    failures: dict[str, SourceError]
+
+
+def collect_bars(
+    source: MarketSource,
+    symbols: Sequence[str],
+    session: Session,
+    now: dt.datetime,
+    *,
+    nominal_arrival: bool,
+    ingested_at: dt.datetime | None,
+) -> Collected:
+    """Asks the source for every symbol; one that fails does not touch the others.
+
+    Args:
+        source: whom to ask.
+        symbols: which symbols.
+        session: which session.
+        now: aware time of asking.
+        nominal_arrival: the session is history: a bar was available when a live system could
+            have had it, its end plus the source's delay. Otherwise it is available now.
+        ingested_at: time of writing; None = the time of availability, as in a replay.
+    """
+    import pandas as pd
+
+    frames: list[pd.DataFrame] = []
+    failures: dict[str, SourceError] = {}
+    nominal = dt.timedelta(seconds=session.bar_seconds) + source.delay
+    for symbol in symbols:
+        try:
+            frame = source.bars(symbol, session, now)
+        except SourceError as error:
+            failures[symbol] = error
+            continue
+        available = frame["bar_ts"] + nominal
+        if not nominal_arrival:
+            available = pd.Series(pd.Timestamp(now), index=frame.index)
+        frames.append(
+            frame.assign(
+                symbol=symbol,
+                source=source.name,
+                available_at=available,
+                ingested_at=available if ingested_at is None else pd.Timestamp(ingested_at),
+            )
+        )
+    bars = RAW_QUOTES.conform(pd.concat(frames)) if frames else RAW_QUOTES.empty()
+    return Collected(bars.reset_index(drop=True), failures)
+
+
+def find_gaps(
+    bars: pd.DataFrame,
+    symbols: Sequence[str],
+    session: Session,
+    until: dt.datetime,
+    failures: dict[str, SourceError],
+) -> pd.DataFrame:
+    """Rows of `gaps`: the minutes final by `until` that have no bar.
+
+    Args:
+        bars: stored rows of `raw_quotes` of the session.
+        symbols: expected symbols.
+        session: which session.
+        until: bars that end at or before this moment are expected.
+        failures: errors of the last round of asking; a symbol without one has vendor holes.
+    """
+    import pandas as pd
+
+    length = np.timedelta64(session.bar_seconds, "s")
+    limit = np.datetime64(until.astimezone(dt.UTC).replace(tzinfo=None), "us")
+    expected = session.bar_ts[session.bar_ts + length <= limit]
+    pieces = []
+    for symbol in symbols:
+        own = bars.loc[bars["symbol"] == symbol, "bar_ts"]
+        present = own.dt.tz_localize(None).to_numpy().astype("datetime64[us]")
+        missing = np.setdiff1d(expected, present)
+        failure = failures.get(symbol)
+        pieces.append(
+            pd.DataFrame(
+                {
+                    "symbol": symbol,
+                    "bar_ts": pd.DatetimeIndex(missing).tz_localize("UTC"),
+                    "cause": failure.cause if failure else "vendor_hole",
+                    "detail": str(failure)
+                    if failure and not isinstance(failure, NoDataYet)
+                    else None,
+                }
+            )
+        )
+    return GAPS.conform(pd.concat(pieces, ignore_index=True)) if pieces else GAPS.empty()
+
+
+def on_grid(bars: pd.DataFrame, symbols: Sequence[str], session: Session) -> Bars:
+    """Stored bars as arrays [symbols, bars of the session]; NaN where there is no usable bar.
+
+    A bar that arrived after a later one of its symbol is left out: the predictions in between
+    could not know it, and a feature must not depend on when it is computed. A volume of zero
+    means unknown.
+    """
+    shape = (len(symbols), session.bars)
+    arrays = {name: np.full(shape, np.nan) for name in GRID_COLUMNS}
+    if len(bars):
+        usable = bars[~late(bars)]
+        row = usable["symbol"].map({symbol: i for i, symbol in enumerate(symbols)})
+        times = usable["bar_ts"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
+        column = session.index_of(times)
+        inside = row.notna().to_numpy() & (column >= 0)
+        place = (row.to_numpy()[inside].astype(int), column[inside])
+        for name, array in arrays.items():
+            array[place] = usable[name].to_numpy(dtype=float)[inside]
+    arrays["volume"][arrays["volume"] == 0] = np.nan
+    return Bars(**arrays)
+
+
+def late(bars: pd.DataFrame) -> pd.Series[bool]:
+    """Whether a bar became available only after a later bar of its symbol."""
+    ordered = bars.sort_values(["symbol", "bar_ts"], ascending=[True, False])
+    earliest_after = ordered.groupby("symbol", sort=False)["available_at"].transform("cummin")
+    return (ordered["available_at"] > earliest_after).reindex(bars.index)

@@ -1,0 +1,329 @@
+"""Features of minute bars: relative, bounded in memory, vectorised over symbols.
+
+What belongs here: the list of features with their meaning, and one function that computes them for
+any stretch of a session. Rules every feature keeps:
+
+* It reads bars of its own session up to its own bar, and of the previous session only the close
+  and the volatility. So a bar's vector can be computed minute by minute or for the whole session
+  at once, with the same bits: windows are summed lag by lag and session totals from left to right,
+  never by a reduction whose order depends on the length of the array.
+* It is relative: returns in units of volatility, prices as distances, volumes as ratios. Price
+  level, listing and currency do not show.
+* Unknown is NaN. A window is known when at least 80 % of its bars are.
+
+Volatility `sigma` is per bar: sqrt((30 v + sum of squares of the last 30 returns) / (30 + their
+number)), v the mean squared return of the previous session. Without a previous session v drops
+out and five returns are needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+LONGEST_WINDOW = 60
+_PRIOR_BARS = 30
+_KNOWN_SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class Feature:
+    """Name and meaning of one feature; the unit is in the meaning."""
+
+    name: str
+    description: str
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Bars of several symbols on the grid of one session; every array has shape [symbols, bars].
+
+    NaN = no bar, or unknown (volume, support, resistance). Prices in quote currency.
+    """
+
+    open: Array
+    high: Array
+    low: Array
+    close: Array
+    volume: Array
+    support: Array
+    resistance: Array
+
+
+@dataclass(frozen=True)
+class Previous:
+    """What is remembered of the previous session, shape [symbols]; NaN = no such session."""
+
+    close: Array
+    variance: Array
+
+
+_RETURNS = (1, 2, 3, 5, 10, 15, 30, 60)
+
+FEATURES: tuple[Feature, ...] = (
+    *(Feature(f"return_{k}", f"log return over {k} bars, in sigma x sqrt({k})") for k in _RETURNS),
+    Feature("return_since_open", "log return since the open, in sigma x sqrt(bars)"),
+    Feature("gap_overnight", "log of open over previous close, in previous sigma x sqrt(session)"),
+    Feature("volatility_10_60", "log ratio of the volatility of 10 bars to that of 60"),
+    Feature("volatility_to_previous", "log ratio of sigma to the previous session's volatility"),
+    Feature("range_15", "log of high over low of 15 bars, in sigma x sqrt(15)"),
+    Feature("range_position_15", "place of the close in the range of 15 bars, -0.5..0.5"),
+    Feature("range_position_60", "place of the close in the range of 60 bars, -0.5..0.5"),
+    Feature("range_position_session", "place of the close in the session's range, -0.5..0.5"),
+    Feature("bar_body", "log of close over open of the bar, in sigma"),
+    Feature("bar_upper_wick", "log of high over the body's top, in sigma"),
+    Feature("bar_lower_wick", "log of the body's bottom over low, in sigma"),
+    Feature("distance_to_mean_20", "log of close over the mean of 20 closes, in sigma x sqrt(20)"),
+    Feature("distance_to_mean_60", "log of close over the mean of 60 closes, in sigma x sqrt(60)"),
+    Feature("distance_to_vwap", "log of close over the session's volume-weighted price, sigma"),
+    Feature("efficiency_20", "net over gross movement of 20 bars, -1..1 (Kaufman)"),
+    Feature("autocorrelation_30", "lag-one autocorrelation of the last 30 returns"),
+    Feature("up_share_20", "share of rising bars among 20, minus one half"),
+    Feature("volume_1_30", "log ratio of the bar's volume to the mean of 30"),
+    Feature("volume_5_30", "log ratio of the mean volume of 5 bars to that of 30"),
+    Feature("signed_volume_15", "volume of rising minus falling bars over all, 15 bars, -1..1"),
+    Feature("session_elapsed", "bars since the open over bars of the session, 0..1"),
+    Feature("session_remaining", "hours until the close"),
+    Feature("support_distance", "log of close over the source's support level, in sigma"),
+    Feature("resistance_distance", "log of close over the source's resistance level, in sigma"),
+    Feature("channel_position", "log distance from the middle of both levels, in sigma"),
+)
+
+
+def no_previous(symbols: int) -> Previous:
+    """A memory without a previous session."""
+    return Previous(np.full(symbols, np.nan), np.full(symbols, np.nan))
+
+
+def remember(bars: Bars, least_bars: int) -> Previous:
+    """What the next session needs of this one; NaN where fewer than `least_bars` were seen."""
+    known = np.isfinite(bars.close)
+    count = known.sum(axis=1)
+    change = _log_ratio(bars.close[:, 1:], bars.close[:, :-1])
+    squares = np.where(np.isfinite(change), change * change, 0.0)
+    total = np.cumsum(squares, axis=1)[:, -1]
+    number = np.isfinite(change).sum(axis=1)
+    enough = (count >= least_bars) & (number > 0) & (total > 0)
+    last = known.shape[1] - 1 - np.argmax(known[:, ::-1], axis=1)
+    close = bars.close[np.arange(len(last)), last]
+    return Previous(
+        np.where(enough, close, np.nan), np.where(enough, total / np.maximum(number, 1), np.nan)
+    )
+
+
+def compute_features(
+    bars: Bars, previous: Previous, *, bar_seconds: int, session_bars: int, first: int = 0
+) -> npt.NDArray[np.float32]:
+    """Feature vectors of the bars from `first` on.
+
+    Args:
+        bars: the session up to now, shape [symbols, bars seen].
+        previous: memory of the previous session.
+        bar_seconds: bar length.
+        session_bars: bars of the whole session (known from the calendar).
+        first: index of the first bar wanted; earlier ones are only read.
+
+    Returns:
+        float32 array [symbols, bars seen - first, features] in the order of `FEATURES`.
+        Rows without a bar are NaN throughout.
+    """
+    columns = _Session(bars, previous, bar_seconds, session_bars, first).columns()
+    stacked = np.stack([columns[feature.name] for feature in FEATURES], axis=-1)
+    missing = ~np.isfinite(bars.close[:, first:])
+    stacked[missing] = np.nan
+    stacked[~np.isfinite(stacked)] = np.nan
+    return stacked.astype(np.float32)
+
+
+class _Session:
+    """One computation: the bars wanted plus as many before them as the longest window reads."""
+
+    def __init__(
+        self, bars: Bars, previous: Previous, bar_seconds: int, session_bars: int, first: int
+    ) -> None:
+        self.start = max(0, first - LONGEST_WINDOW - 1)
+        self.wanted = first - self.start
+        self.whole = bars
+        self.previous = previous
+        self.bar_seconds = bar_seconds
+        self.session_bars = session_bars
+        cut = slice(self.start, None)
+        self.open, self.high, self.low, self.close, self.volume = (
+            np.ascontiguousarray(array[:, cut])
+            for array in (bars.open, bars.high, bars.low, bars.close, bars.volume)
+        )
+        self.support = np.ascontiguousarray(bars.support[:, cut])
+        self.resistance = np.ascontiguousarray(bars.resistance[:, cut])
+        self.change = _log_ratio(self.close, _lag(self.close, 1))
+        self.sigma = self._sigma()
+
+    def columns(self) -> dict[str, Array]:
+        found: dict[str, Array] = {}
+        for part in (self._returns, self._ranges, self._averages, self._volumes, self._session):
+            found.update(part())
+        found.update(self._levels())
+        return {name: column[:, self.wanted :] for name, column in found.items()}
+
+    def _sigma(self) -> Array:
+        squares, number = _window(self.change * self.change, _PRIOR_BARS)
+        prior = self.previous.variance[:, None]
+        with_prior = (_PRIOR_BARS * prior + squares) / (_PRIOR_BARS + number)
+        alone = np.where(number >= 5, squares / np.maximum(number, 1), np.nan)
+        variance = np.where(np.isfinite(prior), with_prior, alone)
+        return np.sqrt(np.where(variance > 0, variance, np.nan))
+
+    def _returns(self) -> dict[str, Array]:
+        found = {
+            f"return_{k}": _log_ratio(self.close, _lag(self.close, k)) / (self.sigma * np.sqrt(k))
+            for k in _RETURNS
+        }
+        ten, sixty = self._volatility(10), self._volatility(60)
+        previous_sigma = np.sqrt(self.previous.variance)[:, None]
+        opened = self._first_open()
+        bars = np.arange(self.start, self.start + self.close.shape[1]) + 1.0
+        found["return_since_open"] = _log_ratio(self.close, opened) / (self.sigma * np.sqrt(bars))
+        overnight = _log_ratio(opened, np.broadcast_to(self.previous.close[:, None], opened.shape))
+        found["gap_overnight"] = overnight / (previous_sigma * np.sqrt(float(self.session_bars)))
+        found["volatility_10_60"] = 0.5 * _log_ratio(ten, sixty)
+        found["volatility_to_previous"] = _log_ratio(
+            self.sigma, np.broadcast_to(previous_sigma, self.sigma.shape)
+        )
+        return found
+
+    def _volatility(self, length: int) -> Array:
+        squares, number = _window(self.change * self.change, length)
+        return _known(squares / np.maximum(number, 1), number, length)
+
+    def _first_open(self) -> Array:
+        """The session's opening price at each bar: the open of the first bar seen by then."""
+        opens = self.whole.open
+        seen = np.isfinite(opens)
+        first = np.argmax(seen, axis=1)
+        price = opens[np.arange(len(first)), first]
+        known = np.maximum.accumulate(seen, axis=1)
+        return np.where(known, price[:, None], np.nan)[:, self.start :]
+
+    def _ranges(self) -> dict[str, Array]:
+        found = {}
+        for length in (15, 60):
+            high, low = _extreme(self.high, length, np.fmax), _extreme(self.low, length, np.fmin)
+            found[f"range_position_{length}"] = _place(self.close, low, high)
+            if length == 15:
+                found["range_15"] = _log_ratio(high, low) / (self.sigma * np.sqrt(15))
+        high = np.fmax.accumulate(self.whole.high, axis=1)[:, self.start :]
+        low = np.fmin.accumulate(self.whole.low, axis=1)[:, self.start :]
+        found["range_position_session"] = _place(self.close, low, high)
+        top, bottom = np.maximum(self.open, self.close), np.minimum(self.open, self.close)
+        found["bar_body"] = _log_ratio(self.close, self.open) / self.sigma
+        found["bar_upper_wick"] = _log_ratio(self.high, top) / self.sigma
+        found["bar_lower_wick"] = _log_ratio(bottom, self.low) / self.sigma
+        return found
+
+    def _averages(self) -> dict[str, Array]:
+        found = {}
+        for length in (20, 60):
+            total, number = _window(self.close, length)
+            mean = _known(total / np.maximum(number, 1), number, length)
+            scale = self.sigma * np.sqrt(length)
+            found[f"distance_to_mean_{length}"] = _log_ratio(self.close, mean) / scale
+        net, number = _window(self.change, 20)
+        gross, _ = _window(np.abs(self.change), 20)
+        found["efficiency_20"] = _known(_ratio(net, gross), number, 20)
+        products, pairs = _window(self.change * _lag(self.change, 1), 30)
+        squares, _ = _window(self.change * self.change, 30)
+        found["autocorrelation_30"] = _known(_ratio(products, squares), pairs, 30)
+        rising = np.where(np.isfinite(self.change), (self.change > 0).astype(float), np.nan)
+        ups, number = _window(rising, 20)
+        found["up_share_20"] = _known(ups / np.maximum(number, 1) - 0.5, number, 20)
+        return found
+
+    def _volumes(self) -> dict[str, Array]:
+        short, number_short = _window(self.volume, 5)
+        long, number_long = _window(self.volume, 30)
+        mean_short = _known(short / np.maximum(number_short, 1), number_short, 5)
+        mean_long = _known(long / np.maximum(number_long, 1), number_long, 30)
+        direction = np.sign(self.change)
+        signed, number = _window(direction * self.volume, 15)
+        total, _ = _window(np.where(np.isfinite(direction), self.volume, np.nan), 15)
+        typical = (self.whole.high + self.whole.low + self.whole.close) / 3
+        known = np.isfinite(typical) & np.isfinite(self.whole.volume)
+        volume = np.where(known, self.whole.volume, 0.0)
+        value = np.cumsum(np.where(known, typical, 0.0) * volume, axis=1)
+        price = _ratio(value, np.cumsum(volume, axis=1))[:, self.start :]
+        return {
+            "volume_1_30": _log_ratio(self.volume, mean_long),
+            "volume_5_30": _log_ratio(mean_short, mean_long),
+            "signed_volume_15": _known(_ratio(signed, total), number, 15),
+            "distance_to_vwap": _log_ratio(self.close, price) / self.sigma,
+        }
+
+    def _session(self) -> dict[str, Array]:
+        shape = self.close.shape
+        elapsed = np.arange(self.start, self.start + shape[1], dtype=float)
+        remaining = (self.session_bars - elapsed - 1) * self.bar_seconds / 3600
+        return {
+            "session_elapsed": np.broadcast_to(elapsed / self.session_bars, shape),
+            "session_remaining": np.broadcast_to(remaining, shape),
+        }
+
+    def _levels(self) -> dict[str, Array]:
+        below = _log_ratio(self.close, self.support) / self.sigma
+        above = _log_ratio(self.close, self.resistance) / self.sigma
+        return {
+            "support_distance": below,
+            "resistance_distance": above,
+            "channel_position": (below + above) / 2,
+        }
+
+
+def _lag(values: Array, bars: int) -> Array:
+    """The values so many bars earlier; NaN before the session began."""
+    shifted = np.full_like(values, np.nan)
+    if bars < values.shape[1]:
+        shifted[:, bars:] = values[:, : values.shape[1] - bars]
+    return shifted
+
+
+def _window(values: Array, length: int) -> tuple[Array, Array]:
+    """Sum and number of the known values among the last `length` bars, oldest lag last."""
+    known = np.isfinite(values)
+    filled = np.where(known, values, 0.0)
+    total, number = filled.copy(), known.astype(np.float64)
+    for lag in range(1, min(length, values.shape[1])):
+        total[:, lag:] += filled[:, :-lag]
+        number[:, lag:] += known[:, :-lag]
+    return total, number
+
+
+def _extreme(values: Array, length: int, pick: Callable[..., Array]) -> Array:
+    """Largest or smallest known value among the last `length` bars."""
+    found = values.copy()
+    for lag in range(1, min(length, values.shape[1])):
+        found[:, lag:] = pick(found[:, lag:], values[:, :-lag])
+    return found
+
+
+def _known(values: Array, number: Array, length: int) -> Array:
+    return np.where(number >= _KNOWN_SHARE * length, values, np.nan)
+
+
+def _ratio(top: Array, bottom: Array) -> Array:
+    """Top over bottom, NaN where the bottom is not positive."""
+    positive = bottom > 0
+    return np.where(positive, top / np.where(positive, bottom, 1.0), np.nan)
+
+
+def _log_ratio(top: Array, bottom: Array) -> Array:
+    """Log of top over bottom, NaN where either is unknown or not positive."""
+    valid = (top > 0) & (bottom > 0)
+    return np.where(valid, np.log(np.where(valid, top, 1.0) / np.where(valid, bottom, 1.0)), np.nan)
+
+
+def _place(value: Array, low: Array, high: Array) -> Array:
+    """Place of a value between low and high, -0.5..0.5; NaN where the range is empty."""
+    return _ratio(value - low, high - low) - 0.5

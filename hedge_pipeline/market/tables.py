@@ -1,0 +1,419 @@
+"""Every stored table: its columns with units, its key, and the rule for two rows with one key.
+
+A table is partitioned by session. The pandera schema and the Arrow schema come from the same
+description. What is written in a row's `available_at` is the first moment a live system could
+have known it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, Literal
+
+import pyarrow as pa
+
+from hedge_pipeline.market.features import FEATURES
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pandera.pandas as pandera
+
+Kind = Literal["text", "time", "float", "float32", "integer", "small", "flag"]
+
+_ARROW: dict[Kind, pa.DataType] = {
+    "text": pa.string(),
+    "time": pa.timestamp("us", tz="UTC"),
+    "float": pa.float64(),
+    "float32": pa.float32(),
+    "integer": pa.int64(),
+    "small": pa.int8(),
+    "flag": pa.bool_(),
+}
+_PANDAS: dict[Kind, str] = {
+    "text": "str",
+    "time": "datetime64[us, UTC]",
+    "float": "float64",
+    "float32": "float32",
+    "integer": "Int64",
+    "small": "Int8",
+    "flag": "boolean",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: name, kind, meaning with unit, and what values are allowed."""
+
+    name: str
+    kind: Kind
+    description: str
+    nullable: bool = False
+    least: float | None = None
+    most: float | None = None
+    among: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """A stored table.
+
+    Attributes:
+        name: folder name.
+        columns: in stored order.
+        key: columns that identify a row; the first row written for a key is the one that counts.
+        first_by: of two rows with one key the one with the smaller value here came first.
+    """
+
+    name: str
+    description: str
+    columns: tuple[Column, ...]
+    key: tuple[str, ...]
+    first_by: str | None = None
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Column names in stored order."""
+        return tuple(column.name for column in self.columns)
+
+    @cached_property
+    def arrow(self) -> pa.Schema:
+        """The Arrow schema, with the table's schema hash in its metadata."""
+        fields = [
+            pa.field(column.name, _ARROW[column.kind], nullable=column.nullable)
+            for column in self.columns
+        ]
+        return pa.schema(fields, metadata={"schema_hash": self.schema_hash})
+
+    @cached_property
+    def schema_hash(self) -> str:
+        """Sixteen hex digits over the names and kinds of the columns."""
+        text = ";".join(f"{column.name}:{column.kind}" for column in self.columns)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def empty(self) -> pd.DataFrame:
+        """A frame without rows, with the table's columns and dtypes."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {column.name: pd.Series(dtype=_PANDAS[column.kind]) for column in self.columns}
+        )
+
+    def conform(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The frame with exactly the table's columns and dtypes, in stored order.
+
+        Raises:
+            KeyError: a column is missing.
+        """
+        missing = [name for name in self.names if name not in frame.columns]
+        if missing:
+            raise KeyError(f"{self.name} lacks the columns {', '.join(missing)}")
+        ordered = frame[list(self.names)]
+        wrong = {
+            column.name: _PANDAS[column.kind]
+            for column in self.columns
+            if str(ordered.dtypes[column.name]) != _PANDAS[column.kind]
+        }
+        return ordered.astype(wrong) if wrong else ordered
+
+    def validator(self) -> pandera.DataFrameSchema:
+        """The pandera schema, built on first use."""
+        return _validator(self)
+
+    def violations(self, frame: pd.DataFrame) -> dict[str, int]:
+        """Number of offending rows by claim, empty if the frame keeps every promise."""
+        import pandera.errors
+
+        try:
+            self.validator().validate(frame, lazy=True)
+        except pandera.errors.SchemaErrors as error:
+            cases = error.failure_cases
+            names = cases["column"].fillna("rows").astype(str) + ": " + cases["check"].astype(str)
+            return {str(name): int(count) for name, count in names.value_counts().items()}
+        return {}
+
+
+@lru_cache(maxsize=32)
+def _validator(table: Table) -> pandera.DataFrameSchema:
+    import pandera.pandas as pandera
+
+    def checks(column: Column) -> list[Any]:
+        found: list[Any] = []
+        if column.least is not None:
+            found.append(pandera.Check.ge(column.least, error=f"at least {column.least:g}"))
+        if column.most is not None:
+            found.append(pandera.Check.le(column.most, error=f"at most {column.most:g}"))
+        if column.among:
+            allowed = ", ".join(column.among)
+            found.append(pandera.Check.isin(column.among, error=f"one of {allowed}"))
+        return found
+
+    return pandera.DataFrameSchema(
+        {
+            column.name: pandera.Column(
+                _PANDAS[column.kind],
+                checks(column),
+                nullable=column.nullable,
+                description=column.description,
+            )
+            for column in table.columns
+        },
+        unique=list(table.key),
+        strict=True,
+        name=table.name,
+        description=table.description,
+    )
+
+
+_SYMBOL = Column("symbol", "text", "ticker symbol")
+_BAR_TS = Column("bar_ts", "time", "start of the bar, UTC")
+_AVAILABLE_AT = Column(
+    "available_at", "time", "first moment a live system could have known the row, UTC"
+)
+
+RAW_QUOTES = Table(
+    "raw_quotes",
+    "Final bars of the session, frozen when first stored.",
+    (
+        _SYMBOL,
+        _BAR_TS,
+        Column("open", "float", "first trade, quote currency", least=1e-6),
+        Column("high", "float", "highest trade, quote currency", least=1e-6),
+        Column("low", "float", "lowest trade, quote currency", least=1e-6),
+        Column("close", "float", "last trade, quote currency", least=1e-6),
+        Column("volume", "float", "shares traded; NULL = unknown", nullable=True, least=0),
+        Column("bid", "float", "best bid seen with the bar; NULL = unknown", nullable=True),
+        Column("ask", "float", "best ask seen with the bar; NULL = unknown", nullable=True),
+        Column("support", "float", "level below named by the source; NULL = none", nullable=True),
+        Column(
+            "resistance", "float", "level above named by the source; NULL = none", nullable=True
+        ),
+        Column("source", "text", "name of the market data source"),
+        _AVAILABLE_AT,
+        Column("ingested_at", "time", "when the row was written, UTC; simulated in a replay"),
+    ),
+    key=("symbol", "bar_ts"),
+    first_by="available_at",
+)
+
+GAP_CAUSES = ("source_down", "rate_limited", "vendor_hole", "late")
+
+GAPS = Table(
+    "gaps",
+    "Expected minutes without a bar, each with its cause. Never filled with a value.",
+    (
+        _SYMBOL,
+        _BAR_TS,
+        Column("cause", "text", "why there is no bar", among=GAP_CAUSES),
+        Column("detail", "text", "the source's own words; NULL = nothing to add", nullable=True),
+    ),
+    key=("symbol", "bar_ts"),
+)
+
+FEATURE_ROWS = Table(
+    "features",
+    "The feature vector of every bar; NULL = not computable from what was available.",
+    (
+        _SYMBOL,
+        _BAR_TS,
+        _AVAILABLE_AT,
+        *(
+            Column(feature.name, "float32", feature.description, nullable=True)
+            for feature in FEATURES
+        ),
+    ),
+    key=("symbol", "bar_ts"),
+    first_by="available_at",
+)
+
+ROLES = ("served", "newest", "baseline")
+MODES = ("live", "catch_up", "backfill", "replay")
+
+PREDICTION_LOG = Table(
+    "prediction_log",
+    "What was predicted, when, by which model. A row never changes.",
+    (
+        _SYMBOL,
+        _BAR_TS,
+        Column("decided_at", "time", "moment of the decision, UTC"),
+        Column("price", "float", "close of the bar, quote currency", least=1e-6),
+        Column(
+            "prediction", "small", "1 up, 0 down; NULL = abstained", nullable=True, least=0, most=1
+        ),
+        Column(
+            "prob_up",
+            "float",
+            "trusted probability that the price is higher after the horizon; NULL = abstained",
+            nullable=True,
+            least=0,
+            most=1,
+        ),
+        Column(
+            "confidence",
+            "float32",
+            "probability of the predicted side; NULL = abstained",
+            nullable=True,
+            least=0,
+            most=1,
+        ),
+        Column(
+            "strength_score",
+            "float32",
+            "strength of the hedge levels, 0..100; NULL = no levels",
+            nullable=True,
+            least=0,
+            most=100,
+        ),
+        Column(
+            "level_type",
+            "text",
+            "side of the nearest hedge level",
+            among=("support", "resistance", "none"),
+        ),
+        Column(
+            "level_source", "text", "kind of that hedge level", among=("HP", "MHP", "HG", "none")
+        ),
+        Column("signal_fired", "flag", "whether every signal rule held"),
+        Column("reason", "text", "why no prediction was made, or which signal rule failed first"),
+        Column(
+            "model_version",
+            "integer",
+            "version of the model; 0 = there was none",
+            least=0,
+        ),
+        Column("role", "text", "which stream the row belongs to", among=ROLES),
+        Column("base_rate", "float", "climatology in force, probability of up", least=0, most=1),
+        Column(
+            "margin",
+            "float32",
+            "model log-odds above its own base rate, clipped to +-1; NULL = abstained",
+            nullable=True,
+            least=-1,
+            most=1,
+        ),
+        Column("trust", "float", "shrink factor of the margin, 0..1", least=0, most=1),
+        Column("skill", "text", "state of the evidence", among=("unproven", "proven", "lost")),
+        Column("mode", "text", "how the row came about", among=MODES),
+        Column("schema_hash", "text", "hash of the features table's schema"),
+    ),
+    key=("symbol", "bar_ts", "model_version", "role"),
+    first_by="decided_at",
+)
+
+UNLABELABLE = ("crosses_close", "gap", "halted")
+
+OUTCOMES = Table(
+    "outcomes",
+    "What the price really did within the horizon; from observed closes of one session only.",
+    (
+        _SYMBOL,
+        _BAR_TS,
+        Column("horizon_bars", "integer", "label horizon, bars", least=1),
+        Column("entry_price", "float", "close of the bar, quote currency", least=1e-6),
+        Column(
+            "exit_price",
+            "float",
+            "close of the bar at the horizon; NULL = unlabelable",
+            nullable=True,
+            least=1e-6,
+        ),
+        Column("return_pct", "float", "exit over entry minus 1, percent", nullable=True),
+        Column(
+            "actual_direction",
+            "small",
+            "1 up, 0 down; NULL = flat or unlabelable",
+            nullable=True,
+            least=0,
+            most=1,
+        ),
+        Column("status", "text", "what became of it", among=("up", "down", "flat", "unlabelable")),
+        Column(
+            "reason", "text", "why unlabelable; NULL otherwise", nullable=True, among=UNLABELABLE
+        ),
+        Column("available_at", "time", "when the outcome could first be known, UTC"),
+    ),
+    key=("symbol", "bar_ts", "horizon_bars"),
+    first_by="available_at",
+)
+
+PROMOTIONS = Table(
+    "promotions",
+    "Append-only log of every evidence fold and every verdict on a candidate.",
+    (
+        _SYMBOL,
+        Column("session", "text", "session folded last when the entry was made"),
+        Column(
+            "kind",
+            "text",
+            "fold of a session, or verdict on a candidate",
+            among=("fold", "verdict"),
+        ),
+        Column("model_version", "integer", "candidate of a verdict; 0 for a fold", least=0),
+        Column("decided_at", "time", "from when on the entry is in force, UTC"),
+        Column(
+            "event",
+            "text",
+            "skill_proven, skill_lost, promote, hold, reject; NULL = nothing",
+            nullable=True,
+        ),
+        Column("reason", "text", "the entry in words"),
+        Column(
+            "skill",
+            "text",
+            "state of the evidence after the entry",
+            among=("unproven", "proven", "lost"),
+        ),
+        Column("era", "integer", "number of times skill was lost", least=0),
+        Column("evidence", "float", "natural log of the evidence E; proven at log 20 = 3.0"),
+        Column("peak", "float", "highest log evidence since skill was proven"),
+        Column("trust", "float", "shrink factor of the margin, 0..1", least=0, most=1),
+        Column("base_rate", "float", "climatology for the next session", least=0, most=1),
+        Column(
+            "labels", "integer", "matured labels of the session that count as evidence", least=0
+        ),
+        Column("effective_labels", "float", "labels over the horizon (overlap-adjusted)", least=0),
+        Column("state", "text", "the whole evidence state, JSON"),
+    ),
+    key=("symbol", "session", "kind", "model_version"),
+    first_by="decided_at",
+)
+
+PERFORMANCE = Table(
+    "performance",
+    "Accuracy of every model version on real outcomes, by session and role.",
+    (
+        _SYMBOL,
+        Column("session", "text", "session of the predictions"),
+        Column("model_version", "integer", "version of the model; 0 = there was none", least=0),
+        Column("role", "text", "which stream", among=ROLES),
+        Column("mode", "text", "how the predictions came about", among=MODES),
+        Column("predictions", "integer", "rows of the log, abstentions excluded", least=0),
+        Column("abstentions", "integer", "rows without a prediction", least=0),
+        Column("labels", "integer", "predictions with an up or down outcome", least=0),
+        Column("hits", "integer", "predictions whose direction was right", least=0),
+        Column("base_hits", "integer", "hits of always saying what climatology says", least=0),
+        Column("log_loss", "float", "sum over labels for the trusted probability, nats", least=0),
+        Column("base_log_loss", "float", "the same for climatology", least=0),
+        Column("raw_log_loss", "float", "the same for the unshrunk model", least=0),
+        Column("brier", "float", "sum of squared probability errors", least=0),
+        Column("spread", "float", "standard deviation of the trusted probability", least=0),
+    ),
+    key=("symbol", "session", "model_version", "role", "mode"),
+)
+
+TABLES: tuple[Table, ...] = (
+    RAW_QUOTES,
+    GAPS,
+    FEATURE_ROWS,
+    PREDICTION_LOG,
+    OUTCOMES,
+    PROMOTIONS,
+    PERFORMANCE,
+)
+
+
+def feature_names() -> Sequence[str]:
+    """Names of the feature columns in stored order."""
+    return tuple(feature.name for feature in FEATURES)

@@ -1,0 +1,296 @@
+"""The whole loop over history, in order of arrival, by the same stages as live.
+
+Each session: collect -> features -> predict -> outcomes -> fold -> (retrain -> verdict) -> score.
+A replay that was interrupted goes on where it stopped; nothing it wrote is changed by going on, or
+by replaying further.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from hedge_pipeline import stages
+from hedge_pipeline.learning import scoring
+from hedge_pipeline.learning.training import ModelCard
+from hedge_pipeline.market.sources import NoDataYet, WindowRefused
+from hedge_pipeline.market.tables import (
+    FEATURE_ROWS,
+    GAPS,
+    OUTCOMES,
+    PERFORMANCE,
+    PREDICTION_LOG,
+    PROMOTIONS,
+    RAW_QUOTES,
+)
+from hedge_pipeline.stages import Deployment, StageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MARKER = "replay.json"
+_EXPECTED = (NoDataYet, WindowRefused)
+
+
+class Registry(Protocol):
+    """Where versions and their scores are shown; see `resources/registry.py`."""
+
+    def publish(self, deployment: Deployment, symbol: str) -> None:
+        """Brings the registry up to date with the store, for one symbol."""
+        ...
+
+    def close(self) -> None:
+        """Finishes what is still under way."""
+        ...
+
+
+@dataclass
+class Stopwatch:
+    """Seconds by activity."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """Adds the time spent inside to `name`."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begun
+
+
+@dataclass(frozen=True)
+class Night:
+    """What happened after a session, for whoever watches the replay.
+
+    Attributes:
+        session: label of the session.
+        symbol: ticker symbol.
+        fold: entry of the evidence fold, None if the session had nothing to fold.
+        verdicts: entries of the verdicts given.
+        card: the model trained, None if none was.
+        scores: rows of `performance` of the session.
+    """
+
+    session: str
+    symbol: str
+    fold: stages.Fold | None
+    verdicts: Sequence[dict[str, object]]
+    card: ModelCard | None
+    scores: pd.DataFrame
+
+
+def replay(
+    deployment: Deployment,
+    sessions: Sequence[str],
+    *,
+    registry: Registry | None = None,
+    watch: Callable[[Night], None] = lambda night: None,
+    advance: Callable[[str], None] = lambda session: None,
+) -> Stopwatch:
+    """Runs the loop over the sessions.
+
+    Args:
+        deployment: a replay deployment; see `open_replay`.
+        sessions: ascending labels.
+        registry: shows versions and scores; None = only the store.
+        watch: called for every symbol after every session that was not done before.
+        advance: called when a session is done.
+
+    Raises:
+        SourceError: a symbol no source knows, or a broken file; sessions without data are gaps.
+    """
+    stopwatch = Stopwatch()
+    resumed = deployment.store.sessions(PERFORMANCE)
+    for label in sessions:
+        # the last session may have been interrupted during its night: it is run again
+        if not resumed or label >= resumed[-1]:
+            for night in _session(deployment, label, registry, stopwatch):
+                watch(night)
+        advance(label)
+    if registry is not None:
+        with stopwatch.measure("registry"):
+            for symbol in deployment.symbols:
+                registry.publish(deployment, symbol)
+            registry.close()
+    return stopwatch
+
+
+def _session(
+    deployment: Deployment, label: str, registry: Registry | None, stopwatch: Stopwatch
+) -> list[Night]:
+    with stopwatch.measure("collect"):
+        collected = stages.collect(deployment, label)
+    for error in collected.failures.values():
+        if not isinstance(error, _EXPECTED):
+            raise error
+    if collected.bars == 0:
+        return []
+    with stopwatch.measure("features"):
+        stages.build_features(deployment, label)
+    with stopwatch.measure("predict"):
+        stages.log_predictions(deployment, label)
+    with stopwatch.measure("outcomes"):
+        stages.mature_outcomes(deployment, label)
+    nights = [_night(deployment, label, symbol, stopwatch) for symbol in deployment.symbols]
+    with stopwatch.measure("score"):
+        scores = stages.score_session(deployment, label, deployment.symbols)
+    if registry is not None:
+        with stopwatch.measure("registry"):
+            for symbol in deployment.symbols:
+                registry.publish(deployment, symbol)
+    return [
+        Night(label, symbol, fold, verdicts, card, scores[scores["symbol"] == symbol])
+        for symbol, fold, verdicts, card in nights
+    ]
+
+
+def _night(
+    deployment: Deployment, label: str, symbol: str, stopwatch: Stopwatch
+) -> tuple[str, stages.Fold | None, list[dict[str, object]], ModelCard | None]:
+    with stopwatch.measure("fold"):
+        folds = stages.fold_evidence(deployment, symbol)
+        decision = stages.retraining_decision(deployment, symbol, hour=deployment.retrain_hour or 0)
+    card = None
+    if decision.retrain:
+        with stopwatch.measure("train"):
+            card = stages.train_candidate(deployment, symbol).card
+    with stopwatch.measure("fold"):
+        verdicts = stages.judge(deployment, symbol)
+    fold = folds[-1] if folds and folds[-1].session == label else None
+    return symbol, fold, verdicts, card
+
+
+def claim(deployment: Deployment, description: dict[str, Any]) -> None:
+    """Marks the store as this replay's, or refuses one that belongs to something else.
+
+    Raises:
+        StageError: the store holds another replay or live data.
+    """
+    text = json.dumps(description, indent=1, sort_keys=True).encode()
+    try:
+        present = deployment.store.read_bytes(MARKER)
+    except FileNotFoundError:
+        if deployment.store.sessions(RAW_QUOTES):
+            raise StageError(
+                f"{deployment.store.url} holds live data; give the replay a folder of its own"
+            ) from None
+        deployment.store.write_bytes(MARKER, text)
+        return
+    earlier = json.loads(present)
+    for name, value in description.items():
+        if earlier.get(name) != json.loads(json.dumps(value)):
+            raise StageError(
+                f"{deployment.store.url} holds a replay with another {name} "
+                f"({earlier.get(name)!r}, now {value!r}); choose another --out"
+            )
+
+
+def summarize(deployment: Deployment, stopwatch: Stopwatch, seconds: float) -> dict[str, Any]:
+    """The content of `summary.json`, from the tables alone but for the times."""
+    store, horizon = deployment.store, deployment.horizon
+    bars = store.read(RAW_QUOTES, columns=("symbol", "bar_ts"))
+    gaps = store.read(GAPS, columns=("symbol", "bar_ts"))
+    log = store.read(PREDICTION_LOG, columns=("symbol", "role", "prediction"))
+    served = log[log["role"] == "served"]
+    outcomes = store.read(OUTCOMES, columns=("symbol", "status"))
+    promotions = store.read(PROMOTIONS)
+    scores = store.read(PERFORMANCE)
+    scores = scores[scores["role"] == "served"]
+    parts = {
+        symbol: _part(
+            scores[scores["symbol"] == symbol],
+            promotions[promotions["symbol"] == symbol],
+            bars=int((bars["symbol"] == symbol).sum()),
+            gaps=int((gaps["symbol"] == symbol).sum()),
+            served=served[served["symbol"] == symbol],
+            outcomes=outcomes[outcomes["symbol"] == symbol],
+            horizon=horizon,
+        )
+        for symbol in deployment.symbols
+    }
+    whole = _part(
+        scores,
+        promotions,
+        bars=len(bars),
+        gaps=len(gaps),
+        served=served,
+        outcomes=outcomes,
+        horizon=horizon,
+    )
+    size = store.size(FEATURE_ROWS) + store.size(PREDICTION_LOG)
+    return {
+        "sessions": len(store.sessions(RAW_QUOTES)),
+        **whole,
+        "skill": {symbol: _skill(deployment, symbol) for symbol in deployment.symbols},
+        "per_symbol": parts,
+        "per_version": _per_version(scores, horizon),
+        "seconds": round(seconds, 3),
+        "seconds_training": round(stopwatch.seconds.get("train", 0.0), 3),
+        "seconds_by_stage": {k: round(v, 3) for k, v in sorted(stopwatch.seconds.items())},
+        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        "bytes_per_1000_predictions": round(1000 * size / max(1, len(served))),
+    }
+
+
+def _part(
+    scores: pd.DataFrame,
+    promotions: pd.DataFrame,
+    *,
+    bars: int,
+    gaps: int,
+    served: pd.DataFrame,
+    outcomes: pd.DataFrame,
+    horizon: int,
+) -> dict[str, Any]:
+    score = scoring.score(scores, horizon)
+    statuses = ("up", "down", "flat", "unlabelable")
+    verdicts = promotions[promotions["kind"] == "verdict"]
+    return {
+        "bars": bars,
+        "gaps": gaps,
+        "predictions": int(served["prediction"].notna().sum()),
+        "abstentions": int(served["prediction"].isna().sum()),
+        "outcomes": {x: int((outcomes["status"] == x).sum()) for x in statuses},
+        "retrains": len(verdicts),
+        "promotions": int((verdicts["event"] == "promote").sum()),
+        "accuracy": score.accuracy(),
+        **score.losses(),
+    }
+
+
+def _skill(deployment: Deployment, symbol: str) -> dict[str, Any]:
+    ledger = deployment.ledger(symbol)
+    folds = ledger.entries[ledger.entries["kind"] == "fold"]
+    state = ledger.state
+    changes = folds[folds["event"].notna()]
+    return {
+        "state": state.status.value,
+        "evidence": state.log_evidence,
+        "peak": float(max([0.0, *folds["evidence"]])),
+        "trust": float(folds["trust"].iloc[-1]) if len(folds) else None,
+        "events": [
+            {"session": row["session"], "event": row["event"]} for _, row in changes.iterrows()
+        ],
+    }
+
+
+def _per_version(scores: pd.DataFrame, horizon: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "symbol": symbol,
+            "version": int(version),
+            "sessions": int(rows["session"].nunique()),
+            "accuracy": scoring.score(rows, horizon, draws=200).accuracy(),
+            **scoring.score(rows, horizon, draws=1).losses(),
+        }
+        for (symbol, version), rows in scores[scores["model_version"] > 0].groupby(
+            ["symbol", "model_version"], sort=True
+        )
+    ]

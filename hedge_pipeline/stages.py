@@ -1,0 +1,599 @@
+"""One plain function per asset: the single code path of live collection, backfill and replay.
+
+A bar's way reads from top to bottom: collect -> features -> predictions -> outcomes -> candidate
+-> fold and verdict -> scores. Every stage reads its inputs from the store, writes keyed rows, and
+may be killed and run again. Dagster assets and the replay are thin callers of this module.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hedge_pipeline.learning import gate, ledger, scoring
+from hedge_pipeline.learning.dataset import LabelledSessions, assemble
+from hedge_pipeline.learning.gate import Event, GateRule, GateState
+from hedge_pipeline.learning.guards import guard
+from hedge_pipeline.learning.labels import mature
+from hedge_pipeline.learning.ledger import Ledger
+from hedge_pipeline.learning.retraining import Decision, RetrainingFacts, decide
+from hedge_pipeline.learning.shelf import ModelShelf
+from hedge_pipeline.learning.training import (
+    ModelCard,
+    TrainingPlan,
+    fit,
+    load_model,
+    margins,
+    skill_in_nats,
+)
+from hedge_pipeline.live.predicting import predict
+from hedge_pipeline.market.bars import collect_bars, find_gaps, on_grid
+from hedge_pipeline.market.calendar import UTC, Session, SessionCalendar
+from hedge_pipeline.market.features import compute_features, no_previous, remember
+from hedge_pipeline.market.sources import MarketSource, SourceError
+from hedge_pipeline.market.tables import (
+    FEATURE_ROWS,
+    GAPS,
+    OUTCOMES,
+    PERFORMANCE,
+    PREDICTION_LOG,
+    PROMOTIONS,
+    RAW_QUOTES,
+    feature_names,
+)
+from hedge_pipeline.store import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from hedge_pipeline.settings import Settings
+
+SETTLING = dt.timedelta(minutes=15)
+PREVIOUS_SESSION_SHARE = 0.25
+
+
+class StageError(RuntimeError):
+    """A stage cannot do its work; the message is one line with the next step."""
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """Everything the stages need to know: where, what, and by which rules.
+
+    Attributes:
+        store: tables and models.
+        calendar: sessions.
+        symbols: what is watched.
+        open_source: opens the market data source on first use.
+        rule: constants of the gate.
+        plan: constants of training.
+        replay: the store holds a replay of history: times are those a live system would have had,
+            rows say `replay`, and that is what counts as evidence here.
+        clock: the time now.
+        settled: (symbol, session) pairs known to be settled; a settled session stays so.
+    """
+
+    store: Store
+    calendar: SessionCalendar
+    symbols: tuple[str, ...]
+    open_source: Callable[[], MarketSource]
+    rule: GateRule
+    plan: TrainingPlan
+    horizon: int = 10
+    dead_band_bp: float = 0.2
+    min_samples: int = 100
+    retrain_hour: int | None = 2
+    replay: bool = False
+    clock: Callable[[], dt.datetime] = field(default=lambda: dt.datetime.now(UTC))
+    settled: set[tuple[str, str]] = field(default_factory=set, compare=False, repr=False)
+    _ledgers: dict[str, tuple[object, Ledger]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
+
+    @cached_property
+    def source(self) -> MarketSource:
+        """The source, opened once."""
+        return self.open_source()
+
+    @cached_property
+    def shelf(self) -> ModelShelf:
+        """The models of the store."""
+        return ModelShelf(self.store)
+
+    @cached_property
+    def labelled(self) -> LabelledSessions:
+        """Training rows, remembered between trainings."""
+        return LabelledSessions(self.store, self.horizon)
+
+    def ledger(self, symbol: str) -> Ledger:
+        """The symbol's promotion log, read again whenever its files change."""
+        fingerprint = self.store.fingerprint(PROMOTIONS)
+        known = self._ledgers.get(symbol)
+        if known is None or known[0] != fingerprint:
+            entries = self.store.read(PROMOTIONS, symbols=[symbol])
+            known = (fingerprint, Ledger(symbol, entries, self.rule))
+            self._ledgers[symbol] = known
+        return known[1]
+
+    @property
+    def evidence_modes(self) -> tuple[str, ...]:
+        """Modes whose predictions count as evidence in this store."""
+        return ("replay",) if self.replay else ("live", "catch_up")
+
+    def asked_at(self, session: Session) -> dt.datetime:
+        """When the session is asked for: now, in a replay shortly after its close."""
+        return session.closes + SETTLING if self.replay else self.clock()
+
+    def folded_at(self, session: Session) -> dt.datetime:
+        """When a session's evidence comes into force."""
+        return session.closes + SETTLING if self.replay else self.clock()
+
+    def judged_at(self, cutoff: Session) -> dt.datetime:
+        """When a verdict comes into force: now; in a replay at the next RETRAIN_HOUR."""
+        if not self.replay:
+            return self.clock()
+        settled = cutoff.closes + SETTLING
+        if self.retrain_hour is None:
+            return settled
+        from zoneinfo import ZoneInfo
+
+        local = settled.astimezone(ZoneInfo(self.calendar.timezone))
+        at = local.replace(hour=self.retrain_hour, minute=0, second=0, microsecond=0)
+        if at < local:
+            at = (at.replace(tzinfo=None) + dt.timedelta(days=1)).replace(tzinfo=local.tzinfo)
+        return at.astimezone(UTC)
+
+
+def deploy(
+    settings: Settings,
+    open_source: Callable[[SessionCalendar], MarketSource],
+    *,
+    store: Store | None = None,
+    clock: Callable[[], dt.datetime] | None = None,
+) -> Deployment:
+    """A deployment by the settings.
+
+    Args:
+        settings: read once by the caller.
+        open_source: opens the source, given the calendar.
+        store: instead of the one at `settings.data_url`.
+        clock: instead of the system's.
+    """
+    calendar = SessionCalendar(
+        settings.calendar, bar_seconds=settings.bar_seconds, start=settings.history_start
+    )
+    labels_per_session = max(1, calendar.full_session_bars - settings.horizon_bars)
+    made = Deployment(
+        store=store or Store(settings.data_url),
+        calendar=calendar,
+        symbols=settings.symbols,
+        open_source=lambda: open_source(calendar),
+        rule=GateRule(horizon=settings.horizon_bars, labels_per_session=labels_per_session),
+        plan=TrainingPlan(half_life_sessions=settings.half_life_sessions),
+        horizon=settings.horizon_bars,
+        dead_band_bp=settings.dead_band_bp,
+        min_samples=settings.min_samples_for_retrain,
+        retrain_hour=settings.retrain_hour,
+        replay=settings.mode == "replay",
+    )
+    return replace(made, clock=clock) if clock else made
+
+
+# -- bars ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CollectedSession:
+    """Counts of one collection; `failures` are one line per symbol that did not answer."""
+
+    bars: int
+    new: int
+    gaps: int
+    failures: dict[str, SourceError]
+
+
+def collect(deployment: Deployment, label: str) -> CollectedSession:
+    """Asks the source for a session and stores bars and gaps. Stored bars are never changed."""
+    session = deployment.calendar.session(label)
+    asked_at = deployment.asked_at(session)
+    over = session.closes <= asked_at
+    answer = collect_bars(
+        deployment.source,
+        deployment.symbols,
+        session,
+        asked_at,
+        nominal_arrival=over,
+        ingested_at=None if deployment.replay else deployment.clock(),
+    )
+    new = deployment.store.append(RAW_QUOTES, label, answer.bars)
+    return _account_for_gaps(deployment, session, new, answer.failures)
+
+
+def _account_for_gaps(
+    deployment: Deployment, session: Session, new: int, failures: dict[str, SourceError]
+) -> CollectedSession:
+    stored = deployment.store.read(RAW_QUOTES, [session.label])
+    until = min(session.closes, deployment.asked_at(session) - deployment.source.delay)
+    gaps = find_gaps(stored, deployment.symbols, session, until, failures)
+    deployment.store.replace(GAPS, session.label, gaps)
+    return CollectedSession(len(stored), new, len(gaps), failures)
+
+
+# -- features --------------------------------------------------------------------------------------
+
+
+def build_features(deployment: Deployment, label: str) -> int:
+    """Computes the feature rows of a session from its stored bars; returns their number.
+
+    Raises:
+        StageError: the session has no bars.
+    """
+    frame = features_of(deployment, label)
+    return deployment.store.replace(FEATURE_ROWS, label, frame)
+
+
+def features_of(deployment: Deployment, label: str, first: int = 0) -> pd.DataFrame:
+    """Feature rows of a session's bars from grid index `first` on.
+
+    Raises:
+        StageError: the session has no bars.
+    """
+    import pandas as pd
+
+    session = deployment.calendar.session(label)
+    stored = deployment.store.read(RAW_QUOTES, [label])
+    if stored.empty:
+        raise StageError(f"raw_quotes has no bars of {label}: materialize raw_quotes first")
+    symbols = tuple(sorted(stored["symbol"].unique()))
+    before = deployment.calendar.previous(label)
+    memory = no_previous(len(symbols))
+    if before is not None:
+        earlier = deployment.store.read(RAW_QUOTES, [before])
+        grid = on_grid(earlier, symbols, deployment.calendar.session(before))
+        memory = remember(grid, int(PREVIOUS_SESSION_SHARE * grid.close.shape[1]))
+    values = compute_features(
+        on_grid(stored, symbols, session),
+        memory,
+        bar_seconds=session.bar_seconds,
+        session_bars=session.bars,
+        first=first,
+    )
+    rows = stored["symbol"].map({symbol: i for i, symbol in enumerate(symbols)}).to_numpy()
+    times = stored["bar_ts"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
+    columns = session.index_of(times)
+    wanted = columns >= first
+    block = pd.DataFrame(
+        values[rows[wanted], columns[wanted] - first], columns=list(feature_names())
+    )
+    keys = stored.loc[wanted, ["symbol", "bar_ts", "available_at"]].reset_index(drop=True)
+    return FEATURE_ROWS.conform(pd.concat([keys, block], axis=1))
+
+
+# -- predictions -----------------------------------------------------------------------------------
+
+
+def log_predictions(deployment: Deployment, label: str) -> int:
+    """Predicts every bar of a session that has no served row yet; returns the new rows.
+
+    A bar of a session that is over gets the prediction a live system would have made, with the
+    model accepted by then; the row says `backfill` (in a replay `replay`). A bar of the running
+    session is decided now: `live`, or `catch_up` if it became final more than a bar ago.
+
+    Raises:
+        StageError: the session has no feature rows.
+    """
+    import pandas as pd
+
+    features = deployment.store.read(FEATURE_ROWS, [label])
+    if features.empty:
+        raise StageError(f"features has no rows of {label}: materialize features first")
+    session = deployment.calendar.session(label)
+    bars = deployment.store.read(RAW_QUOTES, [label], columns=("symbol", "bar_ts", "close")).rename(
+        columns={"close": "price"}
+    )
+    rows = features.merge(bars, on=["symbol", "bar_ts"])
+    known = deployment.store.read(PREDICTION_LOG, [label], columns=("symbol", "bar_ts", "role"))
+    served = known[known["role"] == "served"].set_index(["symbol", "bar_ts"]).index
+    rows = rows[~rows.set_index(["symbol", "bar_ts"]).index.isin(served)]
+    rows = _decided(deployment, session, rows.reset_index(drop=True))
+    pieces = [
+        predict(
+            own.reset_index(drop=True),
+            deployment.ledger(str(symbol)),
+            deployment.shelf.load,
+        )
+        for symbol, own in rows.groupby("symbol", sort=True)
+    ]
+    if not pieces:
+        return 0
+    return deployment.store.append(PREDICTION_LOG, label, pd.concat(pieces, ignore_index=True))
+
+
+def _decided(deployment: Deployment, session: Session, rows: pd.DataFrame) -> pd.DataFrame:
+    import pandas as pd
+
+    now = deployment.clock()
+    if deployment.replay or session.closes <= now:
+        mode = "replay" if deployment.replay else "backfill"
+        return rows.assign(decided_at=rows["available_at"], mode=mode)
+    length = dt.timedelta(seconds=session.bar_seconds)
+    late = rows["bar_ts"] + 2 * length + deployment.source.delay < pd.Timestamp(now)
+    return rows.assign(
+        decided_at=pd.Timestamp(now).as_unit("us"), mode=np.where(late, "catch_up", "live")
+    )
+
+
+# -- outcomes --------------------------------------------------------------------------------------
+
+
+def mature_outcomes(deployment: Deployment, label: str) -> int:
+    """Stores the outcomes of a session that are known by now; returns the new rows.
+
+    Raises:
+        StageError: the session has no bars.
+    """
+    stored = deployment.store.read(RAW_QUOTES, [label])
+    if stored.empty:
+        raise StageError(f"raw_quotes has no bars of {label}: materialize raw_quotes first")
+    session = deployment.calendar.session(label)
+    known = mature(
+        stored,
+        session,
+        horizon=deployment.horizon,
+        dead_band_bp=deployment.dead_band_bp,
+        now=deployment.asked_at(session),
+    )
+    return deployment.store.append(OUTCOMES, label, known)
+
+
+def settled_sessions(
+    deployment: Deployment, symbol: str, *, after: str | None = None, last: int | None = None
+) -> tuple[str, ...]:
+    """Sessions that are over and whose every bar of the symbol has its outcome, ascending.
+
+    Args:
+        deployment: where to look.
+        symbol: whose outcomes.
+        after: only later sessions.
+        last: at most so many, the newest ones.
+    """
+    found: list[str] = []
+    for label in reversed(deployment.store.sessions(OUTCOMES)):
+        if (after is not None and label <= after) or (last is not None and len(found) == last):
+            break
+        if _is_settled(deployment, symbol, label):
+            found.append(label)
+    return tuple(reversed(found))
+
+
+def _is_settled(deployment: Deployment, symbol: str, label: str) -> bool:
+    if (symbol, label) in deployment.settled:
+        return True
+    session = deployment.calendar.session(label)
+    if deployment.asked_at(session) < session.closes + _grace(deployment):
+        return False
+    columns = ("symbol", "bar_ts")
+    bars = deployment.store.read(RAW_QUOTES, [label], symbols=[symbol], columns=columns)
+    outcomes = deployment.store.read(
+        OUTCOMES, [label], symbols=[symbol], columns=(*columns, "horizon_bars")
+    )
+    outcomes = outcomes[outcomes["horizon_bars"] == deployment.horizon]
+    settled = len(bars) > 0 and len(outcomes) == len(bars)
+    if settled:
+        deployment.settled.add((symbol, label))
+    return settled
+
+
+def _grace(deployment: Deployment) -> dt.timedelta:
+    """How long after the close the last bar may still be on its way."""
+    return deployment.source.delay if deployment.replay else dt.timedelta(minutes=1)
+
+
+# -- the evidence ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One folded session: the entry for the log, and what changed."""
+
+    session: str
+    state: GateState
+    event: Event | None
+    entry: dict[str, object]
+
+
+def pending_folds(deployment: Deployment, symbol: str) -> list[Fold]:
+    """Folds of the settled sessions that are not in the promotion log yet; writes nothing."""
+    state = deployment.ledger(symbol).state
+    folds = []
+    for label in settled_sessions(deployment, symbol, after=state.last_session):
+        session = deployment.calendar.session(label)
+        evidence = ledger.session_evidence(
+            deployment.store, symbol, session, deployment.horizon, deployment.evidence_modes
+        )
+        state, event = gate.fold(state, evidence, deployment.rule)
+        entry = ledger.fold_entry(
+            symbol, state, event, evidence, deployment.rule, deployment.folded_at(session)
+        )
+        folds.append(Fold(label, state, event, entry))
+    return folds
+
+
+def fold_evidence(deployment: Deployment, symbol: str) -> list[Fold]:
+    """Folds the settled sessions and appends them to the promotion log."""
+    folds = pending_folds(deployment, symbol)
+    for fold in folds:
+        _append_entry(deployment, fold.session, fold.entry)
+    return folds
+
+
+def _append_entry(deployment: Deployment, session: str, entry: dict[str, object]) -> None:
+    import pandas as pd
+
+    frame = pd.DataFrame([entry])
+    frame["decided_at"] = pd.to_datetime(frame["decided_at"], utc=True)
+    deployment.store.append(PROMOTIONS, session, frame)
+
+
+# -- training --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The newest version after a training; `new` is False if there was nothing new to learn."""
+
+    card: ModelCard
+    new: bool
+
+
+def train_candidate(deployment: Deployment, symbol: str) -> Candidate:
+    """Fits a candidate on the matured outcomes of the window and puts it on the shelf.
+
+    The window are the last `window_sessions` settled sessions, not before the session from which
+    on the evidence trusts the past. The file is loaded back through the serving path and must pass
+    the guards; the result is part of its description. Equal data give no new version.
+
+    Raises:
+        StageError: too few sessions or one class only.
+    """
+    plan, rule = deployment.plan, deployment.rule
+    log = deployment.ledger(symbol)
+    folds = pending_folds(deployment, symbol)
+    state = folds[-1].state if folds else log.state
+    sessions = training_window(deployment, symbol, state)
+    if len(sessions) < plan.least_sessions:
+        raise StageError(
+            f"{symbol}: {len(sessions)} of the {plan.least_sessions} sessions a training needs "
+            "have outcomes"
+        )
+    data = assemble(deployment.labelled, symbol, sessions, plan, deployment.horizon)
+    newest = deployment.shelf.newest(symbol)
+    if newest and newest.data_hash == data.data_hash and newest.plan == asdict(plan):
+        return Candidate(newest, new=False)
+    try:
+        content, booster = fit(data, plan)
+    except ValueError as error:
+        raise StageError(f"{symbol}: {error}") from error
+    base_rate = data.base_rate
+    trained = margins(booster, data.features[data.recent], base_rate)
+    version = newest.version + 1 if newest else 1
+    deployment.shelf.put_content(symbol, version, content)
+    card = ModelCard(
+        symbol=symbol,
+        version=version,
+        cutoff=sessions[-1],
+        first_session=sessions[0],
+        sessions=len(sessions),
+        features=tuple(data.names),
+        schema_hash=FEATURE_ROWS.schema_hash,
+        horizon_bars=deployment.horizon,
+        base_rate=base_rate,
+        rows=data.rows,
+        effective_rows=float(data.weights.sum()),
+        data_hash=data.data_hash,
+        sha256=hashlib.sha256(content).hexdigest(),
+        spread=float(np.std(trained)),
+        in_sample_skill=skill_in_nats(trained, data.labels[data.recent], base_rate),
+        plan=asdict(plan),
+        gain={str(k): float(v) for k, v in booster.get_score(importance_type="total_gain").items()},
+    )
+    served = load_model(card.to_json(), deployment.shelf.content(symbol, version))
+    spreads = [deployment.shelf.card(symbol, v).spread for v in log.accepted[-5:]]
+    failure = guard(served, trained, data, state.base_rate(rule), spreads)
+    card = replace(card, guard_failure=failure)
+    deployment.shelf.put_card(card)
+    return Candidate(card, new=True)
+
+
+def training_window(deployment: Deployment, symbol: str, state: GateState) -> tuple[str, ...]:
+    """Settled sessions a training would use now, ascending."""
+    settled = settled_sessions(deployment, symbol, last=deployment.plan.window_sessions)
+    return tuple(x for x in settled if state.train_from is None or x >= state.train_from)
+
+
+def retraining_decision(
+    deployment: Deployment,
+    symbol: str,
+    *,
+    hour: int,
+    in_flight: bool = False,
+    min_samples: int | None = None,
+) -> Decision:
+    """Whether the symbol should be retrained, from the store alone.
+
+    Args:
+        deployment: where to look.
+        symbol: whose model.
+        hour: exchange-local hour now.
+        in_flight: a training of the symbol runs or waits.
+        min_samples: instead of MIN_SAMPLES_FOR_RETRAIN.
+    """
+    return decide(
+        RetrainingFacts(
+            symbol=symbol,
+            new_samples=new_samples(deployment, symbol),
+            needed_samples=deployment.min_samples if min_samples is None else min_samples,
+            sessions=len(settled_sessions(deployment, symbol, last=deployment.plan.least_sessions)),
+            needed_sessions=deployment.plan.least_sessions,
+            hour=hour,
+            retrain_hour=deployment.retrain_hour,
+            in_flight=in_flight,
+        )
+    )
+
+
+def new_samples(deployment: Deployment, symbol: str) -> int:
+    """Up or down outcomes of settled sessions since the newest version's cutoff."""
+    newest = deployment.shelf.newest(symbol)
+    since = settled_sessions(deployment, symbol, after=newest.cutoff if newest else None)
+    outcomes = deployment.store.read(
+        OUTCOMES, since, symbols=[symbol], columns=("symbol", "horizon_bars", "status")
+    )
+    outcomes = outcomes[outcomes["horizon_bars"] == deployment.horizon]
+    return int(outcomes["status"].isin(["up", "down"]).sum())
+
+
+# -- verdicts and scores ---------------------------------------------------------------------------
+
+
+def judge(deployment: Deployment, symbol: str) -> list[dict[str, object]]:
+    """Gives every version without one its verdict and appends it to the promotion log."""
+    log = deployment.ledger(symbol)
+    pending = sorted(set(deployment.shelf.versions(symbol)) - log.judged)
+    if not pending:
+        return []
+    state = log.state
+    entries = []
+    for version in pending:
+        card = deployment.shelf.card(symbol, version)
+        cutoff = deployment.calendar.session(card.cutoff)
+        entry = ledger.verdict_entry(card, state, deployment.rule, deployment.judged_at(cutoff))
+        _append_entry(deployment, card.cutoff, entry)
+        entries.append(entry)
+    return entries
+
+
+def score_session(deployment: Deployment, label: str, symbols: Sequence[str]) -> pd.DataFrame:
+    """Scores the predictions of a settled session and stores the sums; returns them."""
+    log = deployment.store.read(PREDICTION_LOG, [label], symbols=list(symbols))
+    outcomes = deployment.store.read(OUTCOMES, [label], symbols=list(symbols))
+    outcomes = outcomes[outcomes["horizon_bars"] == deployment.horizon]
+    sums = scoring.performance(log, outcomes, label)
+    deployment.store.append(PERFORMANCE, label, sums)
+    return sums
+
+
+def score_pending(deployment: Deployment, symbol: str) -> int:
+    """Scores every settled session of the symbol that has no score yet; returns how many."""
+    scores = deployment.store.read(PERFORMANCE, symbols=[symbol], columns=("symbol", "session"))
+    done = set(scores["session"])
+    pending = [x for x in settled_sessions(deployment, symbol) if x not in done]
+    for label in pending:
+        score_session(deployment, label, [symbol])
+    return len(pending)

@@ -1,0 +1,407 @@
+"""Parquet tables in a folder or at an fsspec URL: append, replace, read, compact.
+
+Layout `<url>/<table>/session=YYYY-MM-DD/<part>.parquet`, zstd, readable by any Parquet tool. A file
+is written under a temporary name, flushed and renamed, so it is there whole or not at all. Parts
+have deterministic names; readers keep the first row written for a key, so a step that was killed
+may simply run again. No table is known here: see `market/tables.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from hedge_pipeline.market.tables import Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COMPACTED = "session"
+_CACHED_SESSIONS = 512
+
+
+class StoreError(RuntimeError):
+    """The store cannot be read or written; the message names the file and what to do."""
+
+
+class Store:
+    """Tables below one URL.
+
+    Args:
+        url: local folder or fsspec URL. It is created on the first write.
+
+    Safe for several processes: an append creates its file exclusively, a replacement is one rename.
+    """
+
+    def __init__(self, url: str) -> None:
+        import fsspec
+
+        self.url = url
+        self._fs, root = fsspec.core.url_to_fs(url)
+        self._root = PurePosixPath(root)
+        self._local = "file" in _protocols(self._fs)
+        self._cache: OrderedDict[str, tuple[Any, pa.Table]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    # -- writing ---------------------------------------------------------------------------
+
+    def append(self, table: Table, session: str, frame: pd.DataFrame) -> int:
+        """Adds the rows whose key is not stored yet; returns how many that were.
+
+        Raises:
+            StoreError: the folder cannot be written or holds a broken file.
+        """
+        if frame.empty:
+            return 0
+        new = table.conform(frame)
+        new = new[~new.duplicated(list(table.key))]
+        known = self.read(table, [session], columns=table.key)
+        if not known.empty:
+            seen = known.set_index(list(table.key)).index
+            new = new[~new.set_index(list(table.key)).index.isin(seen)]
+        if new.empty:
+            return 0
+        new = new.sort_values(list(table.key), kind="stable")
+        self._write(self._folder(table, session) / _part_name(table, new), table, new, first=True)
+        return len(new)
+
+    def replace(
+        self,
+        table: Table,
+        session: str,
+        frame: pd.DataFrame,
+        *,
+        part: str = COMPACTED,
+    ) -> int:
+        """Makes the part hold exactly these rows; returns how many. An empty frame removes it.
+
+        Raises:
+            StoreError: the folder cannot be written.
+        """
+        path = self._folder(table, session) / f"{part}.parquet"
+        if frame.empty:
+            self._remove([path])
+            return 0
+        rows = table.conform(frame).sort_values(list(table.key), kind="stable")
+        self._write(path, table, rows, first=False)
+        return len(rows)
+
+    def compact(self, table: Table, session: str) -> int:
+        """Rewrites a session as one sorted file, checks it, then removes the parts.
+
+        Returns the number of rows. Killed anywhere, nothing is lost: readers see each key once.
+
+        Raises:
+            StoreError: the new file does not hold the same keys; the parts are kept.
+        """
+        parts = self._parts(table, session)
+        target = self._folder(table, session) / f"{COMPACTED}.parquet"
+        if not parts or parts == [str(target)]:
+            return len(self.read(table, [session], columns=table.key)) if parts else 0
+        rows = self.read(table, [session])
+        self._write(target, table, rows, first=False)
+        written = self._load(str(target), list(table.key)).to_pandas(types_mapper=_pandas_type)
+        if not written.equals(rows[list(table.key)]):
+            raise StoreError(f"{target} does not hold the keys of its parts; the parts are kept")
+        self._remove(PurePosixPath(part) for part in parts if part != str(target))
+        return len(rows)
+
+    # -- reading ---------------------------------------------------------------------------
+
+    def sessions(self, table: Table) -> tuple[str, ...]:
+        """Sessions that have at least one file, ascending."""
+        folder = self._root / table.name
+        try:
+            found = self._fs.ls(str(folder), detail=False)
+        except FileNotFoundError:
+            return ()
+        labels = (PurePosixPath(path).name for path in found)
+        return tuple(sorted(x.removeprefix("session=") for x in labels if x.startswith("session=")))
+
+    def read(
+        self,
+        table: Table,
+        sessions: Iterable[str] | None = None,
+        *,
+        symbols: Sequence[str] | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> pd.DataFrame:
+        """Rows of the sessions (None = all), sorted by session and key, one row per key.
+
+        Args:
+            table: which table.
+            sessions: ISO dates; sessions without files contribute nothing.
+            symbols: keep only these.
+            columns: keep only these columns.
+
+        Raises:
+            StoreError: a file is not a whole Parquet file of this table.
+        """
+        labels = self.sessions(table) if sessions is None else sorted(set(sessions))
+        pieces = [piece for label in labels for piece in self._session(table, label, columns)]
+        if not pieces:
+            return table.empty()[list(columns or table.names)]
+        rows = pa.concat_tables(pieces)
+        if symbols is not None:
+            rows = rows.filter(pc.is_in(rows["symbol"], pa.array(list(symbols), pa.string())))
+        return rows.to_pandas(types_mapper=_pandas_type)
+
+    def fingerprint(self, table: Table) -> tuple[Any, ...]:
+        """Changes whenever a file of the table is added, replaced or removed."""
+        folder = str(self._root / table.name)
+        try:
+            if self._local:
+                with os.scandir(folder) as entries:
+                    return tuple(sorted((x.name, x.stat().st_mtime_ns) for x in entries))
+            self._fs.invalidate_cache()
+            found = self._fs.find(folder, detail=True)
+            return tuple(
+                sorted((path, info["size"], str(info.get("ETag"))) for path, info in found.items())
+            )
+        except FileNotFoundError:
+            return ()
+
+    def size(self, table: Table) -> int:
+        """Bytes of the table's files."""
+        try:
+            return int(self._fs.du(str(self._root / table.name)))
+        except FileNotFoundError:
+            return 0
+
+    def check_writable(self) -> None:
+        """Writes and removes a probe file.
+
+        Raises:
+            StoreError: with the system's reason.
+        """
+        path = self._root / f".probe-{os.getpid()}"
+        with self._told("cannot be written"):
+            self._put(path, b"probe", first=False)
+        self._remove([path])
+
+    # -- small files beside the tables (models, markers) -------------------------------------
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Writes a file below the root, whole or not at all.
+
+        Raises:
+            StoreError: the folder cannot be written.
+        """
+        with self._told("cannot be written"):
+            self._put(self._root / name, content, first=False)
+
+    def read_bytes(self, name: str) -> bytes:
+        """Content of a file below the root.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        return bytes(self._fs.cat_file(str(self._root / name)))
+
+    def names(self, folder: str) -> tuple[str, ...]:
+        """File names in a folder below the root, sorted; empty if there is no such folder."""
+        try:
+            self._fs.invalidate_cache()
+            found = self._fs.ls(str(self._root / folder), detail=False)
+        except FileNotFoundError:
+            return ()
+        return tuple(sorted(PurePosixPath(path).name for path in found))
+
+    # -- inside --------------------------------------------------------------------------------
+
+    def _folder(self, table: Table, session: str) -> PurePosixPath:
+        return self._root / table.name / f"session={session}"
+
+    def _parts(self, table: Table, session: str) -> list[str]:
+        folder = self._folder(table, session)
+        try:
+            if self._local:
+                found = [str(folder / name) for name in os.listdir(folder)]  # noqa: PTH208
+            else:
+                self._fs.invalidate_cache()
+                found = [str(path) for path in self._fs.ls(str(folder), detail=False)]
+        except FileNotFoundError:
+            return []
+        visible = (
+            x for x in found if x.endswith(".parquet") and not PurePosixPath(x).name.startswith(".")
+        )
+        return sorted(visible)
+
+    def _session(self, table: Table, session: str, columns: Sequence[str] | None) -> list[pa.Table]:
+        for _attempt in range(5):
+            parts = self._parts(table, session)
+            if not parts:
+                return []
+            try:
+                signature = [self._signature(part) for part in parts]
+                cached = self._cached(table, session, signature)
+                if cached is None:
+                    cached = _first_rows(table, [self._checked(table, part) for part in parts])
+                    self._keep(table, session, signature, cached)
+                return [cached.select(list(columns)) if columns else cached]
+            except FileNotFoundError:  # compacted between listing and reading
+                continue
+        raise StoreError(f"{self._folder(table, session)} changes faster than it can be read")
+
+    def _cached(self, table: Table, session: str, signature: Any) -> pa.Table | None:
+        with self._lock:
+            found = self._cache.get(f"{table.name}/{session}")
+            return found[1] if found and found[0] == signature else None
+
+    def _keep(self, table: Table, session: str, signature: Any, rows: pa.Table) -> None:
+        with self._lock:
+            self._cache[f"{table.name}/{session}"] = (signature, rows)
+            self._cache.move_to_end(f"{table.name}/{session}")
+            while len(self._cache) > _CACHED_SESSIONS:
+                self._cache.popitem(last=False)
+
+    def _signature(self, path: str) -> tuple[Any, ...]:
+        if self._local:
+            status = os.stat(path)  # noqa: PTH116
+            return path, status.st_mtime_ns, status.st_size, status.st_ino
+        info = self._fs.info(path)
+        return path, info.get("ETag") or info.get("created"), info["size"]
+
+    def _checked(self, table: Table, path: str) -> pa.Table:
+        rows = self._load(path, None)
+        if rows.schema.names != list(table.names):
+            raise StoreError(
+                f"{path} has not the columns of {table.name}: it was written by another version"
+            )
+        return rows
+
+    def _load(self, path: str, columns: list[str] | None) -> pa.Table:
+        try:
+            content = pa.py_buffer(self._fs.cat_file(path))
+            return pq.ParquetFile(pa.BufferReader(content)).read(columns)
+        except (pa.ArrowInvalid, pa.ArrowException) as error:
+            raise StoreError(
+                f"{path} is no whole Parquet file ({_first_line(error)}); move it away and "
+                "materialize its session again"
+            ) from error
+        except PermissionError as error:
+            raise StoreError(f"{path} cannot be read: {error.strerror}") from error
+
+    def _write(self, path: PurePosixPath, table: Table, rows: pd.DataFrame, *, first: bool) -> None:
+        arrow = pa.Table.from_pandas(rows, schema=table.arrow, preserve_index=False)
+        arrow = arrow.replace_schema_metadata(table.arrow.metadata)
+        floats = [column.name for column in table.columns if column.kind in ("float", "float32")]
+        buffer = io.BytesIO()
+        pq.write_table(
+            arrow,
+            buffer,
+            compression="zstd",
+            compression_level=7,
+            use_dictionary=[name for name in table.names if name not in floats],
+            column_encoding=dict.fromkeys(floats, "BYTE_STREAM_SPLIT"),
+            write_statistics=list(table.key),
+            store_schema=False,
+        )
+        with self._told("cannot be written"):
+            self._put(path, buffer.getvalue(), first=first)
+
+    def _put(self, path: PurePosixPath, content: bytes, *, first: bool) -> None:
+        if not self._local:
+            if first and self._fs.exists(str(path)):
+                return
+            self._fs.makedirs(str(path.parent), exist_ok=True)
+            self._fs.pipe_file(str(path), content)
+            return
+        os.makedirs(path.parent, exist_ok=True)  # noqa: PTH103
+        temporary = path.parent / f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp"
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            if first:
+                with contextlib.suppress(FileExistsError):
+                    os.link(temporary, path)
+            else:
+                os.replace(temporary, path)  # noqa: PTH105
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)  # noqa: PTH108
+        _flush_folder(path.parent)
+
+    def _remove(self, paths: Iterable[PurePosixPath]) -> None:
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError), self._told("cannot be removed"):
+                self._fs.rm_file(str(path))
+
+    @contextlib.contextmanager
+    def _told(self, what: str) -> Any:
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise StoreError(
+                f"the data folder {self.url} {what}: {error.strerror or error}"
+            ) from error
+
+
+def _protocols(filesystem: Any) -> tuple[str, ...]:
+    protocol = filesystem.protocol
+    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+
+
+def _flush_folder(folder: PurePosixPath) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _part_name(table: Table, rows: pd.DataFrame) -> str:
+    """Name from the keys alone, so that the same rows always go to the same file."""
+    digest = hashlib.sha256()
+    for name in table.key:
+        values = rows[name]
+        if values.dtype.kind == "M":
+            digest.update(values.astype("int64").to_numpy().tobytes())
+        else:
+            digest.update("\x1f".join(map(str, values.tolist())).encode())
+    last = rows["bar_ts"].max().strftime("%H%M%S") if "bar_ts" in rows else "000000"
+    return f"part-{last}-{digest.hexdigest()[:12]}.parquet"
+
+
+def _first_rows(table: Table, pieces: list[pa.Table]) -> pa.Table:
+    """One row per key, the first written, sorted by key."""
+    rows = pa.concat_tables(pieces)
+    if len(pieces) == 1:
+        return rows  # a single file is written sorted and without doubles
+    order = [(name, "ascending") for name in table.key]
+    frame = rows.append_column("_position", pa.array(range(rows.num_rows), pa.int64()))
+    first = [(table.first_by, "ascending")] if table.first_by else []
+    frame = frame.sort_by([*order, *first, ("_position", "ascending")])
+    keys = frame.select(list(table.key)).to_pandas()
+    keep = ~keys.duplicated(keep="first").to_numpy()
+    return frame.filter(pa.array(keep)).drop_columns(["_position"])
+
+
+def _pandas_type(kind: pa.DataType) -> Any:
+    import pandas as pd
+
+    return {
+        pa.int64(): pd.Int64Dtype(),
+        pa.int8(): pd.Int8Dtype(),
+        pa.bool_(): pd.BooleanDtype(),
+    }.get(kind)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0][:160]
