@@ -285,7 +285,7 @@ def _per_version(scores: pd.DataFrame, horizon: int) -> list[dict[str, Any]]:
     return [
         {
             "symbol": symbol,
-            "version": int(version),
+            "version": int(str(version)),
             "sessions": int(rows["session"].nunique()),
             "accuracy": scoring.score(rows, horizon, draws=200).accuracy(),
             **scoring.score(rows, horizon, draws=1).losses(),

@@ -155,7 +155,8 @@ class Store:
         rows = pa.concat_tables(pieces)
         if symbols is not None:
             rows = rows.filter(pc.is_in(rows["symbol"], pa.array(list(symbols), pa.string())))
-        return rows.to_pandas(types_mapper=_pandas_type)
+        frame: pd.DataFrame = rows.to_pandas(types_mapper=_pandas_type)
+        return frame
 
     def fingerprint(self, table: Table) -> tuple[Any, ...]:
         """Changes whenever a file of the table is added, replaced or removed."""

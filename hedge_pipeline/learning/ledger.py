@@ -76,11 +76,10 @@ class Ledger:
     @property
     def state(self) -> GateState:
         """The evidence state after the newest fold."""
-        folds = self._folds
-        if folds.empty:
+        if self._folds.empty:
             return GateState.new(self.rule)
-        newest = folds.loc[folds["session"].idxmax()]
-        return GateState.from_json(str(newest["state"]))
+        newest = int(self._folds["session"].to_numpy().argmax())
+        return GateState.from_json(str(self._folds["state"].iloc[newest]))
 
     @property
     def judged(self) -> frozenset[int]:

@@ -1,3 +1,4 @@
-"""The market in plain Python: calendar, tables, sources, bars and features. No framework, no I/O
-except inside a source.
+"""The market in plain Python: calendar, tables, sources, bars and features.
+
+No framework here, and no I/O except inside a source.
 """

@@ -96,9 +96,7 @@ class FileSource:
                 f"{path.name}: no row lies in a session of {self._calendar.name} "
                 f"(bars of {self._calendar.bar_seconds} s since {self._calendar.start})"
             )
-        kept = bars[inside].copy()
-        kept["session"] = labels[inside]
-        return kept
+        return bars.assign(session=labels).loc[inside]
 
 
 def session_of(bar_ts: pd.Series[Any], calendar: SessionCalendar) -> np.ndarray[Any, Any]:
@@ -208,7 +206,8 @@ def _times(path: Path, values: pd.Series[Any]) -> pd.Series[Any]:
     missing = parsed.isna()
     if missing.any():
         raise BadInput(f"{path.name} row {_row(missing)}: ts is missing")
-    return parsed.dt.tz_convert("UTC").dt.as_unit("us")
+    utc: pd.Series[Any] = parsed.dt.tz_convert("UTC").dt.as_unit("us")
+    return utc
 
 
 def _parse_times(path: Path, values: pd.Series[Any]) -> pd.Series[Any]:
