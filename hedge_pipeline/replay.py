@@ -40,12 +40,16 @@ _EXPECTED = (NoDataYet, WindowRefused)
 class Registry(Protocol):
     """Where versions and their scores are shown; see `resources/registry.py`."""
 
-    def publish(self, deployment: Deployment, symbol: str) -> None:
+    def publish(self, deployment: Deployment, symbol: str) -> object:
         """Brings the registry up to date with the store, for one symbol."""
         ...
 
-    def close(self) -> None:
-        """Finishes what is still under way."""
+    def draw(self, deployment: Deployment, symbol: str) -> None:
+        """Adds the plots of the symbol's newest version."""
+        ...
+
+    def finish(self) -> None:
+        """Waits for what was asked for."""
         ...
 
 
@@ -118,7 +122,8 @@ def replay(
         with stopwatch.measure("registry"):
             for symbol in deployment.symbols:
                 registry.publish(deployment, symbol)
-            registry.close()
+                registry.draw(deployment, symbol)
+            registry.finish()
     return stopwatch
 
 
@@ -143,8 +148,10 @@ def _session(
         scores = stages.score_session(deployment, label, deployment.symbols)
     if registry is not None:
         with stopwatch.measure("registry"):
-            for symbol in deployment.symbols:
+            for symbol, fold, _, _ in nights:
                 registry.publish(deployment, symbol)
+                if fold is not None and fold.event is not None:
+                    registry.draw(deployment, symbol)
     return [
         Night(label, symbol, fold, verdicts, card, scores[scores["symbol"] == symbol])
         for symbol, fold, verdicts, card in nights

@@ -131,9 +131,10 @@ class Settings(BaseSettings):
         for symbol in value:
             if not symbol.replace(".", "").replace("-", "").replace("^", "").isalnum():
                 raise ValueError(f"{symbol!r} is no symbol")
-        if len(set(value)) != len(value):
+        symbols = tuple(symbol.upper() for symbol in value)
+        if len(set(symbols)) != len(symbols):
             raise ValueError("a symbol is named twice")
-        return tuple(symbol.upper() for symbol in value)
+        return symbols
 
     @field_validator("retrain_hour", mode="before")
     @classmethod

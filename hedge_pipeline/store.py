@@ -86,6 +86,8 @@ class Store:
     ) -> int:
         """Makes the part hold exactly these rows; returns how many. An empty frame removes it.
 
+        Of several rows with one key the first counts.
+
         Raises:
             StoreError: the folder cannot be written.
         """
@@ -93,7 +95,9 @@ class Store:
         if frame.empty:
             self._remove([path])
             return 0
-        rows = table.conform(frame).sort_values(list(table.key), kind="stable")
+        rows = table.conform(frame)
+        rows = rows[~rows.duplicated(list(table.key))]
+        rows = rows.sort_values(list(table.key), kind="stable")
         self._write(path, table, rows, first=False)
         return len(rows)
 
@@ -121,13 +125,12 @@ class Store:
 
     def sessions(self, table: Table) -> tuple[str, ...]:
         """Sessions that have at least one file, ascending."""
-        folder = self._root / table.name
-        try:
-            found = self._fs.ls(str(folder), detail=False)
-        except FileNotFoundError:
-            return ()
-        labels = (PurePosixPath(path).name for path in found)
-        return tuple(sorted(x.removeprefix("session=") for x in labels if x.startswith("session=")))
+        folder = str(self._root / table.name)
+        with self._told("cannot be read"):
+            self._fs.invalidate_cache()
+            files = (PurePosixPath(path) for path in self._fs.find(folder))
+            found = {x.parent.name for x in files if _is_part(x)}
+        return tuple(sorted(x.removeprefix("session=") for x in found if x.startswith("session=")))
 
     def read(
         self,
@@ -161,17 +164,17 @@ class Store:
     def fingerprint(self, table: Table) -> tuple[Any, ...]:
         """Changes whenever a file of the table is added, replaced or removed."""
         folder = str(self._root / table.name)
-        try:
-            if self._local:
+        with self._told("cannot be read"):
+            if not self._local:
+                self._fs.invalidate_cache()
+                found = self._fs.find(folder, detail=True)
+                return tuple(sorted((path, *_version(info)) for path, info in found.items()))
+            try:
                 with os.scandir(folder) as entries:
                     return tuple(sorted((x.name, x.stat().st_mtime_ns) for x in entries))
-            self._fs.invalidate_cache()
-            found = self._fs.find(folder, detail=True)
-            return tuple(
-                sorted((path, info["size"], str(info.get("ETag"))) for path, info in found.items())
-            )
-        except FileNotFoundError:
-            return ()
+            except FileNotFoundError:
+                pass
+        return ()
 
     def size(self, table: Table) -> int:
         """Bytes of the table's files."""
@@ -212,11 +215,12 @@ class Store:
 
     def names(self, folder: str) -> tuple[str, ...]:
         """File names in a folder below the root, sorted; empty if there is no such folder."""
-        try:
-            self._fs.invalidate_cache()
-            found = self._fs.ls(str(self._root / folder), detail=False)
-        except FileNotFoundError:
-            return ()
+        with self._told("cannot be read"):
+            try:
+                self._fs.invalidate_cache()
+                found = self._fs.ls(str(self._root / folder), detail=False)
+            except FileNotFoundError:
+                found = []
         return tuple(sorted(PurePosixPath(path).name for path in found))
 
     # -- inside --------------------------------------------------------------------------------
@@ -226,18 +230,16 @@ class Store:
 
     def _parts(self, table: Table, session: str) -> list[str]:
         folder = self._folder(table, session)
-        try:
-            if self._local:
-                found = [str(folder / name) for name in os.listdir(folder)]  # noqa: PTH208
-            else:
-                self._fs.invalidate_cache()
-                found = [str(path) for path in self._fs.ls(str(folder), detail=False)]
-        except FileNotFoundError:
-            return []
-        visible = (
-            x for x in found if x.endswith(".parquet") and not PurePosixPath(x).name.startswith(".")
-        )
-        return sorted(visible)
+        with self._told("cannot be read"):
+            try:
+                if self._local:
+                    found = [str(folder / name) for name in os.listdir(folder)]  # noqa: PTH208
+                else:
+                    self._fs.invalidate_cache()
+                    found = [str(path) for path in self._fs.ls(str(folder), detail=False)]
+            except FileNotFoundError:
+                found = []
+        return sorted(x for x in found if _is_part(PurePosixPath(x)))
 
     def _session(self, table: Table, session: str, columns: Sequence[str] | None) -> list[pa.Table]:
         for _attempt in range(5):
@@ -271,12 +273,11 @@ class Store:
         if self._local:
             status = os.stat(path)  # noqa: PTH116
             return path, status.st_mtime_ns, status.st_size, status.st_ino
-        info = self._fs.info(path)
-        return path, info.get("ETag") or info.get("created"), info["size"]
+        return path, *_version(self._fs.info(path))
 
     def _checked(self, table: Table, path: str) -> pa.Table:
         rows = self._load(path, None)
-        if rows.schema.names != list(table.names):
+        if rows.schema.names != list(table.names) or rows.schema.types != table.arrow.types:
             raise StoreError(
                 f"{path} has not the columns of {table.name}: it was written by another version"
             )
@@ -286,29 +287,32 @@ class Store:
         try:
             content = pa.py_buffer(self._fs.cat_file(path))
             return pq.ParquetFile(pa.BufferReader(content)).read(columns)
-        except (pa.ArrowInvalid, pa.ArrowException) as error:
+        except FileNotFoundError:
+            raise
+        except PermissionError as error:
+            raise StoreError(f"{path} cannot be read: {error.strerror}") from error
+        except (pa.ArrowException, OSError) as error:  # Arrow tells of damaged pages by OSError
             raise StoreError(
                 f"{path} is no whole Parquet file ({_first_line(error)}); move it away and "
                 "materialize its session again"
             ) from error
-        except PermissionError as error:
-            raise StoreError(f"{path} cannot be read: {error.strerror}") from error
 
     def _write(self, path: PurePosixPath, table: Table, rows: pd.DataFrame, *, first: bool) -> None:
         arrow = pa.Table.from_pandas(rows, schema=table.arrow, preserve_index=False)
-        arrow = arrow.replace_schema_metadata(table.arrow.metadata)
         floats = [column.name for column in table.columns if column.kind in ("float", "float32")]
         buffer = io.BytesIO()
-        pq.write_table(
-            arrow,
+        with pq.ParquetWriter(
             buffer,
+            table.arrow,
             compression="zstd",
             compression_level=7,
             use_dictionary=[name for name in table.names if name not in floats],
             column_encoding=dict.fromkeys(floats, "BYTE_STREAM_SPLIT"),
             write_statistics=list(table.key),
             store_schema=False,
-        )
+        ) as writer:
+            writer.write_table(arrow)
+            writer.add_key_value_metadata({"schema_hash": table.schema_hash})
         with self._told("cannot be written"):
             self._put(path, buffer.getvalue(), first=first)
 
@@ -339,19 +343,26 @@ class Store:
 
     def _remove(self, paths: Iterable[PurePosixPath]) -> None:
         for path in paths:
-            with contextlib.suppress(FileNotFoundError), self._told("cannot be removed"):
+            with self._told("cannot be removed"), contextlib.suppress(FileNotFoundError):
                 self._fs.rm_file(str(path))
 
     @contextlib.contextmanager
     def _told(self, what: str) -> Any:
         try:
             yield
-        except FileNotFoundError:
-            raise
         except OSError as error:
             raise StoreError(
                 f"the data folder {self.url} {what}: {error.strerror or error}"
             ) from error
+
+
+def _is_part(path: PurePosixPath) -> bool:
+    return path.suffix == ".parquet" and not path.name.startswith(".")
+
+
+def _version(info: dict[str, Any]) -> tuple[str, int]:
+    """What changes when a remote file does: its tag, or else its time, and its size."""
+    return str(info.get("ETag") or info.get("created")), int(info["size"])
 
 
 def _protocols(filesystem: Any) -> tuple[str, ...]:

@@ -49,7 +49,7 @@ class TrainingSet:
         weights: float64 [rows]; one over the horizon, halved every half-life.
         recent: the rows of the last sessions, for the guards.
         sessions: labels of the sessions used.
-        data_hash: sha256 over everything above.
+        data_hash: sha256 over names, values, labels and what the weights are made of.
     """
 
     names: Sequence[str]
@@ -141,7 +141,8 @@ def assemble(
     )
     labels = np.concatenate([np.empty(0), *(part.labels for part in parts)])
     recent = slice(sum(counts[: -plan.least_sessions]), None)
-    text = f"{horizon};{plan.half_life_sessions!r};" + ";".join(
+    columns = ",".join(feature_names())
+    text = f"{columns};{horizon};{plan.half_life_sessions!r};" + ";".join(
         f"{session}:{part.digest}" for session, part in zip(sessions, parts, strict=True)
     )
     return TrainingSet(

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
     from hedge_pipeline.market.calendar import Session
 
+GRACE = dt.timedelta(minutes=5)
+# binary fractions put a move of exactly the dead band on either side of it
+_ROUNDING_BP = 1e-6
+
 
 def mature(
     bars: pd.DataFrame,
@@ -23,14 +27,15 @@ def mature(
     horizon: int,
     dead_band_bp: float,
     now: dt.datetime,
+    grace: dt.timedelta = GRACE,
 ) -> pd.DataFrame:
     """Outcomes of the bars that can be known for good at `now`.
 
     The outcome of bar t compares its close with the close of bar t + horizon of the same session.
     It is `flat` if the absolute return is at most the dead band. It is `unlabelable` if t + horizon
-    lies behind the close (`crosses_close`), or, once the session is over, if that bar is missing
-    (`gap`; `halted` if every bar in between is missing too). Bars whose outcome is still open give
-    no row.
+    lies behind the close (`crosses_close`), or if that bar has not come by the end of the grace
+    (`gap`; `halted` if no bar in between has either). Bars whose outcome is still open give no row.
+    A row is the same whenever it is asked for: a bar that comes after the grace ends no outcome.
 
     Args:
         bars: rows of `raw_quotes` of the session, any number of symbols.
@@ -38,6 +43,7 @@ def mature(
         horizon: bars.
         dead_band_bp: basis points.
         now: aware time; what became available later is not used.
+        grace: how long after the close the last bars may come; at least the source's delay.
 
     Returns:
         Rows of `outcomes`, one per bar with a known outcome.
@@ -45,9 +51,9 @@ def mature(
     import pandas as pd
 
     known = bars[bars["available_at"] <= pd.Timestamp(now)]
-    over = now >= session.closes
+    deadline = session.closes + grace
     pieces = [
-        _of_symbol(str(symbol), own, session, horizon, dead_band_bp, over)
+        _of_symbol(str(symbol), own, session, horizon, dead_band_bp, deadline, now >= deadline)
         for symbol, own in known.groupby("symbol", sort=True)
     ]
     return (
@@ -61,6 +67,7 @@ def _of_symbol(
     session: Session,
     horizon: int,
     dead_band_bp: float,
+    deadline: dt.datetime,
     over: bool,
 ) -> pd.DataFrame:
     import pandas as pd
@@ -68,28 +75,31 @@ def _of_symbol(
     close = np.full(session.bars, np.nan)
     available = np.full(session.bars, np.datetime64("NaT", "us"))
     place = session.index_of(_plain(bars["bar_ts"]))
-    close[place] = bars["close"].to_numpy()
-    available[place] = _plain(bars["available_at"])
+    inside = place >= 0
+    close[place[inside]] = bars["close"].to_numpy()[inside]
+    available[place[inside]] = _plain(bars["available_at"])[inside]
+    in_time = np.isfinite(close) & (available <= to_datetime64(deadline))
 
     entry = np.flatnonzero(np.isfinite(close))
     target = entry + horizon
     crosses = target >= session.bars
-    exits = np.where(crosses, np.nan, close[np.minimum(target, session.bars - 1)])
-    seen = np.concatenate([[0], np.cumsum(np.isfinite(close))])
+    at_target = np.where(in_time, close, np.nan)[np.minimum(target, session.bars - 1)]
+    exits = np.where(crosses, np.nan, at_target)
+    seen = np.concatenate([[0], np.cumsum(in_time)])
     behind = np.minimum(target + 1, session.bars)
     halted = seen[behind] - seen[entry + 1] == 0
     change = exits / close[entry] - 1.0
 
     status = np.where(change > 0, "up", "down").astype(object)
-    status[np.abs(change) * 1e4 <= dead_band_bp] = "flat"
+    status[np.abs(change) * 1e4 <= dead_band_bp + _ROUNDING_BP] = "flat"
     reason = np.full(len(entry), None, dtype=object)
     reason[np.isnan(exits)] = np.where(halted[np.isnan(exits)], "halted", "gap")
     reason[crosses] = "crosses_close"
     status[np.isnan(exits)] = "unlabelable"
 
     at_exit = available[np.minimum(target, session.bars - 1)]
-    closed = to_datetime64(session.closes)
-    when = np.where(crosses, available[entry], np.where(np.isnan(exits), closed, at_exit))
+    given_up = to_datetime64(deadline)
+    when = np.where(crosses, available[entry], np.where(np.isnan(exits), given_up, at_exit))
     when = np.maximum(when, available[entry])
     frame = pd.DataFrame(
         {

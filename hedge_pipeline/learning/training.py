@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 Margins = npt.NDArray[np.float64]
 Matrix = npt.NDArray[np.float32]
 
+_UBJ_OBJECT = b"{L"
+
 
 class ModelError(RuntimeError):
     """A model file is not what its description says."""
@@ -193,13 +195,15 @@ def load_model(card: bytes, content: bytes) -> Model:
             f"model {described.version} of {described.symbol} was changed after it was stored "
             "(sha256 differs); it is refused"
         )
-    booster = xgboost.Booster()
+    booster = xgboost.Booster({"nthread": 1})
+    refusal = f"model {described.version} of {described.symbol} is no UBJ model"
+    # XGBoost ends the process on an empty buffer
+    if not content.startswith(_UBJ_OBJECT):
+        raise ModelError(refusal)
     try:
         booster.load_model(bytearray(content))
     except xgboost.core.XGBoostError as error:
-        raise ModelError(
-            f"model {described.version} of {described.symbol} is no UBJ model"
-        ) from error
+        raise ModelError(refusal) from error
     return Model(described, booster)
 
 

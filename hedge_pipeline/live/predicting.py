@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +21,7 @@ LoadModel = Callable[[str, int], "Model"]
 
 NO_MODEL = "no model was accepted yet"
 LATE_BAR = "the bar came after a later one"
+OTHER_FEATURES = "the model was trained on other features"
 NO_LEVEL = "no hedge level near"
 
 
@@ -27,8 +29,8 @@ def predict(rows: pd.DataFrame, ledger: Ledger, load: LoadModel) -> pd.DataFrame
     """Log rows for bars of one symbol: the served stream, then the baseline.
 
     The served model is the newest accepted one at `decided_at`; the baseline is the first one ever.
-    prob_up = sigmoid(logit(base rate) + trust x margin). Without a model, or for a bar without
-    features, the row abstains and says why.
+    prob_up = sigmoid(logit(base rate) + trust x margin). Without a model, for a bar without
+    features, or with a model of other features, the row abstains and says why.
 
     Args:
         rows: symbol, bar_ts, decided_at, price, mode, and the feature columns.
@@ -42,6 +44,7 @@ def predict(rows: pd.DataFrame, ledger: Ledger, load: LoadModel) -> pd.DataFrame
 
     moments = rows["decided_at"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
     force = ledger.in_force(moments)
+    load = cache(load)
     served = _stream(rows, ledger, load, force, force.version, "served")
     has_baseline = force.baseline > 0
     baseline = _stream(rows, ledger, load, force, force.baseline, "baseline")[has_baseline]
@@ -63,12 +66,16 @@ def _stream(
     margin = np.full(len(rows), np.nan)
     for number in np.unique(version[(version > 0) & ~late]):
         chosen = (version == number) & ~late
-        margin[chosen] = load(ledger.symbol, int(number)).margin(features[chosen])
+        model = load(ledger.symbol, int(number))
+        if model.card.features == tuple(feature_names()):
+            margin[chosen] = model.margin(features[chosen])
     abstains = np.isnan(margin)
     prob_up = np.full(len(rows), np.nan)
     made = ~abstains
     prob_up[made] = trusted_probability(force.base_rate[made], margin[made], force.trust[made])
-    reason = np.where(version == 0, NO_MODEL, np.where(late, LATE_BAR, NO_LEVEL))
+    reason = np.select(
+        [version == 0, late, abstains], [NO_MODEL, LATE_BAR, OTHER_FEATURES], NO_LEVEL
+    )
     said = np.where(prob_up > 0.5, 1, 0)
     return pd.DataFrame(
         {

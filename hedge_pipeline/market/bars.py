@@ -14,7 +14,13 @@ import numpy as np
 
 from hedge_pipeline.market.calendar import Session
 from hedge_pipeline.market.features import Bars
-from hedge_pipeline.market.sources.protocol import MarketSource, NoDataYet, SourceError
+from hedge_pipeline.market.sources.protocol import (
+    BAR_COLUMNS,
+    MarketSource,
+    NoDataYet,
+    SchemaDrift,
+    SourceError,
+)
 from hedge_pipeline.market.tables import GAPS, RAW_QUOTES
 
 if TYPE_CHECKING:
@@ -64,6 +70,7 @@ def collect_bars(
     for symbol in symbols:
         try:
             frame = source.bars(symbol, session, now)
+            _refuse_drift(source, frame)
         except SourceError as error:
             failures[symbol] = error
             continue
@@ -80,6 +87,16 @@ def collect_bars(
         )
     bars = RAW_QUOTES.conform(pd.concat(frames)) if frames else RAW_QUOTES.empty()
     return Collected(bars.reset_index(drop=True), failures)
+
+
+def _refuse_drift(source: MarketSource, frame: pd.DataFrame) -> None:
+    """A plug-in's answer that cannot be stored concerns its symbol only."""
+    missing = [name for name in BAR_COLUMNS if name not in frame.columns]
+    if missing:
+        raise SchemaDrift(f"{source.name}: the answer lacks {', '.join(missing)}")
+    for name in ("bar_ts", "open", "high", "low", "close"):
+        if frame[name].isna().any():
+            raise SchemaDrift(f"{source.name}: the answer has a bar without {name}")
 
 
 def find_gaps(
@@ -147,7 +164,13 @@ def on_grid(bars: pd.DataFrame, symbols: Sequence[str], session: Session) -> Bar
 
 
 def late(bars: pd.DataFrame) -> pd.Series[bool]:
-    """Whether a bar became available only after a later bar of its symbol."""
-    ordered = bars.sort_values(["symbol", "bar_ts"], ascending=[True, False])
-    earliest_after = ordered.groupby("symbol", sort=False)["available_at"].transform("cummin")
-    return (ordered["available_at"] > earliest_after).reindex(bars.index)
+    """Whether a bar came in only after a later bar of its symbol.
+
+    A hole that is filled from history was available in time by its `available_at`, but whoever
+    looked before it was written did without it: both times count.
+    """
+    came_in = bars[["available_at", "ingested_at"]].max(axis=1)
+    ordered = bars[["symbol", "bar_ts"]].assign(came_in=came_in)
+    ordered = ordered.sort_values(["symbol", "bar_ts"], ascending=[True, False])
+    earliest_after = ordered.groupby("symbol", sort=False)["came_in"].transform("cummin")
+    return (ordered["came_in"] > earliest_after).reindex(bars.index)

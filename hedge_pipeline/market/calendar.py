@@ -27,7 +27,7 @@ class Session:
     Attributes:
         label: ISO date in exchange time.
         opens: first bar start, UTC.
-        closes: end of the last bar, UTC.
+        closes: end of the session, UTC; a stretch shorter than a bar before it is no bar.
         bar_seconds: bar length.
     """
 
@@ -38,10 +38,10 @@ class Session:
 
     @cached_property
     def bar_ts(self) -> Times:
-        """Expected bar starts, `datetime64[us]` in UTC, shape [bars]."""
+        """Starts of the whole bars until the close, `datetime64[us]` in UTC, shape [bars]."""
         step = np.timedelta64(self.bar_seconds, "s")
-        start, stop = to_datetime64(self.opens), to_datetime64(self.closes)
-        return np.arange(start, stop, step).astype("datetime64[us]")
+        bars = (self.closes - self.opens) // dt.timedelta(seconds=self.bar_seconds)
+        return (to_datetime64(self.opens) + step * np.arange(bars)).astype("datetime64[us]")
 
     @property
     def bars(self) -> int:

@@ -9,7 +9,8 @@ any stretch of a session. Rules every feature keeps:
   never by a reduction whose order depends on the length of the array.
 * It is relative: returns in units of volatility, prices as distances, volumes as ratios. Price
   level, listing and currency do not show.
-* Unknown is NaN. A window is known when at least 80 % of its bars are.
+* Unknown is NaN. A sum or mean over a window is known when at least 80 % of its bars are, a highest
+  or lowest price when one of them is.
 
 Volatility `sigma` is per bar: sqrt((30 v + sum of squares of the last 30 returns) / (30 + their
 number)), v the mean squared return of the previous session. Without a previous session v drops
@@ -82,7 +83,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature("distance_to_mean_60", "log of close over the mean of 60 closes, in sigma x sqrt(60)"),
     Feature("distance_to_vwap", "log of close over the session's volume-weighted price, sigma"),
     Feature("efficiency_20", "net over gross movement of 20 bars, -1..1 (Kaufman)"),
-    Feature("autocorrelation_30", "lag-one autocorrelation of the last 30 returns"),
+    Feature("autocorrelation_30", "lag-one autocorrelation of the last 30 returns, -1..1"),
     Feature("up_share_20", "share of rising bars among 20, minus one half"),
     Feature("volume_1_30", "log ratio of the bar's volume to the mean of 30"),
     Feature("volume_5_30", "log ratio of the mean volume of 5 bars to that of 30"),
@@ -234,9 +235,10 @@ class _Session:
         net, number = _window(self.change, 20)
         gross, _ = _window(np.abs(self.change), 20)
         found["efficiency_20"] = _known(_ratio(net, gross), number, 20)
-        products, pairs = _window(self.change * _lag(self.change, 1), 30)
+        # 30 returns have 29 pairs; with a 30th the ratio would not be bounded by one
+        products, pairs = _window(self.change * _lag(self.change, 1), 29)
         squares, _ = _window(self.change * self.change, 30)
-        found["autocorrelation_30"] = _known(_ratio(products, squares), pairs, 30)
+        found["autocorrelation_30"] = _known(_ratio(products, squares), pairs, 29)
         rising = np.where(np.isfinite(self.change), (self.change > 0).astype(float), np.nan)
         ups, number = _window(rising, 20)
         found["up_share_20"] = _known(ups / np.maximum(number, 1) - 0.5, number, 20)

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 TIME_ALIASES = ("ts", "timestamp", "date", "datetime", "bar_ts")
 PRICES = ("open", "high", "low", "close")
+_WITH_ZONE = r":\d{2}(?:[.,]\d+)?\s*(?:Z|[+-]\d{2}(?::?\d{2})?)\s*$"
 LARGEST_PRICE = 1e7
 LARGEST_BAR_RANGE = 2.0
 
@@ -55,14 +56,16 @@ class FileSource:
         self._calendar = options.calendar
         self.dropped: dict[str, int] = {}
         frames = [self._in_session(path, read_bars(path)) for path in _files(options.paths)]
-        bars = pd.concat(frames, ignore_index=True).drop_duplicates()
-        twice = bars.duplicated(["symbol", "bar_ts"])
+        bars = pd.concat(frames, ignore_index=True)
+        bars = bars[~bars.drop(columns="file").duplicated()]
+        twice = bars.duplicated(["symbol", "bar_ts"], keep=False)
         if twice.any():
-            row = bars[twice].iloc[0]
-            raise BadInput(f"two files disagree on {row['symbol']} at {row['bar_ts']}")
+            row = bars[twice].sort_values(["symbol", "bar_ts"], kind="stable").iloc[:2]
+            symbol, bar_ts = row["symbol"].iloc[0], row["bar_ts"].iloc[0]
+            raise BadInput(f"{' and '.join(row['file'])} disagree on {symbol} at {bar_ts}")
         bars = bars.sort_values(["symbol", "bar_ts"], kind="stable")
         self._bars: dict[tuple[str, str], pd.DataFrame] = {
-            (str(symbol), str(label)): group.drop(columns=["symbol", "session"])
+            (str(symbol), str(label)): group.drop(columns=["symbol", "session", "file"])
             for (symbol, label), group in bars.groupby(["symbol", "session"], sort=False)
         }
         self.symbols = tuple(sorted({symbol for symbol, _ in self._bars}))
@@ -96,7 +99,8 @@ class FileSource:
                 f"{path.name}: no row lies in a session of {self._calendar.name} "
                 f"(bars of {self._calendar.bar_seconds} s since {self._calendar.start})"
             )
-        return bars.assign(session=labels).loc[inside]
+        kept: pd.DataFrame = bars.assign(session=labels, file=path.name).loc[inside]
+        return kept
 
 
 def session_of(bar_ts: pd.Series[Any], calendar: SessionCalendar) -> np.ndarray[Any, Any]:
@@ -134,12 +138,16 @@ def read_bars(path: Path) -> pd.DataFrame:
         raise BadInput(f"{path.name}: not a file of bars, it lacks {', '.join(missing)}")
     if frame.empty:
         raise BadInput(f"{path.name}: the file has no rows")
-    frame = frame.rename(columns={times[0]: "bar_ts"})
-    frame = frame[["symbol", "bar_ts", *PRICES, "volume"]].reset_index(drop=True)
+    wanted = ["symbol", times[0], *PRICES, "volume"]
+    doubled = [name for name in wanted if list(frame.columns).count(name) > 1]
+    if doubled:
+        raise BadInput(f"{path.name}: column {doubled[0]} is there twice")
+    frame = frame[wanted].rename(columns={times[0]: "bar_ts"}).reset_index(drop=True)
     frame["bar_ts"] = _times(path, frame["bar_ts"])
     for column in (*PRICES, "volume"):
         frame[column] = _numbers(path, frame[column])
     frame["symbol"] = frame["symbol"].astype("str").str.strip().str.upper()
+    _refuse(path, frame["symbol"].isna() | (frame["symbol"] == ""), "symbol is missing")
     _refuse_bad_rows(path, frame)
     return frame
 
@@ -183,7 +191,8 @@ def _read(path: Path) -> pd.DataFrame:
 
     try:
         if path.suffix == ".csv":
-            return pd.read_csv(path, dtype={"symbol": "str"})
+            # a converter, not a dtype: NA and NAN are tickers, 0700 keeps its zero
+            return pd.read_csv(path, converters=dict.fromkeys(("symbol", "Symbol", "SYMBOL"), str))
         return pd.read_parquet(path)
     except pd.errors.EmptyDataError:
         raise BadInput(f"{path.name}: the file is empty") from None
@@ -214,7 +223,7 @@ def _parse_times(path: Path, values: pd.Series[Any]) -> pd.Series[Any]:
     import pandas as pd
 
     text = values.astype("str")
-    naive = ~text.str.contains(r"(?:Z|[+-]\d{2}:?\d{2})\s*$", regex=True, na=True)
+    naive = ~text.str.contains(_WITH_ZONE, regex=True, na=True)
     if naive.any():
         row = _row(naive)
         raise BadInput(f"{path.name} row {row}: ts {text.iloc[row - 1]!r} has no time zone")
@@ -256,6 +265,7 @@ def _refuse_bad_rows(path: Path, frame: pd.DataFrame) -> None:
         f"high is more than {LARGEST_BAR_RANGE:g} times low",
     )
     _refuse(path, frame["volume"] < 0, "volume is negative")
+    _refuse(path, np.isinf(frame["volume"]), "volume is infinite")
     _refuse(path, frame.duplicated(["symbol", "bar_ts"]), "ts is there twice for its symbol")
     earlier = frame.groupby("symbol", sort=False)["bar_ts"].diff() < dt.timedelta(0)
     _refuse(path, earlier, "ts is earlier than in the row before it of its symbol")

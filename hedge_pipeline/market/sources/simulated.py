@@ -16,6 +16,7 @@ The oracle is for plots and tests; no feature reads it.
 
 from __future__ import annotations
 
+import bisect
 import datetime as dt
 import math
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from functools import lru_cache
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
+from hedge_pipeline.market.calendar import SessionCalendar
 from hedge_pipeline.market.sources.protocol import (
     BAR_COLUMNS,
     BadInput,
@@ -280,11 +282,17 @@ class SimulatedSource:
         if options.calendar.bar_seconds != 60:
             raise BadInput("the simulated market has one-minute bars: HEDGE_BAR_SECONDS must be 60")
         self.seed = options.seed
-        self._calendar = options.calendar
+        calendar = options.calendar
+        if calendar.start.isoformat() > EPOCH:
+            calendar = SessionCalendar(
+                calendar.name, start=dt.date.fromisoformat(EPOCH), end=calendar.end
+            )
+        self._calendar = calendar
+        self._first = bisect.bisect_left(calendar.labels, EPOCH)
 
     def ordinal(self, session: str) -> int:
-        """Sessions since the epoch."""
-        return self._calendar.ordinal(session) - self._calendar.ordinal(EPOCH)
+        """Sessions since the epoch, whatever the calendar's own first session."""
+        return self._calendar.ordinal(session) - self._first
 
     def bars(self, symbol: str, session: Session, now: dt.datetime) -> pd.DataFrame:
         """See the protocol. Every bar has a volume, a spread of two cents and both levels."""

@@ -1,0 +1,1 @@
+"""One module per stage of the loop: read, call one plain function, report what it did."""

@@ -1,0 +1,40 @@
+"""The evidence, and the verdict on the newest candidate."""
+
+import dagster as dg
+
+from hedge_pipeline.assets.outcomes import outcomes
+from hedge_pipeline.assets.prediction_log import prediction_log
+from hedge_pipeline.assets.reporting import plain_failures
+from hedge_pipeline.assets.trained_model import ALL_SESSIONS, trained_model
+from hedge_pipeline.partitions import SYMBOLS
+from hedge_pipeline.resources.loop import LoopResource
+
+
+@dg.asset(
+    partitions_def=SYMBOLS,
+    group_name="learning",
+    kinds={"mlflow"},
+    deps=[
+        trained_model,
+        dg.AssetDep(prediction_log, partition_mapping=ALL_SESSIONS),
+        dg.AssetDep(outcomes, partition_mapping=ALL_SESSIONS),
+    ],
+)
+def champion_model(
+    context: dg.AssetExecutionContext, loop: LoopResource
+) -> dg.MaterializeResult[None]:
+    """Folds settled sessions into the evidence, judges the candidate, moves the MLflow aliases.
+
+    The champion is the newest accepted version while skill is proven; otherwise there is none.
+    """
+    from hedge_pipeline import stages
+    from hedge_pipeline.assets import pictures
+
+    symbol = context.partition_key
+    with plain_failures():
+        folds = stages.fold_evidence(loop.deployment, symbol)
+        verdicts = stages.judge(loop.deployment, symbol)
+        metadata = pictures.champion(loop.deployment, symbol, len(folds), len(verdicts))
+    published = pictures.publish(loop.registry.open(), loop.deployment, symbol, context.run.run_id)
+    context.log.info(f"{symbol}: {metadata['verdict']}")
+    return dg.MaterializeResult(metadata={**metadata, "mlflow": published})

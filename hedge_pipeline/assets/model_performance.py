@@ -1,0 +1,39 @@
+"""Accuracy of every model version on real outcomes."""
+
+import dagster as dg
+
+from hedge_pipeline.assets.champion_model import champion_model
+from hedge_pipeline.assets.outcomes import outcomes
+from hedge_pipeline.assets.prediction_log import prediction_log
+from hedge_pipeline.assets.reporting import plain_failures
+from hedge_pipeline.assets.trained_model import ALL_SESSIONS
+from hedge_pipeline.partitions import SYMBOLS
+from hedge_pipeline.resources.loop import LoopResource
+
+
+@dg.asset(
+    partitions_def=SYMBOLS,
+    group_name="learning",
+    kinds={"mlflow"},
+    deps=[
+        champion_model,
+        dg.AssetDep(prediction_log, partition_mapping=ALL_SESSIONS),
+        dg.AssetDep(outcomes, partition_mapping=ALL_SESSIONS),
+    ],
+)
+def model_performance(
+    context: dg.AssetExecutionContext, loop: LoopResource
+) -> dg.MaterializeResult[None]:
+    """Scores settled sessions by version and role, and writes them to the versions' MLflow runs.
+
+    Accuracy always stands beside what the base rate alone would have scored.
+    """
+    from hedge_pipeline import stages
+    from hedge_pipeline.assets import pictures
+
+    symbol = context.partition_key
+    with plain_failures():
+        sessions = stages.score_pending(loop.deployment, symbol)
+        metadata = pictures.performance(loop.deployment, symbol, sessions)
+    published = pictures.publish(loop.registry.open(), loop.deployment, symbol, context.run.run_id)
+    return dg.MaterializeResult(metadata={**metadata, "mlflow": published})

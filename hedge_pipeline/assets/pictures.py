@@ -1,0 +1,196 @@
+"""What each asset shows of itself in the UI: numbers under stable keys and one small picture."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+if TYPE_CHECKING:
+    from hedge_pipeline.resources.registry import MlflowRegistry
+    from hedge_pipeline.stages import Candidate, CollectedSession, Deployment
+
+log = logging.getLogger(__name__)
+
+
+def quotes(deployment: Deployment, label: str, found: CollectedSession) -> dict[str, Any]:
+    """Counts, range and coverage of a session's bars, with its price."""
+    from hedge_pipeline.market.tables import GAPS, RAW_QUOTES
+    from hedge_pipeline.resources import plots
+
+    bars = deployment.store.read(RAW_QUOTES, [label])
+    gaps = deployment.store.read(GAPS, [label])
+    expected = len(bars) + len(gaps)
+    shown: dict[str, Any] = {
+        "dagster/row_count": found.bars,
+        "new_rows": found.new,
+        "gaps": found.gaps,
+        "coverage_pct": round(100 * len(bars) / expected, 3) if expected else 0.0,
+    }
+    if len(bars):
+        shown["first_bar"] = bars["bar_ts"].min().isoformat()
+        shown["last_bar"] = bars["bar_ts"].max().isoformat()
+        shown["price"] = _picture(plots.prices(bars, gaps, label))
+    return shown
+
+
+def features(deployment: Deployment, label: str, rows: int) -> dict[str, Any]:
+    """Rows and the share of NULL by feature, the largest first."""
+    from hedge_pipeline.market.tables import FEATURE_ROWS, feature_names
+
+    frame = deployment.store.read(FEATURE_ROWS, [label], columns=feature_names())
+    unknown = (100 * frame.isna().mean()).sort_values(ascending=False)
+    lines = [f"| {name} | {share:.1f} |" for name, share in unknown.items() if share > 0]
+    table = "\n".join(["| feature | NULL, % |", "|---|---|", *lines[:12]])
+    return {
+        "dagster/row_count": rows,
+        "null_share_pct": round(float(unknown.mean()), 3),
+        "schema_hash": FEATURE_ROWS.schema_hash,
+        "most_unknown": dg.MetadataValue.md(table),
+    }
+
+
+def predictions(deployment: Deployment, label: str, new: int) -> dict[str, Any]:
+    """Predictions, abstentions and versions of a session, with the probability over time."""
+    from hedge_pipeline.market.tables import PREDICTION_LOG
+    from hedge_pipeline.resources import plots
+
+    log = deployment.store.read(PREDICTION_LOG, [label])
+    served = log[log["role"] == "served"]
+    abstained = served["prediction"].isna()
+    shown: dict[str, Any] = {
+        "dagster/row_count": len(log),
+        "new_rows": new,
+        "predictions": int((~abstained).sum()),
+        "abstentions": int(abstained.sum()),
+        "signals": int(served["signal_fired"].sum()),
+        "versions": ", ".join(
+            f"{symbol} v{version}"
+            for symbol, version in sorted(
+                set(zip(served["symbol"], served["model_version"], strict=True))
+            )
+        ),
+        "mode": ", ".join(sorted(set(served["mode"]))),
+    }
+    if abstained.any():
+        shown["abstained_because"] = served.loc[abstained, "reason"].mode().iloc[0]
+    if (~abstained).any():
+        shown["probability"] = _picture(plots.probabilities(served[~abstained], label))
+    return shown
+
+
+def outcomes(deployment: Deployment, label: str, new: int) -> dict[str, Any]:
+    """Outcomes by status, and how often the served predictions were right."""
+    from hedge_pipeline.market.tables import OUTCOMES, PREDICTION_LOG
+    from hedge_pipeline.resources import plots
+
+    known = deployment.store.read(OUTCOMES, [label])
+    log = deployment.store.read(PREDICTION_LOG, [label])
+    log = log[(log["role"] == "served") & log["prediction"].notna()]
+    rows = log.merge(known[known["actual_direction"].notna()], on=["symbol", "bar_ts"])
+    rows["hit"] = (rows["prediction"] == rows["actual_direction"]).astype(float)
+    counts = known["status"].value_counts()
+    shown: dict[str, Any] = {
+        "dagster/row_count": len(known),
+        "new_rows": new,
+        **{status: int(counts.get(status, 0)) for status in ("up", "down", "flat", "unlabelable")},
+    }
+    if len(rows):
+        base = (rows["base_rate"] > 0.5).astype(int) == rows["actual_direction"]
+        shown["accuracy"] = round(float(rows["hit"].mean()), 4)
+        shown["base_rate_accuracy"] = round(float(base.mean()), 4)
+        shown["hits"] = _picture(plots.hits_by_hour(rows, label))
+    return shown
+
+
+def candidate(found: Candidate) -> dict[str, Any]:
+    """The description of a trained version, with the importance of its features."""
+    from hedge_pipeline.resources import plots
+
+    card = found.card
+    return {
+        "version": card.version,
+        "new": found.new,
+        "rows": card.rows,
+        "effective_rows": round(card.effective_rows, 1),
+        "window": f"{card.first_session} to {card.cutoff} ({card.sessions} sessions)",
+        "in_sample_skill_nats": round(card.in_sample_skill, 5),
+        "margin_spread": round(card.spread, 4),
+        "guards": card.guard_failure or "passed",
+        "sha256": card.sha256,
+        "importance": _picture(plots.importance(card.gain, card.symbol)),
+    }
+
+
+def champion(deployment: Deployment, symbol: str, folds: int, verdicts: int) -> dict[str, Any]:
+    """The state of the evidence and the newest verdict in words, with the evidence over time."""
+    from hedge_pipeline.learning import gate
+    from hedge_pipeline.resources import plots
+
+    ledger = deployment.ledger(symbol)
+    state, rule = ledger.state, deployment.rule
+    given = ledger.entries[ledger.entries["kind"] == "verdict"]
+    last = given.iloc[-1] if len(given) else None
+    verdict = (
+        "no candidate yet"
+        if last is None
+        else f"version {last['model_version']}, {last['event']}: {last['reason']}"
+    )
+    return {
+        "verdict": verdict,
+        "skill": state.status.value,
+        "evidence": round(math.exp(min(state.log_evidence, 27.0)), 3),
+        "log_evidence": round(state.log_evidence, 4),
+        "evidence_in_words": gate.evidence_in_words(state, rule),
+        "trust": round(gate.trust(state, rule), 4),
+        "base_rate": round(state.base_rate(rule), 5),
+        "champion": f"version {ledger.champion}" if ledger.champion else "none",
+        "sessions_folded": folds,
+        "verdicts_given": verdicts,
+        "timeline": _picture(plots.evidence(ledger.entries, rule.needed_evidence, symbol)),
+    }
+
+
+def performance(deployment: Deployment, symbol: str, sessions: int) -> dict[str, Any]:
+    """Accuracy and log-loss of the served stream against the base rate, with an interval."""
+    from hedge_pipeline.learning import scoring
+    from hedge_pipeline.market.tables import PERFORMANCE
+    from hedge_pipeline.resources import plots
+
+    sums = deployment.store.read(PERFORMANCE, symbols=[symbol])
+    served = sums[(sums["role"] == "served") & sums["mode"].isin(deployment.evidence_modes)]
+    shown: dict[str, Any] = {"sessions_scored": sessions, "sessions": served["session"].nunique()}
+    score = scoring.score(served, deployment.horizon)
+    if score.n == 0:
+        return shown | {"note": "no prediction that counts as evidence has matured yet"}
+    return shown | {
+        "accuracy": round(score.value, 4),
+        "accuracy_low": round(score.lo, 4),
+        "accuracy_high": round(score.hi, 4),
+        "base_rate_accuracy": round(score.base_rate, 4),
+        "log_loss": round(score.log_loss, 6),
+        "base_log_loss": round(score.base_log_loss, 6),
+        "skill_1e4_nats": round(score.skill, 3),
+        "labels": score.n,
+        "by_session": _picture(plots.scores(served, symbol)),
+    }
+
+
+def publish(registry: MlflowRegistry, deployment: Deployment, symbol: str, run: str) -> str:
+    """Publishes to MLflow; an MLflow that is down costs nothing but the view."""
+    from hedge_pipeline.resources.registry import RegistryError
+
+    try:
+        added = registry.publish(deployment, symbol, source_run=run)
+    except RegistryError as error:
+        log.warning("%s", error)
+        return str(error)
+    return f"up to date, {added} versions added"
+
+
+def _picture(figure: Any) -> dg.MarkdownMetadataValue:
+    from hedge_pipeline.resources import plots
+
+    return dg.MetadataValue.md(plots.markdown(figure))

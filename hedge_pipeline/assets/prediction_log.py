@@ -1,0 +1,30 @@
+"""Predictions as they were made; a row never changes."""
+
+import dagster as dg
+
+from hedge_pipeline.assets.features import features
+from hedge_pipeline.assets.reporting import for_each_session
+from hedge_pipeline.partitions import SESSIONS
+from hedge_pipeline.resources.loop import LoopResource
+
+
+@dg.asset(
+    partitions_def=SESSIONS,
+    group_name="predictions",
+    kinds={"parquet", "xgboost"},
+    deps=[features],
+    backfill_policy=dg.BackfillPolicy.single_run(),
+)
+def prediction_log(context: dg.AssetExecutionContext, loop: LoopResource) -> None:
+    """Probability of a higher price after the horizon, with the model accepted at the time.
+
+    Bars that have a served row are left alone; abstentions say why.
+    """
+    from hedge_pipeline import stages
+    from hedge_pipeline.assets import pictures
+
+    def work(label: str) -> dict[str, object]:
+        new = stages.log_predictions(loop.deployment, label)
+        return pictures.predictions(loop.deployment, label, new)
+
+    for_each_session(context, work)

@@ -1,0 +1,35 @@
+"""A candidate fitted on matured outcomes."""
+
+import dagster as dg
+
+from hedge_pipeline.assets.features import features
+from hedge_pipeline.assets.outcomes import outcomes
+from hedge_pipeline.assets.reporting import plain_failures
+from hedge_pipeline.partitions import SYMBOLS
+from hedge_pipeline.resources.loop import LoopResource
+
+ALL_SESSIONS = dg.AllPartitionMapping()
+
+
+@dg.asset(
+    partitions_def=SYMBOLS,
+    group_name="learning",
+    kinds={"xgboost"},
+    deps=[
+        dg.AssetDep(features, partition_mapping=ALL_SESSIONS),
+        dg.AssetDep(outcomes, partition_mapping=ALL_SESSIONS),
+    ],
+)
+def trained_model(
+    context: dg.AssetExecutionContext, loop: LoopResource
+) -> dg.MaterializeResult[None]:
+    """A fit on the last settled sessions, guarded and put on the shelf; equal data, no new version.
+
+    What it is worth is for `champion_model` to say.
+    """
+    from hedge_pipeline import stages
+    from hedge_pipeline.assets import pictures
+
+    with plain_failures():
+        candidate = stages.train_candidate(loop.deployment, context.partition_key)
+    return dg.MaterializeResult(metadata=pictures.candidate(candidate))

@@ -1,0 +1,133 @@
+"""The claims about stored rows, plain functions: how many rows of a session break each one."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import TYPE_CHECKING
+
+from hedge_pipeline.learning.labels import mature
+from hedge_pipeline.market.tables import (
+    FEATURE_ROWS,
+    GAPS,
+    OUTCOMES,
+    PREDICTION_LOG,
+    RAW_QUOTES,
+    Table,
+)
+
+if TYPE_CHECKING:
+    from hedge_pipeline.stages import Deployment
+
+KEY = ["symbol", "bar_ts"]
+
+
+def misshapen_quotes(deployment: Deployment, label: str) -> int:
+    """Violations of the schema of `raw_quotes` and `gaps`."""
+    return _misshapen(deployment, label, RAW_QUOTES) + _misshapen(deployment, label, GAPS)
+
+
+def misshapen_features(deployment: Deployment, label: str) -> int:
+    """Violations of the schema of `features`."""
+    return _misshapen(deployment, label, FEATURE_ROWS)
+
+
+def misshapen_predictions(deployment: Deployment, label: str) -> int:
+    """Violations of the schema of `prediction_log`."""
+    return _misshapen(deployment, label, PREDICTION_LOG)
+
+
+def misshapen_outcomes(deployment: Deployment, label: str) -> int:
+    """Violations of the schema of `outcomes`."""
+    return _misshapen(deployment, label, OUTCOMES)
+
+
+def _misshapen(deployment: Deployment, label: str, table: Table) -> int:
+    """Types, ranges, NULL where none may be, doubled keys."""
+    return sum(table.violations(deployment.store.read(table, [label])).values())
+
+
+def uncovered_minutes(deployment: Deployment, label: str) -> int:
+    """Expected minutes by now that are neither bar nor gap, and minutes that are both."""
+    session = deployment.calendar.session(label)
+    bars = deployment.store.read(RAW_QUOTES, [label], columns=KEY)
+    gaps = deployment.store.read(GAPS, [label], columns=KEY)
+    minutes = len({*bars.itertuples(index=False)} | {*gaps.itertuples(index=False)})
+    length = dt.timedelta(seconds=session.bar_seconds)
+    until = min(session.closes, deployment.asked_at(session) - 2 * length)
+    expected = max(0, (until - session.opens) // length) * len(deployment.symbols)
+    doubled = len(bars) + len(gaps) - minutes
+    return doubled + max(0, expected - minutes)
+
+
+def implausible_bars(deployment: Deployment, label: str) -> int:
+    """Bars whose high or low does not contain open and close, or that lie outside the session."""
+    bars = deployment.store.read(RAW_QUOTES, [label])
+    times = bars["bar_ts"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
+    outside = deployment.calendar.session(label).index_of(times) < 0
+    body = bars[["open", "close"]]
+    torn = (bars["high"] < body.max(axis=1)) | (bars["low"] > body.min(axis=1))
+    return int((torn | outside).sum())
+
+
+def rows_from_the_future(deployment: Deployment, label: str) -> int:
+    """Feature rows without their bar, or available before their bar was."""
+    rows = deployment.store.read(FEATURE_ROWS, [label], columns=[*KEY, "available_at"])
+    bars = deployment.store.read(RAW_QUOTES, [label], columns=[*KEY, "available_at"])
+    joined = rows.merge(bars, on=KEY, how="left", suffixes=("", "_of_bar"))
+    known = joined["available_at_of_bar"].notna()
+    early = joined["available_at"] < joined["available_at_of_bar"]
+    return int((~known | early).sum())
+
+
+def bars_without_features(deployment: Deployment, label: str) -> int:
+    """Bars that have no feature row."""
+    rows = deployment.store.read(FEATURE_ROWS, [label], columns=KEY)
+    bars = deployment.store.read(RAW_QUOTES, [label], columns=KEY)
+    return len(bars.merge(rows, on=KEY, how="left", indicator=True).query("_merge != 'both'"))
+
+
+def doubled_predictions(deployment: Deployment, label: str) -> int:
+    """Bars with more than one served prediction."""
+    log = deployment.store.read(PREDICTION_LOG, [label], columns=[*KEY, "role"])
+    return int(log[log["role"] == "served"].duplicated(KEY).sum())
+
+
+def unknown_models(deployment: Deployment, label: str) -> int:
+    """Predictions that name a version without a verdict that accepts it."""
+    log = deployment.store.read(
+        PREDICTION_LOG, [label], columns=["symbol", "model_version", "prediction"]
+    )
+    made = log[log["prediction"].notna()]
+    count = 0
+    for symbol, own in made.groupby("symbol"):
+        accepted = set(deployment.ledger(str(symbol)).accepted)
+        count += int((~own["model_version"].isin(accepted)).sum())
+    return count
+
+
+def hasty_decisions(deployment: Deployment, label: str) -> int:
+    """Predictions decided before their bar had ended."""
+    log = deployment.store.read(PREDICTION_LOG, [label], columns=["bar_ts", "decided_at"])
+    length = dt.timedelta(seconds=deployment.calendar.bar_seconds)
+    return int((log["decided_at"] < log["bar_ts"] + length).sum())
+
+
+def invented_outcomes(deployment: Deployment, label: str) -> int:
+    """Outcomes that differ from what the observed closes of the session give."""
+    session = deployment.calendar.session(label)
+    stored = deployment.store.read(OUTCOMES, [label])
+    stored = stored[stored["horizon_bars"] == deployment.horizon]
+    observed = mature(
+        deployment.store.read(RAW_QUOTES, [label]),
+        session,
+        horizon=deployment.horizon,
+        dead_band_bp=deployment.dead_band_bp,
+        now=deployment.asked_at(session),
+    )
+    columns = [*KEY, "entry_price", "exit_price", "status"]
+    joined = stored[columns].merge(observed[columns], on=KEY, how="left", suffixes=("", "_seen"))
+    same = (joined["entry_price"] == joined["entry_price_seen"]) & (
+        (joined["exit_price"] == joined["exit_price_seen"])
+        | (joined["exit_price"].isna() & joined["exit_price_seen"].isna())
+    )
+    return int((~same | (joined["status"] != joined["status_seen"])).sum())

@@ -1,0 +1,93 @@
+"""Blocking checks of the session tables: a table of claims, each wrapped for Dagster."""
+
+import dagster as dg
+
+from hedge_pipeline.resources.loop import LoopResource
+
+
+def _claim(asset: str, name: str, counted_by: str, broken_by: str) -> dg.AssetChecksDefinition:
+    """A blocking check that fails with the number of rows that break the claim.
+
+    Args:
+        asset: whose rows.
+        name: the claim.
+        counted_by: function of `checks/claims.py` that counts offending rows of a session.
+        broken_by: what an offending row is, in words.
+    """
+
+    @dg.asset_check(asset=asset, name=name, blocking=True, description=f"Broken by {broken_by}.")
+    def check(context: dg.AssetCheckExecutionContext, loop: LoopResource) -> dg.AssetCheckResult:
+        from hedge_pipeline.checks import claims
+
+        count = getattr(claims, counted_by)
+        found = {label: count(loop.deployment, label) for label in context.partition_keys}
+        broken = [f"{label}: {number} rows" for label, number in found.items() if number]
+        return dg.AssetCheckResult(
+            passed=not broken,
+            description=", ".join(broken) or None,
+            metadata={"offending_rows": sum(found.values()), "sessions": len(found)},
+        )
+
+    return check
+
+
+quotes_keep_their_schema = _claim(
+    "raw_quotes", "quotes_keep_their_schema", "misshapen_quotes", "rows outside the schema"
+)
+quotes_cover_the_session = _claim(
+    "raw_quotes",
+    "quotes_cover_the_session",
+    "uncovered_minutes",
+    "expected minutes that are neither bar nor gap, or both",
+)
+quotes_are_plausible = _claim(
+    "raw_quotes",
+    "quotes_are_plausible",
+    "implausible_bars",
+    "bars whose range does not hold open and close, or that lie outside the session",
+)
+features_keep_their_schema = _claim(
+    "features", "features_keep_their_schema", "misshapen_features", "rows outside the schema"
+)
+features_have_no_future_rows = _claim(
+    "features",
+    "features_have_no_future_rows",
+    "rows_from_the_future",
+    "rows without their bar, or available before it",
+)
+features_exist_for_every_bar = _claim(
+    "features", "features_exist_for_every_bar", "bars_without_features", "bars without a row"
+)
+predictions_keep_their_schema = _claim(
+    "prediction_log",
+    "predictions_keep_their_schema",
+    "misshapen_predictions",
+    "rows outside the schema",
+)
+predictions_are_made_once = _claim(
+    "prediction_log",
+    "predictions_are_made_once",
+    "doubled_predictions",
+    "bars with two served predictions",
+)
+predictions_name_a_registered_model = _claim(
+    "prediction_log",
+    "predictions_name_a_registered_model",
+    "unknown_models",
+    "predictions by a version that no verdict accepted",
+)
+predictions_wait_for_their_bar = _claim(
+    "prediction_log",
+    "predictions_wait_for_their_bar",
+    "hasty_decisions",
+    "predictions decided before their bar had ended",
+)
+outcomes_keep_their_schema = _claim(
+    "outcomes", "outcomes_keep_their_schema", "misshapen_outcomes", "rows outside the schema"
+)
+outcomes_come_from_observed_prices = _claim(
+    "outcomes",
+    "outcomes_come_from_observed_prices",
+    "invented_outcomes",
+    "outcomes that the observed closes do not give",
+)

@@ -1,0 +1,423 @@
+"""`hedge`: the loop on the command line. Every command has `--json`; errors are one line."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from hedge_pipeline.settings import Settings, SettingsError, load_settings
+
+if TYPE_CHECKING:
+    from hedge_pipeline.replay import Night
+    from hedge_pipeline.stages import Deployment
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    help="A continuous-learning pipeline for market signals, scored on real outcomes.",
+)
+console = Console()
+errors = Console(stderr=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of tables")]
+Symbols = Annotated[str | None, typer.Option(help="comma-separated symbols")]
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    """Turns every error a user can cause into one line and exit code 1."""
+    from hedge_pipeline.learning.training import ModelError
+    from hedge_pipeline.market.calendar import NoSession
+    from hedge_pipeline.market.sources import SourceError
+    from hedge_pipeline.resources.registry import RegistryError
+    from hedge_pipeline.stages import StageError
+    from hedge_pipeline.store import StoreError
+
+    known = (SettingsError, StoreError, StageError, SourceError, NoSession, ModelError)
+    try:
+        yield
+    except (*known, RegistryError) as error:
+        errors.print(f"error: {error}", style="bold red", markup=False, highlight=False)
+        raise typer.Exit(1) from None
+
+
+@app.callback()
+def main() -> None:
+    """Configures logging; see LOG_LEVEL."""
+    with _one_line():
+        logging.basicConfig(
+            level=load_settings().log_level,
+            format="%(asctime)s %(levelname)s %(message)s",
+            stream=sys.stderr,
+        )
+
+
+@app.command()
+def replay(
+    out: Annotated[
+        Path, typer.Option(help="folder of the replay: tables, mlflow.db, summary.json")
+    ],
+    source: Annotated[str | None, typer.Option(help="market data source")] = None,
+    path: Annotated[
+        list[str] | None, typer.Option(help="file or folder of the file source; may be repeated")
+    ] = None,
+    symbols: Symbols = None,
+    first: Annotated[str | None, typer.Option("--from", help="first session")] = None,
+    last: Annotated[str | None, typer.Option("--to", help="last session")] = None,
+    seed: Annotated[int | None, typer.Option(help="seed of the simulated market")] = None,
+    registry: Annotated[bool, typer.Option(help="write MLflow runs and versions")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Run the whole loop over history, as live would have done it."""
+    with _one_line():
+        settings = _settings(out, source=source, path=path, symbols=symbols, seed=seed)
+        summary = _replay(settings, out, first, last, with_registry=registry, quiet=as_json)
+        _print_summary(summary, out, as_json)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="folder of the demo")] = Path("demo"),
+    sessions: Annotated[int, typer.Option(min=6, help="simulated sessions")] = 100,
+    seed: Annotated[int, typer.Option(help="seed of the simulated market")] = 7,
+    as_json: AsJson = False,
+) -> None:
+    """Watch the loop prove a planted edge on SIMQ, lose it, and never prove SIMN."""
+    with _one_line():
+        from hedge_pipeline.market.sources.simulated import EPOCH
+        from hedge_pipeline.opening import open_deployment
+
+        settings = _settings(out, source="simulated", symbols="SIMQ,SIMN", seed=seed)
+        deployment = open_deployment(settings)
+        labels = deployment.calendar.between(EPOCH, None)[:sessions]
+        summary = _replay(settings, out, labels[0], labels[-1], quiet=as_json)
+        _plot_demo(deployment, out)
+        _print_summary(summary, out, as_json)
+        if not as_json:
+            _say_how_to_look(out)
+
+
+@app.command()
+def status(as_json: AsJson = False) -> None:
+    """Show predictions, coverage, versions, skill and disk use."""
+    with _one_line():
+        from hedge_pipeline.opening import open_deployment
+        from hedge_pipeline.status import status as read_status
+
+        found = read_status(open_deployment(load_settings()))
+        if as_json:
+            _print_json(found)
+        else:
+            _print_status(found)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Check configuration, calendar, store, source, MLflow and clock."""
+    with _one_line():
+        from hedge_pipeline.opening import open_deployment, open_registry
+        from hedge_pipeline.status import diagnose
+
+        settings = load_settings()
+        findings = diagnose(settings, open_deployment(settings), open_registry(settings))
+        if as_json:
+            _print_json([vars(finding) for finding in findings])
+        else:
+            for finding in findings:
+                mark = "[green]ok[/]  " if finding.ok else "[red]FAIL[/]"
+                console.print(f"{mark} {finding.name:<14}", end="")
+                console.print(finding.message, markup=False, highlight=False)
+        if not all(finding.ok for finding in findings):
+            raise typer.Exit(1)
+
+
+@app.command()
+def retrain(
+    symbol: Annotated[str, typer.Option(help="whose model")],
+    min_samples: Annotated[
+        int, typer.Option(min=1, help="retrain if there are at least so many new outcomes")
+    ] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Retrain one symbol now, give the verdict and publish it."""
+    with _one_line():
+        from hedge_pipeline import opening
+        from hedge_pipeline.stages import StageError
+
+        settings = load_settings()
+        if symbol not in settings.symbols:
+            watched = ", ".join(settings.symbols)
+            raise StageError(f"{symbol} is not watched; HEDGE_SYMBOLS has {watched}")
+        candidate, words = opening.retrain(settings, symbol, min_samples=min_samples)
+        if candidate is None:
+            raise StageError(f"nothing trained: {words}")
+        if as_json:
+            _print_json(
+                {
+                    "symbol": symbol,
+                    "version": candidate.card.version,
+                    "new": candidate.new,
+                    "cutoff": candidate.card.cutoff,
+                    "rows": candidate.card.rows,
+                    "verdict": words,
+                }
+            )
+            return
+        what = "trained" if candidate.new else "nothing new since"
+        console.print(
+            f"{symbol}: {what} version {candidate.card.version} on {candidate.card.rows} rows "
+            f"of {candidate.card.sessions} sessions to {candidate.card.cutoff}",
+            highlight=False,
+        )
+        console.print(words, highlight=False)
+
+
+# -- replay and demo -------------------------------------------------------------------------------
+
+
+def _settings(
+    out: Path,
+    *,
+    source: str | None = None,
+    path: list[str] | None = None,
+    symbols: str | None = None,
+    seed: int | None = None,
+) -> Settings:
+    """Settings of a replay into a folder; options win over the environment."""
+    given: dict[str, Any] = {
+        "HEDGE_DATA_URL": str(out),
+        "HEDGE_MODE": "replay",
+        "MLFLOW_TRACKING_URI": "",
+        "HEDGE_SOURCE": source,
+        "HEDGE_SOURCE_PATH": tuple(path) if path else None,
+        "HEDGE_SYMBOLS": symbols,
+        "HEDGE_SEED": seed,
+    }
+    return load_settings(**{name: value for name, value in given.items() if value is not None})
+
+
+def _replay(
+    settings: Settings,
+    out: Path,
+    first: str | None,
+    last: str | None,
+    *,
+    with_registry: bool = True,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    from hedge_pipeline import replay as loop
+    from hedge_pipeline.opening import open_deployment, open_registry
+    from hedge_pipeline.resources.registry import BackgroundRegistry
+
+    begun = time.perf_counter()
+    deployment = open_deployment(settings)
+    sessions = _sessions(deployment, first, last)
+    loop.claim(
+        deployment,
+        {
+            "source": settings.source,
+            "symbols": list(settings.symbols),
+            "first session": sessions[0],
+            "calendar": settings.calendar,
+            "bar length": settings.bar_seconds,
+            "horizon": settings.horizon_bars,
+            "seed": settings.seed if settings.source == "simulated" else None,
+        },
+    )
+    registry = None
+    if with_registry:
+        registry = BackgroundRegistry(
+            open_registry(settings, plots=False), open_deployment(settings)
+        )
+    with _progress(quiet) as bar:
+        task = bar.add_task("replay", total=len(sessions))
+        stopwatch = loop.replay(
+            deployment,
+            sessions,
+            registry=registry,
+            watch=lambda night: None if quiet else _tell(night, bar.console),
+            advance=lambda _session: bar.advance(task),
+        )
+    if registry is not None and registry.failure is not None:
+        errors.print(f"warning: {registry.failure}", markup=False, highlight=False)
+    summary = loop.summarize(deployment, stopwatch, time.perf_counter() - begun)
+    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    return summary
+
+
+def _sessions(deployment: Deployment, first: str | None, last: str | None) -> tuple[str, ...]:
+    """Sessions to replay: from the first to the last the source has, or as asked."""
+    from hedge_pipeline.market.sources.file import FileSource
+    from hedge_pipeline.stages import StageError
+
+    for label in (first, last):
+        if label is not None:
+            try:
+                dt.date.fromisoformat(label)
+            except ValueError:
+                raise StageError(f"{label!r} is no ISO date (YYYY-MM-DD)") from None
+    source = deployment.source
+    if isinstance(source, FileSource):
+        first = max(first or source.sessions[0], source.sessions[0])
+        last = min(last or source.sessions[-1], source.sessions[-1])
+    closed = deployment.calendar.closed_by(deployment.clock())
+    found = deployment.calendar.between(first, min(last or closed or "", closed or ""))
+    if not found:
+        raise StageError("no session lies in the given range")
+    return found
+
+
+def _progress(quiet: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("sessions"),
+        TimeRemainingColumn(),
+        console=errors,
+        disable=quiet,
+        transient=True,
+    )
+
+
+def _tell(night: Night, out: Console) -> None:
+    """Says what a night brought, if it changed something."""
+    if night.fold is None or night.fold.event is None:
+        return
+    style = "green" if "proven" in night.fold.event.kind else "yellow"
+    out.print(
+        f"{night.session} {night.symbol}: {night.fold.entry['reason']}",
+        style=style,
+        highlight=False,
+    )
+
+
+def _plot_demo(deployment: Deployment, out: Path) -> None:
+    from hedge_pipeline.resources import plots
+    from hedge_pipeline.truth import skill_against_oracle
+
+    figure = plots.against_oracle(skill_against_oracle(deployment))
+    figure.savefig(out / "demo.png", facecolor="white")
+
+
+# -- printing --------------------------------------------------------------------------------------
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
+
+
+def _print_summary(summary: dict[str, Any], out: Path, as_json: bool) -> None:
+    if as_json:
+        _print_json(summary)
+        return
+    table = Table(title=f"{summary['sessions']} sessions replayed into {out}", title_justify="left")
+    for name in ("symbol", "predictions", "accuracy", "95 %", "base rate", "log-loss", "base"):
+        table.add_column(name, justify="left" if name == "symbol" else "right")
+    table.add_column("skill")
+    for symbol, part in summary["per_symbol"].items():
+        skill = summary["skill"][symbol]
+        table.add_row(
+            symbol,
+            f"{part['predictions']:,}",
+            *_accuracy_cells(part["accuracy"]),
+            _number(part["log_loss"], 5),
+            _number(part["base_log_loss"], 5),
+            f"{skill['state']} (trust {_number(skill['trust'], 2)})",
+        )
+    console.print(table)
+    console.print(
+        f"{summary['bars']:,} bars, {summary['gaps']} gaps, {summary['retrains']} retrainings, "
+        f"{summary['promotions']} promotions; {summary['seconds']:.0f} s "
+        f"({summary['seconds_training']:.0f} s training), {summary['peak_rss_mb']:.0f} MB, "
+        f"{summary['bytes_per_1000_predictions'] / 1000:.0f} kB per 1,000 predictions",
+        highlight=False,
+    )
+
+
+def _print_status(found: dict[str, Any]) -> None:
+    table = Table(title=f"{found['data']} ({found['mode']})", title_justify="left")
+    table.add_column("")
+    for symbol in found["symbols"]:
+        table.add_column(symbol)
+    for name, cell in _STATUS_ROWS.items():
+        table.add_row(name, *(cell(part) for part in found["symbols"].values()))
+    console.print(table)
+    sessions = Table(title="newest sessions", title_justify="left")
+    for name in ("session", "bars", "gaps", "coverage", "predictions", "abstentions", "matured"):
+        sessions.add_column(name, justify="left" if name == "session" else "right")
+    for row in found["sessions"]:
+        cells = {**row, "coverage": f"{100 * row['coverage']:.1f} %"}
+        sessions.add_row(*(str(value) for value in cells.values()))
+    console.print(sessions)
+    total = sum(found["disk_bytes"].values())
+    parts = ", ".join(f"{k} {v / 1e6:.1f}" for k, v in found["disk_bytes"].items() if v)
+    console.print(f"disk {total / 1e6:.1f} MB: {parts}", highlight=False)
+
+
+def _version_cell(version: dict[str, Any] | None) -> str:
+    if version is None:
+        return "none"
+    value, interval, base = _accuracy_cells(version["accuracy"])
+    return f"{version['version']}: accuracy {value} {interval}, base rate {base}"
+
+
+_STATUS_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "skill": lambda part: f"{part['skill']}: {part['evidence']}",
+    "trust": lambda part: _number(part["trust"], 3),
+    "predictions": lambda part: f"{part['predictions']:,} ({part['abstentions']:,} abstentions)",
+    "matured outcomes": lambda part: f"{part['matured_outcomes']:,}",
+    "new samples": lambda part: f"{part['new_samples']} of {part['needed_samples']}",
+    "accuracy": lambda part: "{} {}, base rate {}".format(*_accuracy_cells(part["accuracy"])),
+    "newest version": lambda part: _version_cell(part["newest_version"]),
+    "champion": lambda part: _version_cell(part["champion_version"]),
+    "last retraining": lambda part: str(part["last_retrain"] or "never"),
+    "last verdict": lambda part: (
+        f"{part['last_verdict']['verdict']}: {part['last_verdict']['reason']}"
+        if part["last_verdict"]
+        else "none"
+    ),
+}
+
+
+def _accuracy_cells(accuracy: dict[str, Any]) -> tuple[str, str, str]:
+    interval = (
+        f"[{accuracy['lo']:.3f}, {accuracy['hi']:.3f}]" if accuracy["lo"] is not None else "-"
+    )
+    return (
+        _number(accuracy["value"], 3),
+        interval.replace("[", r"\["),
+        _number(accuracy["base_rate"], 3),
+    )
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _say_how_to_look(out: Path) -> None:
+    home = Path(os.environ.get("VIRTUAL_ENV", ".venv")) / "bin"
+    shown = os.path.relpath(home) if home.is_absolute() else str(home)
+    console.print(f"\nPlot against the truth: {out / 'demo.png'}", highlight=False)
+    console.print("Look at the loop in Dagster (port 3000) and at every version in MLflow (5000):")
+    console.print(
+        f"  HEDGE_DATA_URL={out} HEDGE_MODE=replay {shown}/dagster dev -w workspace.yaml\n"
+        f"  {shown}/mlflow ui --workers 1 --backend-store-uri sqlite:///{out}/mlflow.db",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,66 @@
+"""Settings turned into the objects that do the work; the entry of the CLI, Dagster and Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hedge_pipeline.market.sources import SourceOptions, open_source
+from hedge_pipeline.stages import Candidate, Deployment, deploy
+
+if TYPE_CHECKING:
+    from hedge_pipeline.resources.registry import MlflowRegistry
+    from hedge_pipeline.settings import Settings
+
+
+def open_deployment(settings: Settings) -> Deployment:
+    """The deployment the settings describe; nothing is read or written yet."""
+    return deploy(
+        settings,
+        lambda calendar: open_source(
+            settings.source,
+            SourceOptions(calendar, paths=settings.source_path, seed=settings.seed),
+        ),
+    )
+
+
+def open_registry(settings: Settings, *, plots: bool = True) -> MlflowRegistry:
+    """The MLflow registry the settings describe; nothing is connected yet."""
+    from hedge_pipeline.resources.registry import MlflowRegistry
+
+    artifacts = None
+    if not settings.mlflow_tracking_uri:
+        artifacts = (Path(settings.data_url).resolve() / "mlartifacts").as_uri()
+    return MlflowRegistry(settings.tracking_uri, artifacts=artifacts, plots=plots)
+
+
+def retrain(
+    settings: Settings, symbol: str, *, min_samples: int = 1
+) -> tuple[Candidate | None, str]:
+    """Trains a candidate now, gives its verdict and publishes both.
+
+    Args:
+        settings: of the deployment.
+        symbol: whose model.
+        min_samples: at least so many new matured outcomes; the hour does not matter.
+
+    Returns:
+        The candidate and its verdict in words; None and the reason if nothing was trained.
+
+    Raises:
+        StageError: no training is possible.
+        RegistryError: MLflow does not answer; the training itself is stored.
+    """
+    from hedge_pipeline import stages
+
+    deployment = open_deployment(settings)
+    stages.fold_evidence(deployment, symbol)
+    hour = deployment.retrain_hour or 0
+    decision = stages.retraining_decision(deployment, symbol, hour=hour, min_samples=min_samples)
+    if not decision.retrain:
+        return None, decision.reason
+    candidate = stages.train_candidate(deployment, symbol)
+    entries = stages.judge(deployment, symbol)
+    open_registry(settings).publish(deployment, symbol)
+    words = f"{entries[-1]['event']}: {entries[-1]['reason']}" if entries else "already judged"
+    return candidate, words

@@ -1,0 +1,40 @@
+"""The two partitions of the project: trading sessions and symbols.
+
+SESSIONS are the trading days of the configured exchange calendar in exchange time, today's
+included; holidays are no partitions, so a closed day can never be asked for. SYMBOLS are the
+watched symbols. Read from the settings when the code location loads; assets import them from here.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from zoneinfo import ZoneInfo
+
+import dagster as dg
+
+from hedge_pipeline.market.calendar import SessionCalendar
+from hedge_pipeline.settings import Settings, load_settings
+
+
+def session_partitions(settings: Settings) -> dg.TimeWindowPartitionsDefinition:
+    """One partition per trading session since `HEDGE_HISTORY_START`."""
+    calendar = SessionCalendar(settings.calendar, start=settings.history_start)
+    sessions = {dt.date.fromisoformat(label) for label in calendar.labels}
+    weekdays = sorted({day.isoweekday() % 7 for day in sessions})
+    every = (calendar.end - calendar.start).days
+    days = (calendar.start + dt.timedelta(days=i) for i in range(every))
+    closed = [d for d in days if d not in sessions and d.isoweekday() % 7 in weekdays]
+    zone = ZoneInfo(calendar.timezone)
+    return dg.TimeWindowPartitionsDefinition(
+        start=settings.history_start.isoformat(),
+        fmt="%Y-%m-%d",
+        cron_schedule=f"0 0 * * {','.join(map(str, weekdays))}",
+        timezone=calendar.timezone,
+        end_offset=1,
+        exclusions=[dt.datetime(day.year, day.month, day.day, tzinfo=zone) for day in closed],
+    )
+
+
+_SETTINGS = load_settings()
+SESSIONS = session_partitions(_SETTINGS)
+SYMBOLS = dg.StaticPartitionsDefinition(list(_SETTINGS.symbols))

@@ -1,0 +1,1 @@
+"""The only input and output of the Dagster side: source, store, registry."""

@@ -1,0 +1,62 @@
+"""Dagster resources: the source, the store and the registry, and the deployment made of them."""
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from hedge_pipeline.settings import load_settings
+
+if TYPE_CHECKING:
+    from hedge_pipeline.market.calendar import SessionCalendar
+    from hedge_pipeline.market.sources import MarketSource
+    from hedge_pipeline.resources.registry import MlflowRegistry
+    from hedge_pipeline.stages import Deployment
+    from hedge_pipeline.store import Store
+
+
+class SourceResource(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """The market data source the settings name. Subclass and override `open` in tests."""
+
+    def open(self, calendar: "SessionCalendar") -> "MarketSource":
+        """Opens the source."""
+        from hedge_pipeline.market.sources import SourceOptions, open_source
+
+        settings = load_settings()
+        options = SourceOptions(calendar, paths=settings.source_path, seed=settings.seed)
+        return open_source(settings.source, options)
+
+
+class StoreResource(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """The Parquet tables and models at HEDGE_DATA_URL."""
+
+    def open(self) -> "Store":
+        """Opens the store; nothing is created before the first write."""
+        from hedge_pipeline.store import Store
+
+        return Store(load_settings().data_url)
+
+
+class RegistryResource(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """MLflow at MLFLOW_TRACKING_URI."""
+
+    def open(self) -> "MlflowRegistry":
+        """Opens the registry; nothing is connected before the first publication."""
+        from hedge_pipeline.opening import open_registry
+
+        return open_registry(load_settings())
+
+
+class LoopResource(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """The deployment the stages work on, made of source, store and settings."""
+
+    source: dg.ResourceDependency[SourceResource]
+    store: dg.ResourceDependency[StoreResource]
+    registry: dg.ResourceDependency[RegistryResource]
+
+    @cached_property
+    def deployment(self) -> "Deployment":
+        """The deployment; opened once per run."""
+        from hedge_pipeline.stages import deploy
+
+        return deploy(load_settings(), self.source.open, store=self.store.open())

@@ -1,0 +1,163 @@
+"""Small pictures for the two UIs. Drawn with Agg, no display, and returned as figures or PNG."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+_SIZE = (7.0, 2.6)
+# readable on white and on near-black
+_INK = "#7a869a"
+_BLUE = "#4c8bf5"
+_ORANGE = "#e8912d"
+_GREEN = "#2e9e6b"
+_RED = "#d9534f"
+
+
+def _figure(title: str, size: tuple[float, float] = _SIZE) -> tuple[Figure, Any]:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    figure.patch.set_alpha(0)
+    axes = figure.subplots()
+    axes.set_facecolor("none")
+    axes.set_title(title, loc="left", fontsize=10, color=_INK)
+    for spine in axes.spines.values():
+        spine.set_color(_INK)
+        spine.set_linewidth(0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=_INK, labelsize=8)
+    axes.xaxis.label.set_color(_INK)
+    axes.yaxis.label.set_color(_INK)
+    return figure, axes
+
+
+def _legend(axes: Any) -> None:
+    axes.legend(fontsize=8, frameon=False, labelcolor=_INK, loc="best")
+
+
+def markdown(figure: Figure) -> str:
+    """The figure as an image in Markdown, for asset metadata."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return f"![plot](data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()})"
+
+
+def prices(bars: pd.DataFrame, gaps: pd.DataFrame, session: str) -> Figure:
+    """Close of every symbol relative to its first one, percent; gaps marked at the bottom."""
+    figure, axes = _figure(f"price in {session}, percent of the first close")
+    for symbol, own in bars.groupby("symbol", sort=True):
+        relative = 100 * (own["close"] / own["close"].iloc[0] - 1)
+        axes.plot(own["bar_ts"], relative, linewidth=1, label=str(symbol))
+    if len(gaps):
+        low = axes.get_ylim()[0]
+        axes.plot(gaps["bar_ts"], [low] * len(gaps), "|", color=_RED, label="gap")
+    _time_axis(axes)
+    _legend(axes)
+    return figure
+
+
+def probabilities(log: pd.DataFrame, session: str) -> Figure:
+    """Trusted probability of up of the served rows, with the base rate."""
+    figure, axes = _figure(f"probability of up in {session}")
+    for symbol, own in log[log["role"] == "served"].groupby("symbol", sort=True):
+        own = own.sort_values("bar_ts")
+        axes.plot(own["bar_ts"], own["prob_up"].astype(float), linewidth=1, label=str(symbol))
+    axes.axhline(0.5, color=_INK, linewidth=0.6, linestyle=":")
+    _time_axis(axes)
+    _legend(axes)
+    return figure
+
+
+def hits_by_hour(rows: pd.DataFrame, session: str) -> Figure:
+    """Share of right directions by hour of the session (UTC); rows carry `hit`."""
+    figure, axes = _figure(f"hit rate by hour in {session} (UTC)")
+    by_hour = rows.groupby(rows["bar_ts"].dt.hour)["hit"].mean()
+    axes.bar(by_hour.index.astype(str), by_hour.to_numpy(dtype=float), color=_BLUE)
+    axes.axhline(0.5, color=_INK, linewidth=0.6, linestyle=":")
+    axes.set_ylim(0, 1)
+    return figure
+
+
+def importance(gain: dict[str, float], symbol: str, most: int = 12) -> Figure:
+    """Share of the total gain by feature, the largest first."""
+    total = sum(gain.values()) or 1.0
+    best = sorted(gain.items(), key=lambda item: item[1])[-most:]
+    figure, axes = _figure(f"{symbol}: importance, share of gain", (7.0, 3.2))
+    axes.barh([name for name, _ in best], [value / total for _, value in best], color=_BLUE)
+    return figure
+
+
+def evidence(promotions: pd.DataFrame, needed: float, symbol: str) -> Figure:
+    """log10 of the evidence by session, with the line of proof and the changes of state."""
+    folds = promotions[promotions["kind"] == "fold"].sort_values("session")
+    figure, axes = _figure(f"{symbol}: evidence of skill (log10; proven above the line)")
+    x = list(range(len(folds)))
+    axes.plot(x, folds["evidence"].to_numpy(dtype=float) / math.log(10), color=_BLUE, linewidth=1.2)
+    axes.axhline(math.log10(needed), color=_GREEN, linewidth=0.8, linestyle="--")
+    for position, event in zip(x, folds["event"], strict=True):
+        if isinstance(event, str):
+            color = _GREEN if event == "skill_proven" else _RED
+            axes.axvline(position, color=color, linewidth=0.8)
+    _session_axis(axes, list(folds["session"]))
+    return figure
+
+
+def scores(sums: pd.DataFrame, symbol: str) -> Figure:
+    """Accuracy of the served stream by session against always saying the base rate."""
+    served = sums[sums["role"] == "served"]
+    by_session = served.groupby("session", sort=True)[["hits", "base_hits", "labels"]].sum()
+    by_session = by_session[by_session["labels"] > 0]
+    figure, axes = _figure(f"{symbol}: accuracy by session against the base rate")
+    x = list(range(len(by_session)))
+    labels = by_session["labels"].to_numpy(dtype=float)
+    axes.plot(x, by_session["hits"].to_numpy(dtype=float) / labels, color=_BLUE, label="served")
+    base = by_session["base_hits"].to_numpy(dtype=float) / labels
+    axes.plot(x, base, color=_ORANGE, linewidth=0.8, label="base rate")
+    _session_axis(axes, list(by_session.index))
+    _legend(axes)
+    return figure
+
+
+def _time_axis(axes: Any) -> None:
+    from matplotlib.dates import DateFormatter
+
+    axes.xaxis.set_major_formatter(DateFormatter("%H:%M"))  # type: ignore[no-untyped-call]
+    axes.set_xlabel("UTC", fontsize=8)
+
+
+def _session_axis(axes: Any, labels: list[str]) -> None:
+    if not labels:
+        return
+    step = max(1, len(labels) // 6)
+    axes.set_xticks(range(0, len(labels), step), labels[::step])
+
+
+def against_oracle(skill: pd.DataFrame, smooth: int = 10) -> Figure:
+    """Skill of the served probability and of the oracle by session, means of `smooth` sessions."""
+    from matplotlib.figure import Figure
+
+    symbols = sorted(skill["symbol"].unique(), reverse=True)
+    figure = Figure(figsize=(9, 2.6 * len(symbols)), dpi=110, layout="constrained")
+    for axes, symbol in zip(
+        figure.subplots(len(symbols), squeeze=False)[:, 0], symbols, strict=True
+    ):
+        own = skill[skill["symbol"] == symbol].sort_values("session").reset_index(drop=True)
+        for name, color in (("oracle", _GREEN), ("served", _BLUE)):
+            mean = own[name].rolling(smooth, min_periods=3).mean()
+            axes.plot(mean, color=color, label=f"{name}, mean of {smooth} sessions")
+            axes.plot(own[name], ".", color=color, markersize=2, alpha=0.5)
+        axes.axhline(0, color=_INK, linewidth=0.6)
+        axes.set_title(f"{symbol}: skill above the base rate, 1e-4 nats per label", loc="left")
+        _session_axis(axes, list(own["session"]))
+        axes.legend(fontsize=8, frameon=False)
+    return figure

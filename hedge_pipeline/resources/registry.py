@@ -1,0 +1,453 @@
+"""MLflow as the window on the loop: versions, their scores by session, and two aliases.
+
+Everything shown there is a projection of the store. Publishing compares and adds what is missing,
+so it may fail, be killed or be late, and the next call completes it, each thing once. The loop
+itself never waits for MLflow and never reads from it.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import os
+import tempfile
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hedge_pipeline.market.tables import PERFORMANCE, PROMOTIONS
+from hedge_pipeline.stages import Deployment
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+    from hedge_pipeline.learning.ledger import Ledger
+    from hedge_pipeline.learning.training import Model, ModelCard
+
+log = logging.getLogger(__name__)
+
+VERSION_TAG = "hedge.version"
+SCORED_TAG = "hedge.scored_through"
+ROLE_PREFIX = {"served": "live", "baseline": "baseline", "newest": "newest"}
+
+
+class RegistryError(RuntimeError):
+    """MLflow cannot be reached or refuses; the store is complete, publish again later."""
+
+
+def experiment_name(symbol: str) -> str:
+    """The experiment of a symbol."""
+    return f"{symbol}: direction over the horizon"
+
+
+def model_name(symbol: str) -> str:
+    """The registered model of a symbol."""
+    return f"hedge-{symbol}"
+
+
+class MlflowRegistry:
+    """Publishes a deployment's versions and scores to one MLflow tracking store.
+
+    Args:
+        tracking_uri: of MLflow; a SQLite file is created with its folder.
+        artifacts: folder or URL for artifacts of new experiments; None = the server's choice.
+        plots: draw the importance of every new version; otherwise only when asked.
+    """
+
+    def __init__(
+        self, tracking_uri: str, *, artifacts: str | None = None, plots: bool = True
+    ) -> None:
+        self.tracking_uri = tracking_uri
+        self.artifacts = artifacts
+        self.plots = plots
+        self._client: MlflowClient | None = None
+        self._experiments: dict[str, str] = {}
+        self._runs: dict[tuple[str, int], str] = {}
+        self._registered: dict[tuple[str, int], str] = {}
+        self._scored: dict[str, str] = {}
+        self._through: dict[str, str] = {}
+        self._newest_drawn: dict[str, int] = {}
+        self._aliases: dict[str, dict[str, str]] = {}
+
+    # -- the protocol of the replay ------------------------------------------------------------
+
+    def publish(self, deployment: Deployment, symbol: str, *, source_run: str | None = None) -> int:
+        """Adds what MLflow lacks of the symbol's judged versions, scores and aliases.
+
+        Args:
+            deployment: whose store to show.
+            symbol: ticker symbol.
+            source_run: identifier of the Dagster run that publishes, kept as a tag.
+
+        Returns:
+            Number of versions added.
+
+        Raises:
+            RegistryError: MLflow cannot be reached; nothing is lost.
+        """
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            self._open(symbol)
+            # one view of the log for all of it: another process may add to it meanwhile
+            ledger = deployment.ledger(symbol)
+            added = self._publish_versions(deployment, ledger, source_run)
+            self._publish_scores(deployment, symbol)
+            self._publish_aliases(ledger)
+        except (MlflowException, SQLAlchemyError, OSError) as error:
+            raise self._unreachable(error) from error
+        return added
+
+    def draw(self, deployment: Deployment, symbol: str) -> None:
+        """Adds the plots of the newest published version, if they are not there yet."""
+        versions = [v for s, v in self._registered if s == symbol]
+        if not versions or self._newest_drawn.get(symbol) == max(versions):
+            return
+        newest = max(versions)
+        card = deployment.shelf.card(symbol, newest)
+        self._log_plots(self._runs[(symbol, newest)], card, deployment, symbol)
+        self._newest_drawn[symbol] = newest
+
+    def versions(self, symbol: str) -> frozenset[int]:
+        """Our versions that are registered.
+
+        Raises:
+            RegistryError: MLflow cannot be reached.
+        """
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            self._open(symbol)
+        except (MlflowException, SQLAlchemyError, OSError) as error:
+            raise self._unreachable(error) from error
+        return frozenset(version for owner, version in self._registered if owner == symbol)
+
+    def ping(self) -> str:
+        """The address, if MLflow answers there.
+
+        Raises:
+            RegistryError: it does not.
+        """
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            self.client.search_experiments(max_results=1)
+        except (MlflowException, SQLAlchemyError, OSError) as error:
+            raise self._unreachable(error) from error
+        return self._shown_uri
+
+    # -- opening -------------------------------------------------------------------------------
+
+    @property
+    def client(self) -> MlflowClient:
+        """The client, opened on first use."""
+        if self._client is None:
+            os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+            logging.getLogger("mlflow").setLevel(logging.WARNING)
+            import mlflow
+
+            if self.tracking_uri.startswith("sqlite:///"):
+                database = Path(self.tracking_uri.removeprefix("sqlite:///"))
+                database.parent.mkdir(parents=True, exist_ok=True)
+            mlflow.set_tracking_uri(self.tracking_uri)
+            self._client = mlflow.MlflowClient(self.tracking_uri)
+        return self._client
+
+    def _unreachable(self, error: Exception) -> RegistryError:
+        reason = str(error).strip().split("\n", 1)[0][:200]
+        return RegistryError(
+            f"MLflow at {self._shown_uri} does not answer ({reason}); "
+            "the store is complete and will be published later"
+        )
+
+    @property
+    def _shown_uri(self) -> str:
+        """The address without a password."""
+        head, separator, tail = self.tracking_uri.rpartition("@")
+        return f"{head.split('://', 1)[0]}://…@{tail}" if separator else tail
+
+    def _open(self, symbol: str) -> None:
+        if symbol in self._experiments:
+            return
+        from mlflow.exceptions import MlflowException
+
+        name = experiment_name(symbol)
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            location = f"{self.artifacts}/{symbol}" if self.artifacts else None
+            experiment = self.client.create_experiment(name, artifact_location=location)
+        else:
+            experiment = found.experiment_id
+        try:
+            registered = self.client.get_registered_model(model_name(symbol))
+        except MlflowException:
+            registered = self.client.create_registered_model(
+                model_name(symbol),
+                description=f"Direction of {symbol}. `champion` is set only while skill is "
+                "proven; `challenger` is the newest accepted version, which predicts.",
+            )
+        self._aliases[symbol] = {k: str(v) for k, v in registered.aliases.items()}
+        self._read_published(symbol, experiment)
+        self._experiments[symbol] = experiment
+
+    def _read_published(self, symbol: str, experiment: str) -> None:
+        """Learns what is there: runs by version, registered versions, scored sessions."""
+        token: str | None = None
+        while True:
+            page = self.client.search_runs([experiment], max_results=1000, page_token=token)
+            for run in page:
+                if VERSION_TAG in run.data.tags:
+                    self._runs[(symbol, int(run.data.tags[VERSION_TAG]))] = run.info.run_id
+                    self._scored[run.info.run_id] = run.data.tags.get(SCORED_TAG, "")
+            token = page.token
+            if not token:
+                break
+        for version in self.client.search_model_versions(f"name='{model_name(symbol)}'"):
+            if VERSION_TAG in version.tags:
+                key = (symbol, int(version.tags[VERSION_TAG]))
+                self._registered[key] = str(version.version)
+
+    # -- versions ------------------------------------------------------------------------------
+
+    def _publish_versions(
+        self, deployment: Deployment, ledger: Ledger, source_run: str | None
+    ) -> int:
+        entries, symbol = ledger.entries, ledger.symbol
+        verdicts = entries[entries["kind"] == "verdict"].sort_values("model_version")
+        added = 0
+        for verdict in verdicts.to_dict("records"):
+            version = int(verdict["model_version"])
+            if (symbol, version) not in self._registered:
+                model = deployment.shelf.load(symbol, version)
+                self._publish_version(deployment, model, verdict, source_run)
+                added += 1
+        return added
+
+    def _publish_version(
+        self,
+        deployment: Deployment,
+        model: Model,
+        verdict: dict[Any, Any],
+        source_run: str | None,
+    ) -> None:
+        card = model.card
+        key = (card.symbol, card.version)
+        when = _milliseconds(verdict["decided_at"])
+        run_id = self._runs.get(key) or self._create_run(card, verdict, when, source_run)
+        self._runs[key] = run_id
+        self.client.log_batch(run_id, metrics=_card_metrics(card, when), params=_params(card))
+        source, model_id = self._log_model(run_id, model)
+        if self.plots:
+            self._log_plots(run_id, card, deployment, card.symbol)
+            self._newest_drawn[card.symbol] = card.version
+        registered = self.client.create_model_version(
+            model_name(card.symbol),
+            source=source,
+            run_id=run_id,
+            model_id=model_id,
+            tags={
+                VERSION_TAG: str(card.version),
+                "hedge.verdict": str(verdict["event"]),
+                "hedge.sha256": card.sha256,
+            },
+            description=str(verdict["reason"]),
+        )
+        self.client.set_terminated(run_id, end_time=when)
+        # MLflow's number equals ours unless somebody registered a version by hand
+        self._registered[key] = str(registered.version)
+
+    def _create_run(
+        self, card: ModelCard, verdict: dict[Any, Any], when: int, source_run: str | None
+    ) -> str:
+        tags = {
+            VERSION_TAG: str(card.version),
+            "hedge.symbol": card.symbol,
+            "hedge.verdict": str(verdict["event"]),
+            "hedge.reason": str(verdict["reason"]),
+            "hedge.skill": str(verdict["skill"]),
+            "hedge.sha256": card.sha256,
+            "mlflow.note.content": f"{verdict['event']}: {verdict['reason']}",
+        }
+        if source_run:
+            tags["dagster.run_id"] = source_run
+        run = self.client.create_run(
+            self._experiments[card.symbol],
+            start_time=when,
+            tags=tags,
+            run_name=f"{card.symbol} v{card.version} to {card.cutoff}",
+        )
+        return str(run.info.run_id)
+
+    def _log_model(self, run_id: str, model: Model) -> tuple[str, str]:
+        import mlflow.xgboost
+        import xgboost
+        from mlflow.models import ModelSignature
+        from mlflow.types import ColSpec, DataType, Schema
+
+        names = model.card.features
+        inputs = Schema([ColSpec(DataType.float, name, required=False) for name in names])
+        outputs = Schema([ColSpec(DataType.float, "prob_up")])
+        info = mlflow.xgboost.log_model(
+            model.booster,
+            name="model",
+            run_id=run_id,
+            signature=ModelSignature(inputs, outputs),
+            pip_requirements=[f"xgboost=={xgboost.__version__}"],
+            model_format="ubj",
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            card = Path(folder) / "model_card.json"
+            card.write_bytes(model.card.to_json())
+            self.client.log_artifact(run_id, str(card))
+        return str(info.model_uri), str(info.model_id)
+
+    def _log_plots(self, run_id: str, card: ModelCard, deployment: Deployment, symbol: str) -> None:
+        from hedge_pipeline.resources import plots
+
+        self.client.log_figure(run_id, plots.importance(card.gain, symbol), "importance.png")
+        promotions = deployment.store.read(PROMOTIONS, symbols=[symbol])
+        figure = plots.evidence(promotions, deployment.rule.needed_evidence, symbol)
+        self.client.log_figure(run_id, figure, "evidence.png")
+
+    # -- scores and aliases --------------------------------------------------------------------
+
+    def _publish_scores(self, deployment: Deployment, symbol: str) -> None:
+        through = self._through.get(symbol, "")
+        labels = [x for x in deployment.store.sessions(PERFORMANCE) if x >= through]
+        sums = deployment.store.read(PERFORMANCE, labels, symbols=[symbol])
+        sums = sums[(sums["model_version"] > 0) & sums["mode"].isin(deployment.evidence_modes)]
+        for version, rows in sums.groupby("model_version", sort=True):
+            run_id = self._runs.get((symbol, int(str(version))))
+            if run_id is not None:
+                self._publish_sessions(deployment, run_id, rows)
+        self._through[symbol] = labels[-1] if labels else through
+
+    def _publish_sessions(self, deployment: Deployment, run_id: str, rows: pd.DataFrame) -> None:
+        from mlflow.entities import RunTag
+
+        rows = rows[(rows["session"] > self._scored.get(run_id, "")) & (rows["labels"] > 0)]
+        if rows.empty:
+            return
+        metrics = [m for row in rows.to_dict("records") for m in _live_metrics(deployment, row)]
+        last = str(rows["session"].max())
+        self.client.log_batch(run_id, metrics=metrics, tags=[RunTag(SCORED_TAG, last)])
+        self._scored[run_id] = last
+
+    def _publish_aliases(self, ledger: Ledger) -> None:
+        symbol = ledger.symbol
+        wanted: dict[str, str] = {}
+        if ledger.accepted:
+            wanted["challenger"] = self._registered[(symbol, ledger.accepted[-1])]
+        if ledger.champion is not None:
+            wanted["champion"] = self._registered[(symbol, ledger.champion)]
+        present = self._aliases[symbol]
+        for alias, version in wanted.items():
+            if present.get(alias) != version:
+                self.client.set_registered_model_alias(model_name(symbol), alias, version)
+        for alias in {"challenger", "champion"} & set(present) - set(wanted):
+            self.client.delete_registered_model_alias(model_name(symbol), alias)
+        self._aliases[symbol] = wanted
+
+
+class BackgroundRegistry:
+    """Publishes from a thread of its own, so that a replay does not wait for MLflow.
+
+    A failure of MLflow is kept in `failure` and ends nothing: the next publication completes what
+    is missing.
+
+    Args:
+        registry: where to publish.
+        deployment: the publisher's own view of the same store; caches are not shared.
+    """
+
+    def __init__(self, registry: MlflowRegistry, deployment: Deployment) -> None:
+        self._registry = registry
+        self._deployment = deployment
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="registry")
+        self._asked: list[Future[None]] = []
+        self.failure: RegistryError | None = None
+
+    def publish(self, deployment: Deployment, symbol: str) -> None:
+        """Asks for a publication of the symbol and returns at once."""
+        self._asked.append(self._thread.submit(self._publish, symbol, draw=False))
+
+    def draw(self, deployment: Deployment, symbol: str) -> None:
+        """Asks for a publication with plots and returns at once."""
+        self._asked.append(self._thread.submit(self._publish, symbol, draw=True))
+
+    def finish(self) -> None:
+        """Waits until everything asked for is done; raises what was no failure of MLflow."""
+        for asked in self._asked:
+            asked.result()
+        self._asked.clear()
+
+    def _publish(self, symbol: str, *, draw: bool) -> None:
+        try:
+            self._registry.publish(self._deployment, symbol)
+            if draw:
+                self._registry.draw(self._deployment, symbol)
+        except RegistryError as error:
+            self.failure = error
+        else:
+            self.failure = None
+
+
+def _params(card: ModelCard) -> list[Any]:
+    from mlflow.entities import Param
+
+    values = {
+        "symbol": card.symbol,
+        "version": card.version,
+        "first_session": card.first_session,
+        "cutoff": card.cutoff,
+        "sessions": card.sessions,
+        "horizon_bars": card.horizon_bars,
+        "data_hash": card.data_hash,
+        "schema_hash": card.schema_hash,
+        **card.plan,
+    }
+    return [Param(name, str(value)) for name, value in values.items()]
+
+
+def _card_metrics(card: ModelCard, when: int) -> list[Metric]:
+    from mlflow.entities import Metric
+
+    values = {
+        "training/rows": card.rows,
+        "training/effective_rows": card.effective_rows,
+        "training/base_rate": card.base_rate,
+        "training/in_sample_skill": card.in_sample_skill,
+        "training/margin_spread": card.spread,
+    }
+    return [Metric(name, float(value), when, 0) for name, value in values.items()]
+
+
+def _live_metrics(deployment: Deployment, row: dict[Any, Any]) -> list[Metric]:
+    from mlflow.entities import Metric
+
+    label, count = str(row["session"]), float(row["labels"])
+    when = _milliseconds(deployment.calendar.session(label).closes)
+    step = deployment.calendar.ordinal(label)
+    prefix = ROLE_PREFIX[str(row["role"])]
+    values = {
+        "accuracy": row["hits"] / count,
+        "base_rate_accuracy": row["base_hits"] / count,
+        "log_loss": row["log_loss"] / count,
+        "base_log_loss": row["base_log_loss"] / count,
+        "raw_log_loss": row["raw_log_loss"] / count,
+        "skill_1e4_nats": 1e4 * (row["base_log_loss"] - row["log_loss"]) / count,
+        "brier": row["brier"] / count,
+        "labels": count,
+        "abstentions": float(row["abstentions"]),
+        "probability_spread": row["spread"],
+    }
+    return [Metric(f"{prefix}/{name}", float(x), when, step) for name, x in values.items()]
+
+
+def _milliseconds(moment: dt.datetime) -> int:
+    return int(moment.timestamp() * 1000)

@@ -1,0 +1,1 @@
+"""Sensors: thin over a pure decision, every skip with its reason."""

@@ -1,0 +1,65 @@
+"""Asks for a training when enough new outcomes have matured; see `learning/retraining.py`.
+
+It remembers nothing: new samples are counted from the store, trainings under way from the instance.
+So a restart changes nothing, a failed training is asked for again, and a rejected candidate,
+which is a version with a cutoff, is not.
+"""
+
+import datetime as dt
+from collections.abc import Iterator
+from zoneinfo import ZoneInfo
+
+import dagster as dg
+
+from hedge_pipeline.jobs import TRAIN_LANE, train_model
+from hedge_pipeline.resources.loop import LoopResource
+
+_UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+
+def build_retraining_sensor(interval_seconds: int) -> dg.SensorDefinition:
+    """The sensor with its interval.
+
+    Args:
+        interval_seconds: RETRAIN_CHECK_INTERVAL.
+    """
+
+    @dg.sensor(job=train_model, minimum_interval_seconds=interval_seconds)
+    def retraining_sensor(
+        context: dg.SensorEvaluationContext, loop: LoopResource
+    ) -> Iterator[dg.RunRequest | dg.SkipReason]:
+        """Requests `train_model` for each symbol with enough new matured outcomes."""
+        from hedge_pipeline import stages
+
+        deployment = loop.deployment
+        busy = _symbols_in_training(context.instance)
+        zone = ZoneInfo(deployment.calendar.timezone)
+        hour = deployment.clock().astimezone(zone).hour
+        reasons = []
+        for symbol in deployment.symbols:
+            decision = stages.retraining_decision(
+                deployment, symbol, hour=hour, in_flight=symbol in busy
+            )
+            if decision.retrain:
+                yield dg.RunRequest(partition_key=symbol, tags={"hedge/reason": decision.reason})
+            else:
+                reasons.append(decision.reason)
+        if len(reasons) == len(deployment.symbols):
+            yield dg.SkipReason("; ".join(reasons))
+
+    return retraining_sensor
+
+
+def _symbols_in_training(instance: dg.DagsterInstance) -> set[str]:
+    """Symbols with an unfinished training run of the last day; older ones are dead."""
+    since = dt.datetime.now(dt.UTC) - dt.timedelta(days=1)
+    runs = instance.get_runs(
+        dg.RunsFilter(tags=TRAIN_LANE, statuses=_UNFINISHED, created_after=since)
+    )
+    return {run.tags.get("dagster/partition", "") for run in runs}

@@ -1,0 +1,199 @@
+"""The state of a deployment in numbers and words: what `hedge status` and `hedge doctor` show."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
+
+from hedge_pipeline import stages
+from hedge_pipeline.learning import gate, scoring
+from hedge_pipeline.market.calendar import UTC
+from hedge_pipeline.market.sources import NoDataYet
+from hedge_pipeline.market.tables import (
+    GAPS,
+    OUTCOMES,
+    PERFORMANCE,
+    PREDICTION_LOG,
+    RAW_QUOTES,
+    TABLES,
+)
+from hedge_pipeline.stages import Deployment
+
+if TYPE_CHECKING:
+    from hedge_pipeline.resources.registry import MlflowRegistry
+    from hedge_pipeline.settings import Settings
+
+RECENT_SESSIONS = 10
+
+
+def status(deployment: Deployment) -> dict[str, Any]:
+    """Everything `hedge status` shows, ready for JSON."""
+    return {
+        "data": deployment.store.url,
+        "mode": "replay" if deployment.replay else "live",
+        "symbols": {symbol: _symbol(deployment, symbol) for symbol in deployment.symbols},
+        "sessions": _sessions(deployment),
+        "disk_bytes": {table.name: deployment.store.size(table) for table in TABLES},
+    }
+
+
+def _sessions(deployment: Deployment) -> list[dict[str, Any]]:
+    """Predictions and coverage of the newest sessions, newest last."""
+    store = deployment.store
+    found = []
+    for label in store.sessions(RAW_QUOTES)[-RECENT_SESSIONS:]:
+        expected = deployment.calendar.session(label).bars * len(deployment.symbols)
+        bars = len(store.read(RAW_QUOTES, [label], columns=("symbol",)))
+        gaps = len(store.read(GAPS, [label], columns=("symbol",)))
+        log = store.read(PREDICTION_LOG, [label], columns=("role", "prediction"))
+        served = log[log["role"] == "served"]
+        outcomes = store.read(OUTCOMES, [label], columns=("status",))
+        found.append(
+            {
+                "session": label,
+                "bars": bars,
+                "gaps": gaps,
+                "coverage": bars / expected if expected else None,
+                "predictions": int(served["prediction"].notna().sum()),
+                "abstentions": int(served["prediction"].isna().sum()),
+                "matured": int(outcomes["status"].isin(["up", "down", "flat"]).sum()),
+            }
+        )
+    return found
+
+
+def _symbol(deployment: Deployment, symbol: str) -> dict[str, Any]:
+    ledger = deployment.ledger(symbol)
+    sums = deployment.store.read(PERFORMANCE, symbols=[symbol])
+    sums = sums[(sums["role"] == "served") & sums["mode"].isin(deployment.evidence_modes)]
+    verdicts = ledger.entries[ledger.entries["kind"] == "verdict"]
+    last = verdicts.iloc[-1] if len(verdicts) else None
+    newest = deployment.shelf.newest(symbol)
+    state = ledger.state
+    return {
+        "predictions": int(sums["predictions"].sum()),
+        "abstentions": int(sums["abstentions"].sum()),
+        "matured_outcomes": int(sums["labels"].sum()),
+        "new_samples": stages.new_samples(deployment, symbol),
+        "needed_samples": deployment.min_samples,
+        "newest_version": _version(deployment, sums, newest.version if newest else None),
+        "champion_version": _version(deployment, sums, ledger.champion),
+        "accuracy": scoring.score(sums, deployment.horizon).accuracy(),
+        **scoring.score(sums, deployment.horizon, draws=1).losses(),
+        "skill": state.status.value,
+        "evidence": gate.evidence_in_words(state, deployment.rule),
+        "trust": gate.trust(state, deployment.rule),
+        "base_rate": state.base_rate(deployment.rule),
+        "last_retrain": newest.cutoff if newest else None,
+        "last_verdict": None
+        if last is None
+        else {
+            "version": int(last["model_version"]),
+            "verdict": str(last["event"]),
+            "reason": str(last["reason"]),
+            "decided_at": last["decided_at"].isoformat(),
+        },
+    }
+
+
+def _version(deployment: Deployment, sums: Any, version: int | None) -> dict[str, Any] | None:
+    if version is None:
+        return None
+    own = sums[sums["model_version"] == version]
+    score = scoring.score(own, deployment.horizon, draws=500)
+    return {"version": version, "accuracy": score.accuracy()}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of `hedge doctor`."""
+
+    name: str
+    ok: bool
+    message: str
+
+
+def diagnose(settings: Settings, deployment: Deployment, registry: MlflowRegistry) -> list[Finding]:
+    """Checks configuration, calendar, store, source, MLflow and clock; never raises."""
+    return [
+        _finding("configuration", lambda: _configuration(settings)),
+        _finding("calendar", lambda: _calendar(deployment)),
+        _finding("store", lambda: _store(deployment)),
+        _finding("source", lambda: _source(deployment)),
+        _finding("mlflow", lambda: _mlflow(registry)),
+        _finding("clock", lambda: _clock(deployment)),
+    ]
+
+
+def _finding(name: str, check: Callable[[], str]) -> Finding:
+    try:
+        return Finding(name, True, check())
+    except Exception as error:  # whatever a check meets is its finding
+        reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
+        return Finding(name, False, reason)
+
+
+def _configuration(settings: Settings) -> str:
+    hour = "any hour" if settings.retrain_hour is None else f"{settings.retrain_hour}:00"
+    return (
+        f"{', '.join(settings.symbols)} from {settings.source}; retraining at {hour} "
+        f"after {settings.min_samples_for_retrain} new samples"
+    )
+
+
+def _calendar(deployment: Deployment) -> str:
+    now = deployment.clock()
+    closed = deployment.calendar.closed_by(now)
+    following = deployment.calendar.following(closed) if closed else None
+    if following is None:
+        raise ValueError("no session lies ahead of now")
+    session = deployment.calendar.session(following)
+    when = session.opens.astimezone(ZoneInfo(deployment.calendar.timezone))
+    running = session.opens <= now < session.closes
+    return (
+        f"{deployment.calendar.name}: session {following} is open"
+        if running
+        else f"{deployment.calendar.name}: closed, opens {when:%Y-%m-%d %H:%M %Z}"
+    )
+
+
+def _store(deployment: Deployment) -> str:
+    deployment.store.check_writable()
+    sessions = deployment.store.sessions(RAW_QUOTES)
+    return f"{deployment.store.url} is writable and holds {len(sessions)} sessions"
+
+
+def _source(deployment: Deployment) -> str:
+    closed = deployment.calendar.closed_by(deployment.clock())
+    if closed is None:
+        raise ValueError("no session is over yet")
+    session = deployment.calendar.session(closed)
+    symbol = deployment.symbols[0]
+    try:
+        bars = deployment.source.bars(symbol, session, deployment.clock())
+    except NoDataYet as nothing:
+        return f"{deployment.source.name} answers: {nothing}"
+    return f"{deployment.source.name} answers: {len(bars)} bars of {symbol} in {closed}"
+
+
+def _mlflow(registry: MlflowRegistry) -> str:
+    return f"{registry.ping()} answers"
+
+
+def _clock(deployment: Deployment) -> str:
+    now = deployment.clock()
+    sessions = deployment.store.sessions(RAW_QUOTES)
+    if sessions and not deployment.replay:
+        newest = deployment.calendar.session(sessions[-1])
+        if now < newest.opens:
+            raise ValueError(
+                f"the clock says {now:%Y-%m-%d %H:%M} UTC, but session {newest.label} is stored: "
+                "set the clock"
+            )
+    if now < dt.datetime(2026, 1, 1, tzinfo=UTC):
+        raise ValueError(f"the clock says {now:%Y-%m-%d %H:%M} UTC: set the clock")
+    local = now.astimezone(ZoneInfo(deployment.calendar.timezone))
+    return f"{now:%Y-%m-%d %H:%M:%S} UTC, {local:%H:%M} at the exchange"

@@ -1,0 +1,32 @@
+"""What several test rooms share: the calendar, the real data, and how hypothesis runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from hedge_pipeline.market.calendar import SessionCalendar
+
+hypothesis.settings.register_profile("hedge", deadline=None, max_examples=25)
+hypothesis.settings.load_profile("hedge")
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def calendar() -> SessionCalendar:
+    """The New York calendar with one-minute bars."""
+    return SessionCalendar()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real market data beside the checkout, or where HEDGE_TEST_DATA says."""
+    named = os.environ.get("HEDGE_TEST_DATA")
+    folder = Path(named) if named else REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("real market data is not part of the project")
+    return folder
