@@ -6,7 +6,6 @@ import contextlib
 import datetime as dt
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -51,7 +51,10 @@ def _one_line() -> Iterator[None]:
     try:
         yield
     except (*known, RegistryError) as error:
-        errors.print(f"error: {error}", style="bold red", markup=False, highlight=False)
+        line = " ".join(str(error).split())
+        errors.print(
+            f"error: {line}", style="bold red", markup=False, highlight=False, soft_wrap=True
+        )
         raise typer.Exit(1) from None
 
 
@@ -105,7 +108,7 @@ def demo(
         deployment = open_deployment(settings)
         labels = deployment.calendar.between(EPOCH, None)[:sessions]
         summary = _replay(settings, out, labels[0], labels[-1], quiet=as_json)
-        _plot_demo(deployment, out)
+        _plot_demo(deployment, summary, out)
         _print_summary(summary, out, as_json)
         if not as_json:
             _say_how_to_look(out)
@@ -116,9 +119,12 @@ def status(as_json: AsJson = False) -> None:
     """Show predictions, coverage, versions, skill and disk use."""
     with _one_line():
         from hedge_pipeline.opening import open_deployment
+        from hedge_pipeline.replay import check_mode
         from hedge_pipeline.status import status as read_status
 
-        found = read_status(open_deployment(load_settings()))
+        deployment = open_deployment(load_settings())
+        check_mode(deployment)
+        found = read_status(deployment)
         if as_json:
             _print_json(found)
         else:
@@ -140,7 +146,7 @@ def doctor(as_json: AsJson = False) -> None:
             for finding in findings:
                 mark = "[green]ok[/]  " if finding.ok else "[red]FAIL[/]"
                 console.print(f"{mark} {finding.name:<14}", end="")
-                console.print(finding.message, markup=False, highlight=False)
+                console.print(finding.message, markup=False, highlight=False, soft_wrap=True)
         if not all(finding.ok for finding in findings):
             raise typer.Exit(1)
 
@@ -156,12 +162,14 @@ def retrain(
     """Retrain one symbol now, give the verdict and publish it."""
     with _one_line():
         from hedge_pipeline import opening
+        from hedge_pipeline.replay import check_mode
         from hedge_pipeline.stages import StageError
 
         settings = load_settings()
         if symbol not in settings.symbols:
             watched = ", ".join(settings.symbols)
             raise StageError(f"{symbol} is not watched; HEDGE_SYMBOLS has {watched}")
+        check_mode(opening.open_deployment(settings))
         candidate, words = opening.retrain(settings, symbol, min_samples=min_samples)
         if candidate is None:
             raise StageError(f"nothing trained: {words}")
@@ -226,6 +234,7 @@ def _replay(
     begun = time.perf_counter()
     deployment = open_deployment(settings)
     sessions = _sessions(deployment, first, last)
+    loop.check_symbols(deployment, sessions[0])
     loop.claim(
         deployment,
         {
@@ -253,9 +262,9 @@ def _replay(
             advance=lambda _session: bar.advance(task),
         )
     if registry is not None and registry.failure is not None:
-        errors.print(f"warning: {registry.failure}", markup=False, highlight=False)
+        errors.print(f"warning: {registry.failure}", markup=False, highlight=False, soft_wrap=True)
     summary = loop.summarize(deployment, stopwatch, time.perf_counter() - begun)
-    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    deployment.store.write_bytes("summary.json", (json.dumps(summary, indent=1) + "\n").encode())
     return summary
 
 
@@ -265,11 +274,8 @@ def _sessions(deployment: Deployment, first: str | None, last: str | None) -> tu
     from hedge_pipeline.stages import StageError
 
     for label in (first, last):
-        if label is not None:
-            try:
-                dt.date.fromisoformat(label)
-            except ValueError:
-                raise StageError(f"{label!r} is no ISO date (YYYY-MM-DD)") from None
+        if label is not None and not _is_date(label):
+            raise StageError(f"{label!r} is no ISO date (YYYY-MM-DD)")
     source = deployment.source
     if isinstance(source, FileSource):
         first = max(first or source.sessions[0], source.sessions[0])
@@ -277,8 +283,19 @@ def _sessions(deployment: Deployment, first: str | None, last: str | None) -> tu
     closed = deployment.calendar.closed_by(deployment.clock())
     found = deployment.calendar.between(first, min(last or closed or "", closed or ""))
     if not found:
-        raise StageError("no session lies in the given range")
+        raise StageError(
+            f"no session of {deployment.calendar.name} that is over lies between "
+            f"{first or deployment.calendar.start} and {last or 'today'}"
+        )
     return found
+
+
+def _is_date(label: str) -> bool:
+    """Whether it is YYYY-MM-DD; other ISO forms do not sort like the labels of sessions."""
+    try:
+        return dt.date.fromisoformat(label).isoformat() == label
+    except ValueError:
+        return False
 
 
 def _progress(quiet: bool) -> Progress:
@@ -298,19 +315,22 @@ def _tell(night: Night, out: Console) -> None:
     """Says what a night brought, if it changed something."""
     if night.fold is None or night.fold.event is None:
         return
-    style = "green" if "proven" in night.fold.event.kind else "yellow"
+    proven = night.fold.event.kind == "skill_proven"
+    words = "skill proven" if proven else night.fold.entry["reason"]
     out.print(
-        f"{night.session} {night.symbol}: {night.fold.entry['reason']}",
-        style=style,
+        f"{night.session} {night.symbol}: {words}",
+        style="green" if proven else "yellow",
         highlight=False,
+        soft_wrap=True,
     )
 
 
-def _plot_demo(deployment: Deployment, out: Path) -> None:
+def _plot_demo(deployment: Deployment, summary: dict[str, Any], out: Path) -> None:
     from hedge_pipeline.resources import plots
     from hedge_pipeline.truth import skill_against_oracle
 
-    figure = plots.against_oracle(skill_against_oracle(deployment))
+    events = {symbol: skill["events"] for symbol, skill in summary["skill"].items()}
+    figure = plots.against_oracle(skill_against_oracle(deployment), events)
     figure.savefig(out / "demo.png", facecolor="white")
 
 
@@ -325,28 +345,42 @@ def _print_summary(summary: dict[str, Any], out: Path, as_json: bool) -> None:
     if as_json:
         _print_json(summary)
         return
-    table = Table(title=f"{summary['sessions']} sessions replayed into {out}", title_justify="left")
-    for name in ("symbol", "predictions", "accuracy", "95 %", "base rate", "log-loss", "base"):
-        table.add_column(name, justify="left" if name == "symbol" else "right")
-    table.add_column("skill")
+    wide = console.width >= 100
+    table = Table(
+        title=f"{summary['sessions']} sessions replayed into {out}",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    names = ["symbol", "predictions", "accuracy", "95 %", "base rate"]
+    for name in names + ["log-loss", "of base rate"] * wide + ["skill", "trust"]:
+        table.add_column(name, justify="left" if name in ("symbol", "skill") else "right")
     for symbol, part in summary["per_symbol"].items():
         skill = summary["skill"][symbol]
+        losses = [_number(part["log_loss"], 5), _number(part["base_log_loss"], 5)]
         table.add_row(
             symbol,
             f"{part['predictions']:,}",
             *_accuracy_cells(part["accuracy"]),
-            _number(part["log_loss"], 5),
-            _number(part["base_log_loss"], 5),
-            f"{skill['state']} (trust {_number(skill['trust'], 2)})",
+            *losses * wide,
+            skill["state"],
+            _number(skill["trust"], 2),
         )
     console.print(table)
-    console.print(
-        f"{summary['bars']:,} bars, {summary['gaps']} gaps, {summary['retrains']} retrainings, "
-        f"{summary['promotions']} promotions; {summary['seconds']:.0f} s "
-        f"({summary['seconds_training']:.0f} s training), {summary['peak_rss_mb']:.0f} MB, "
-        f"{summary['bytes_per_1000_predictions'] / 1000:.0f} kB per 1,000 predictions",
-        highlight=False,
+    _say(
+        f"{summary['bars']:,} bars, {summary['gaps']:,} gaps, {summary['retrains']} retrainings, "
+        f"{summary['promotions']} promotions"
     )
+    _say(
+        f"{summary['seconds']:.0f} s ({summary['seconds_training']:.0f} s training), "
+        f"{summary['peak_rss_mb']:.0f} MB, "
+        f"{summary['bytes_per_1000_predictions'] / 1000:.0f} kB per 1,000 predictions"
+    )
+
+
+def _say(text: str) -> None:
+    """One line of plain text, however wide the terminal is."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_status(found: dict[str, Any]) -> None:
@@ -357,6 +391,9 @@ def _print_status(found: dict[str, Any]) -> None:
     for name, cell in _STATUS_ROWS.items():
         table.add_row(name, *(cell(part) for part in found["symbols"].values()))
     console.print(table)
+    if not found["sessions"]:
+        _say("no session is stored yet")
+        return
     sessions = Table(title="newest sessions", title_justify="left")
     for name in ("session", "bars", "gaps", "coverage", "predictions", "abstentions", "matured"):
         sessions.add_column(name, justify="left" if name == "session" else "right")
@@ -372,17 +409,22 @@ def _print_status(found: dict[str, Any]) -> None:
 def _version_cell(version: dict[str, Any] | None) -> str:
     if version is None:
         return "none"
-    value, interval, base = _accuracy_cells(version["accuracy"])
-    return f"{version['version']}: accuracy {value} {interval}, base rate {base}"
+    return f"{version['version']}: {_accuracy_words(version['accuracy'])}"
+
+
+def _accuracy_words(accuracy: dict[str, Any]) -> str:
+    if accuracy["value"] is None:
+        return "no outcome of its predictions yet"
+    return "accuracy {} {}, base rate {}".format(*_accuracy_cells(accuracy))
 
 
 _STATUS_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "skill": lambda part: f"{part['skill']}: {part['evidence']}",
     "trust": lambda part: _number(part["trust"], 3),
     "predictions": lambda part: f"{part['predictions']:,} ({part['abstentions']:,} abstentions)",
-    "matured outcomes": lambda part: f"{part['matured_outcomes']:,}",
+    "scored outcomes": lambda part: f"{part['matured_outcomes']:,}",
     "new samples": lambda part: f"{part['new_samples']} of {part['needed_samples']}",
-    "accuracy": lambda part: "{} {}, base rate {}".format(*_accuracy_cells(part["accuracy"])),
+    "accuracy": lambda part: _accuracy_words(part["accuracy"]).removeprefix("accuracy "),
     "newest version": lambda part: _version_cell(part["newest_version"]),
     "champion": lambda part: _version_cell(part["champion_version"]),
     "last retraining": lambda part: str(part["last_retrain"] or "never"),
@@ -410,14 +452,17 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def _say_how_to_look(out: Path) -> None:
-    home = Path(os.environ.get("VIRTUAL_ENV", ".venv")) / "bin"
-    shown = os.path.relpath(home) if home.is_absolute() else str(home)
-    console.print(f"\nPlot against the truth: {out / 'demo.png'}", highlight=False)
-    console.print("Look at the loop in Dagster (port 3000) and at every version in MLflow (5000):")
-    console.print(
-        f"  HEDGE_DATA_URL={out} HEDGE_MODE=replay {shown}/dagster dev -w workspace.yaml\n"
-        f"  {shown}/mlflow ui --workers 1 --backend-store-uri sqlite:///{out}/mlflow.db",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
+    programs = Path(sys.executable).parent
+    if programs.is_relative_to(Path.cwd()):
+        programs = programs.relative_to(Path.cwd())
+    _say(f"\nPlot against the truth: {out / 'demo.png'}")
+    _say("Look at the loop in Dagster (port 3000) and at every version in MLflow (port 5000):")
+    _say(f"  HEDGE_DATA_URL={out} HEDGE_MODE=replay {programs}/dagster dev -w workspace.yaml")
+    _say(
+        f"  MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {programs}/mlflow server --workers 1 "
+        f"--backend-store-uri sqlite:///{out}/mlflow.db"
     )
+
+
+if __name__ == "__main__":
+    app()

@@ -1,12 +1,19 @@
 """Jobs: what they do to the market tables or the models."""
 
+import datetime as dt
+import sys
+import time
+
 import dagster as dg
 
 from hedge_pipeline.assets.champion_model import champion_model
 from hedge_pipeline.assets.model_performance import model_performance
 from hedge_pipeline.assets.trained_model import trained_model
+from hedge_pipeline.resources.loop import LoopResource
 
 TRAIN_LANE = {"hedge/lane": "train"}
+POLL_LANE = {"hedge/lane": "poll"}
+REPORT_EVERY = dt.timedelta(minutes=5)
 
 train_model = dg.define_asset_job(
     "train_model",
@@ -14,3 +21,67 @@ train_model = dg.define_asset_job(
     description="Fit a candidate for a symbol, judge it, score every version.",
     tags=TRAIN_LANE,
 )
+
+
+@dg.op
+def poll_until_the_time_box_ends(context: dg.OpExecutionContext, loop: LoopResource) -> None:
+    """Polls the source on the clock's grid; see `live/loop.py`."""
+    # the poller predicts with xgboost alone; scikit-learn would cost it 120 MB and a second
+    sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]
+    from hedge_pipeline.assets.reporting import LiveReport, plain_failures
+    from hedge_pipeline.live.loop import run_loop
+    from hedge_pipeline.settings import load_settings
+
+    settings, deployment = load_settings(), loop.deployment
+    report = LiveReport(context, deployment, REPORT_EVERY)
+    with plain_failures():
+        polls = run_loop(
+            deployment,
+            run_id=context.run_id,
+            interval=dt.timedelta(seconds=settings.polling_interval),
+            until=deployment.clock() + dt.timedelta(minutes=settings.poll_run_minutes),
+            sleep=time.sleep,
+            report=report.add,
+        )
+    report.flush()
+    context.log.info(f"{polls} polls")
+
+
+@dg.job(tags=POLL_LANE, description="Poll the market until the time box or the session ends.")
+def poll_market() -> None:
+    """One op in one process; the schedule starts it anew."""
+    poll_until_the_time_box_ends()
+
+
+@dg.op
+def close_open_sessions(context: dg.OpExecutionContext, loop: LoopResource) -> None:
+    """Closes every session that is over and not folded yet, oldest first."""
+    from hedge_pipeline import stages
+    from hedge_pipeline.assets.reporting import plain_failures, report_closed
+
+    deployment = loop.deployment
+    with plain_failures():
+        for label in stages.pending_sessions(deployment):
+            report_closed(context, deployment, stages.close_session(deployment, label))
+        published = report_models(context, loop)
+    context.log.info(published)
+
+
+def report_models(context: dg.OpExecutionContext, loop: LoopResource) -> str:
+    """Publishes scores and aliases of every symbol; says how it went."""
+    from hedge_pipeline.assets import pictures
+
+    registry = loop.registry.open()
+    return "; ".join(
+        f"{symbol}: MLflow {pictures.publish(registry, loop.deployment, symbol, context.run_id)}"
+        for symbol in loop.deployment.symbols
+    )
+
+
+@dg.job(
+    tags={"hedge/lane": "close"},
+    description="Last bars, outcomes, gap causes, compaction, evidence and scores of the session.",
+)
+def close_session() -> None:
+    """One op in one process; may be run again at any time."""
+    close_open_sessions()

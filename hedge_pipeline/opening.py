@@ -9,8 +9,17 @@ from hedge_pipeline.market.sources import SourceOptions, open_source
 from hedge_pipeline.stages import Candidate, Deployment, deploy
 
 if TYPE_CHECKING:
+    from hedge_pipeline.market.calendar import SessionCalendar
     from hedge_pipeline.resources.registry import MlflowRegistry
     from hedge_pipeline.settings import Settings
+
+
+def source_options(settings: Settings, calendar: SessionCalendar) -> SourceOptions:
+    """What the settings give a source."""
+    extra = {}
+    if "://" not in settings.data_url:
+        extra["cache_dir"] = str(Path(settings.data_url) / ".cache" / settings.source)
+    return SourceOptions(calendar, paths=settings.source_path, seed=settings.seed, extra=extra)
 
 
 def open_deployment(settings: Settings) -> Deployment:
@@ -19,7 +28,7 @@ def open_deployment(settings: Settings) -> Deployment:
         settings,
         lambda calendar: open_source(
             settings.source,
-            SourceOptions(calendar, paths=settings.source_path, seed=settings.seed),
+            source_options(settings, calendar),
         ),
     )
 

@@ -17,7 +17,11 @@ from hedge_pipeline.settings import Settings, load_settings
 
 
 def session_partitions(settings: Settings) -> dg.TimeWindowPartitionsDefinition:
-    """One partition per trading session since `HEDGE_HISTORY_START`."""
+    """One partition per trading session since `HEDGE_HISTORY_START`.
+
+    On a holiday Dagster, which counts `end_offset` over the exclusions, already offers the next
+    session; asking for it fails with the source's `no bar is final yet`.
+    """
     calendar = SessionCalendar(settings.calendar, start=settings.history_start)
     sessions = {dt.date.fromisoformat(label) for label in calendar.labels}
     weekdays = sorted({day.isoweekday() % 7 for day in sessions})

@@ -11,7 +11,7 @@ import json
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -174,12 +174,36 @@ def _night(
     return symbol, fold, verdicts, card
 
 
+def check_symbols(deployment: Deployment, label: str) -> None:
+    """Asks the source for a session of every symbol, so that a typo leaves nothing behind.
+
+    Raises:
+        SourceError: the source does not know a symbol, or cannot be read.
+    """
+    session = deployment.calendar.session(label)
+    for symbol in deployment.symbols:
+        with suppress(*_EXPECTED):
+            deployment.source.bars(symbol, session, deployment.asked_at(session))
+
+
+def check_mode(deployment: Deployment) -> None:
+    """Refuses to work live on the store of a replay.
+
+    Raises:
+        StageError: the store is a replay's and the deployment is not.
+    """
+    if not deployment.replay and MARKER in deployment.store.names(""):
+        raise StageError(f"{deployment.store.url} holds a replay: set HEDGE_MODE=replay")
+
+
 def claim(deployment: Deployment, description: dict[str, Any]) -> None:
     """Marks the store as this replay's, or refuses one that belongs to something else.
 
     Raises:
         StageError: the store holds another replay or live data.
+        StoreError: it cannot be written.
     """
+    deployment.store.check_writable()
     text = json.dumps(description, indent=1, sort_keys=True).encode()
     try:
         present = deployment.store.read_bytes(MARKER)
@@ -194,8 +218,8 @@ def claim(deployment: Deployment, description: dict[str, Any]) -> None:
     for name, value in description.items():
         if earlier.get(name) != json.loads(json.dumps(value)):
             raise StageError(
-                f"{deployment.store.url} holds a replay with another {name} "
-                f"({earlier.get(name)!r}, now {value!r}); choose another --out"
+                f"{deployment.store.url} holds another replay: {name} {earlier.get(name)!r}, "
+                f"not {value!r}; choose another --out"
             )
 
 
@@ -240,7 +264,6 @@ def summarize(deployment: Deployment, stopwatch: Stopwatch, seconds: float) -> d
         "per_version": _per_version(scores, horizon),
         "seconds": round(seconds, 3),
         "seconds_training": round(stopwatch.seconds.get("train", 0.0), 3),
-        "seconds_by_stage": {k: round(v, 3) for k, v in sorted(stopwatch.seconds.items())},
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         "bytes_per_1000_predictions": round(1000 * size / max(1, len(served))),
     }

@@ -90,6 +90,25 @@ class Settings(BaseSettings):
         le=1000,
         description="age at which a training row weighs half, sessions",
     )
+    polling_interval: int = Field(
+        default=60,
+        alias="POLLING_INTERVAL",
+        ge=10,
+        le=3600,
+        description="seconds between two polls of the source",
+    )
+    poll_run_minutes: int = Field(
+        default=60,
+        alias="HEDGE_POLL_RUN_MINUTES",
+        ge=1,
+        le=1440,
+        description="time box of one poll run, minutes",
+    )
+    autostart: bool = Field(
+        default=False,
+        alias="HEDGE_AUTOSTART",
+        description="schedules and sensor run without being switched on in the UI",
+    )
     retrain_hour: int | None = Field(
         default=2,
         alias="RETRAIN_HOUR",

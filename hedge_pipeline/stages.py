@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hedge_pipeline.learning import gate, ledger, scoring
+from hedge_pipeline.learning import gate, labels, ledger, scoring
 from hedge_pipeline.learning.dataset import LabelledSessions, assemble
 from hedge_pipeline.learning.gate import Event, GateRule, GateState
 from hedge_pipeline.learning.guards import guard
-from hedge_pipeline.learning.labels import mature
 from hedge_pipeline.learning.ledger import Ledger
 from hedge_pipeline.learning.retraining import Decision, RetrainingFacts, decide
 from hedge_pipeline.learning.shelf import ModelShelf
@@ -33,6 +32,7 @@ from hedge_pipeline.learning.training import (
     skill_in_nats,
 )
 from hedge_pipeline.live.predicting import predict
+from hedge_pipeline.live.supervision import sessions_to_close
 from hedge_pipeline.market.bars import collect_bars, find_gaps, on_grid
 from hedge_pipeline.market.calendar import UTC, Session, SessionCalendar
 from hedge_pipeline.market.features import compute_features, no_previous, remember
@@ -202,17 +202,39 @@ def collect(deployment: Deployment, label: str) -> CollectedSession:
     """Asks the source for a session and stores bars and gaps. Stored bars are never changed."""
     session = deployment.calendar.session(label)
     asked_at = deployment.asked_at(session)
-    over = session.closes <= asked_at
-    answer = collect_bars(
-        deployment.source,
-        deployment.symbols,
-        session,
-        asked_at,
-        nominal_arrival=over,
-        ingested_at=None if deployment.replay else deployment.clock(),
+    watched_live = _watched_live(deployment, session)
+    failures: dict[str, SourceError] = {}
+    new = 0
+    for live in (False, True):
+        answer = collect_bars(
+            deployment.source,
+            [symbol for symbol in deployment.symbols if (symbol in watched_live) is live],
+            session,
+            asked_at,
+            nominal_arrival=session.closes <= asked_at and not live,
+            ingested_at=None if deployment.replay else deployment.clock(),
+        )
+        failures.update(answer.failures)
+        new += store_bars(deployment, label, answer.bars)
+    return _account_for_gaps(deployment, session, new, failures)
+
+
+def store_bars(deployment: Deployment, label: str, bars: pd.DataFrame) -> int:
+    """Stores the bars that are not there yet; returns how many that were."""
+    return deployment.store.append(RAW_QUOTES, label, bars)
+
+
+def _watched_live(deployment: Deployment, session: Session) -> frozenset[str]:
+    """Symbols with a bar of the session that came later than it could have: somebody polled.
+
+    What is added to such a session afterwards is available only now, and therefore late.
+    """
+    stored = deployment.store.read(
+        RAW_QUOTES, [session.label], columns=("symbol", "bar_ts", "available_at")
     )
-    new = deployment.store.append(RAW_QUOTES, label, answer.bars)
-    return _account_for_gaps(deployment, session, new, answer.failures)
+    nominal = dt.timedelta(seconds=session.bar_seconds) + deployment.source.delay
+    polled = stored["available_at"] > stored["bar_ts"] + nominal
+    return frozenset(stored.loc[polled, "symbol"])
 
 
 def _account_for_gaps(
@@ -236,6 +258,24 @@ def build_features(deployment: Deployment, label: str) -> int:
     """
     frame = features_of(deployment, label)
     return deployment.store.replace(FEATURE_ROWS, label, frame)
+
+
+def build_missing_features(deployment: Deployment, label: str) -> int:
+    """Computes feature rows for the bars that have none yet; returns how many.
+
+    Raises:
+        StageError: the session has no bars.
+    """
+    bars = deployment.store.read(RAW_QUOTES, [label], columns=("symbol", "bar_ts"))
+    rows = deployment.store.read(FEATURE_ROWS, [label], columns=("symbol", "bar_ts"))
+    done = rows.set_index(["symbol", "bar_ts"]).index
+    missing = bars[~bars.set_index(["symbol", "bar_ts"]).index.isin(done)]
+    if missing.empty:
+        return 0
+    session = deployment.calendar.session(label)
+    times = missing["bar_ts"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
+    frame = features_of(deployment, label, int(session.index_of(times).min()))
+    return deployment.store.append(FEATURE_ROWS, label, frame)
 
 
 def features_of(deployment: Deployment, label: str, first: int = 0) -> pd.DataFrame:
@@ -342,12 +382,13 @@ def mature_outcomes(deployment: Deployment, label: str) -> int:
     if stored.empty:
         raise StageError(f"raw_quotes has no bars of {label}: materialize raw_quotes first")
     session = deployment.calendar.session(label)
-    known = mature(
+    known = labels.mature(
         stored,
         session,
         horizon=deployment.horizon,
         dead_band_bp=deployment.dead_band_bp,
         now=deployment.asked_at(session),
+        grace=_grace(deployment),
     )
     return deployment.store.append(OUTCOMES, label, known)
 
@@ -391,8 +432,8 @@ def _is_settled(deployment: Deployment, symbol: str, label: str) -> bool:
 
 
 def _grace(deployment: Deployment) -> dt.timedelta:
-    """How long after the close the last bar may still be on its way."""
-    return deployment.source.delay if deployment.replay else dt.timedelta(minutes=1)
+    """How long after the close the last bars may still be on their way."""
+    return max(labels.GRACE, deployment.source.delay)
 
 
 # -- the evidence ----------------------------------------------------------------------------------
@@ -597,3 +638,63 @@ def score_pending(deployment: Deployment, symbol: str) -> int:
     for label in pending:
         score_session(deployment, label, [symbol])
     return len(pending)
+
+
+# -- closing a session -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ClosedSession:
+    """What closing a session brought; counts of new rows, and the folds by symbol."""
+
+    label: str
+    bars: int
+    gaps: int
+    predictions: int
+    outcomes: int
+    folds: dict[str, list[Fold]]
+
+
+PATIENCE = dt.timedelta(hours=20)
+
+
+def close_session(deployment: Deployment, label: str) -> ClosedSession:
+    """Fetches what is missing of a session that is over, finishes every stage, folds and scores.
+
+    May be run again at any time; nothing changes then.
+
+    Raises:
+        StageError: the source does not answer and may still do so; nothing is folded yet.
+    """
+    session = deployment.calendar.session(label)
+    found = collect(deployment, label)
+    waiting = [e for e in found.failures.values() if e.cause != "vendor_hole"]
+    if waiting and deployment.clock() < session.closes + PATIENCE:
+        raise StageError(f"{label} is not closed yet: {waiting[0]}")
+    predictions = outcomes = 0
+    if found.bars:
+        build_missing_features(deployment, label)
+        predictions = log_predictions(deployment, label)
+        outcomes = mature_outcomes(deployment, label)
+        compact_session(deployment, label)
+    folds = {symbol: fold_evidence(deployment, symbol) for symbol in deployment.symbols}
+    if found.bars:
+        score_session(deployment, label, deployment.symbols)
+    return ClosedSession(label, found.new, found.gaps, predictions, outcomes, folds)
+
+
+def compact_session(deployment: Deployment, label: str) -> None:
+    """Rewrites the session's many small files as one per table."""
+    for table in (RAW_QUOTES, FEATURE_ROWS, PREDICTION_LOG, OUTCOMES):
+        deployment.store.compact(table, label)
+
+
+def pending_sessions(deployment: Deployment) -> tuple[str, ...]:
+    """Sessions that are over and not closed yet, oldest first; see `sessions_to_close`."""
+    return sessions_to_close(
+        deployment.calendar,
+        deployment.clock(),
+        deployment.store.sessions(RAW_QUOTES),
+        [deployment.ledger(symbol).state.last_session for symbol in deployment.symbols],
+        settling=SETTLING,
+    )

@@ -20,6 +20,7 @@ from hedge_pipeline.market.tables import (
     RAW_QUOTES,
     TABLES,
 )
+from hedge_pipeline.replay import check_mode
 from hedge_pipeline.stages import Deployment
 
 if TYPE_CHECKING:
@@ -161,6 +162,7 @@ def _calendar(deployment: Deployment) -> str:
 
 
 def _store(deployment: Deployment) -> str:
+    check_mode(deployment)
     deployment.store.check_writable()
     sessions = deployment.store.sessions(RAW_QUOTES)
     return f"{deployment.store.url} is writable and holds {len(sessions)} sessions"

@@ -682,6 +682,14 @@ def test_plain_pandas_reads_a_table_from_its_folder(tmp_path: Path, compacted: b
     assert sorted(found["session"].astype(str)) == [DAY, DAY, "2026-03-11"]
 
 
+def test_hidden_files_of_the_system_are_no_parts(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.append(RAW_QUOTES, DAY, rows(0))
+    part = only_part(store)
+    part.with_name(f"._{part.name}").write_bytes(b"what a Mac leaves beside every copied file")
+    assert minutes(Store(str(tmp_path)).read(RAW_QUOTES)) == [0]
+
+
 def test_duckdb_reads_a_table_with_its_sessions(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     store.append(RAW_QUOTES, DAY, rows(0, price=3.0))

@@ -35,6 +35,7 @@ def champion_model(
         folds = stages.fold_evidence(loop.deployment, symbol)
         verdicts = stages.judge(loop.deployment, symbol)
         metadata = pictures.champion(loop.deployment, symbol, len(folds), len(verdicts))
-    published = pictures.publish(loop.registry.open(), loop.deployment, symbol, context.run.run_id)
+        run = context.run.run_id
+        published = pictures.publish(loop.registry.open(), loop.deployment, symbol, run)
     context.log.info(f"{symbol}: {metadata['verdict']}")
     return dg.MaterializeResult(metadata={**metadata, "mlflow": published})

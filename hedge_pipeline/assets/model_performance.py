@@ -35,5 +35,6 @@ def model_performance(
     with plain_failures():
         sessions = stages.score_pending(loop.deployment, symbol)
         metadata = pictures.performance(loop.deployment, symbol, sessions)
-    published = pictures.publish(loop.registry.open(), loop.deployment, symbol, context.run.run_id)
+        run = context.run.run_id
+        published = pictures.publish(loop.registry.open(), loop.deployment, symbol, run)
     return dg.MaterializeResult(metadata={**metadata, "mlflow": published})

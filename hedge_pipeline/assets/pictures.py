@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 if TYPE_CHECKING:
+    from hedge_pipeline.live.loop import Poll
     from hedge_pipeline.resources.registry import MlflowRegistry
     from hedge_pipeline.stages import Candidate, CollectedSession, Deployment
 
 log = logging.getLogger(__name__)
 
 
-def quotes(deployment: Deployment, label: str, found: CollectedSession) -> dict[str, Any]:
+def quotes(
+    deployment: Deployment, label: str, found: CollectedSession, *, draw: bool = True
+) -> dict[str, Any]:
     """Counts, range and coverage of a session's bars, with its price."""
     from hedge_pipeline.market.tables import GAPS, RAW_QUOTES
     from hedge_pipeline.resources import plots
@@ -32,7 +36,8 @@ def quotes(deployment: Deployment, label: str, found: CollectedSession) -> dict[
     if len(bars):
         shown["first_bar"] = bars["bar_ts"].min().isoformat()
         shown["last_bar"] = bars["bar_ts"].max().isoformat()
-        shown["price"] = _picture(plots.prices(bars, gaps, label))
+        if draw:
+            shown["price"] = _picture(plots.prices(bars, gaps, label))
     return shown
 
 
@@ -52,7 +57,9 @@ def features(deployment: Deployment, label: str, rows: int) -> dict[str, Any]:
     }
 
 
-def predictions(deployment: Deployment, label: str, new: int) -> dict[str, Any]:
+def predictions(
+    deployment: Deployment, label: str, new: int, *, draw: bool = True
+) -> dict[str, Any]:
     """Predictions, abstentions and versions of a session, with the probability over time."""
     from hedge_pipeline.market.tables import PREDICTION_LOG
     from hedge_pipeline.resources import plots
@@ -76,12 +83,12 @@ def predictions(deployment: Deployment, label: str, new: int) -> dict[str, Any]:
     }
     if abstained.any():
         shown["abstained_because"] = served.loc[abstained, "reason"].mode().iloc[0]
-    if (~abstained).any():
+    if draw and (~abstained).any():
         shown["probability"] = _picture(plots.probabilities(served[~abstained], label))
     return shown
 
 
-def outcomes(deployment: Deployment, label: str, new: int) -> dict[str, Any]:
+def outcomes(deployment: Deployment, label: str, new: int, *, draw: bool = True) -> dict[str, Any]:
     """Outcomes by status, and how often the served predictions were right."""
     from hedge_pipeline.market.tables import OUTCOMES, PREDICTION_LOG
     from hedge_pipeline.resources import plots
@@ -101,7 +108,8 @@ def outcomes(deployment: Deployment, label: str, new: int) -> dict[str, Any]:
         base = (rows["base_rate"] > 0.5).astype(int) == rows["actual_direction"]
         shown["accuracy"] = round(float(rows["hit"].mean()), 4)
         shown["base_rate_accuracy"] = round(float(base.mean()), 4)
-        shown["hits"] = _picture(plots.hits_by_hour(rows, label))
+        if draw:
+            shown["hits"] = _picture(plots.hits_by_hour(rows, label))
     return shown
 
 
@@ -194,3 +202,72 @@ def _picture(figure: Any) -> dg.MarkdownMetadataValue:
     from hedge_pipeline.resources import plots
 
     return dg.MetadataValue.md(plots.markdown(figure))
+
+
+def session(deployment: Deployment, label: str, *, draw: bool = True) -> dict[str, dict[str, Any]]:
+    """What the session assets show of a stored session, by asset."""
+    from hedge_pipeline.market.tables import FEATURE_ROWS, GAPS, RAW_QUOTES
+    from hedge_pipeline.stages import CollectedSession
+
+    store = deployment.store
+    bars = len(store.read(RAW_QUOTES, [label], columns=("symbol",)))
+    gaps = len(store.read(GAPS, [label], columns=("symbol",)))
+    rows = len(store.read(FEATURE_ROWS, [label], columns=("symbol",)))
+    return {
+        "raw_quotes": quotes(deployment, label, CollectedSession(bars, 0, gaps, {}), draw=draw),
+        "features": features(deployment, label, rows),
+        "prediction_log": predictions(deployment, label, 0, draw=draw),
+        "outcomes": outcomes(deployment, label, 0, draw=draw),
+    }
+
+
+def models(deployment: Deployment, symbol: str) -> dict[str, dict[str, Any]]:
+    """What the model assets show of a symbol, by asset."""
+    from hedge_pipeline.stages import Candidate
+
+    newest = deployment.shelf.newest(symbol)
+    shown = {} if newest is None else {"trained_model": candidate(Candidate(newest, new=False))}
+    return {
+        **shown,
+        "champion_model": champion(deployment, symbol, 0, 0),
+        "model_performance": performance(deployment, symbol, 0),
+    }
+
+
+def live(deployment: Deployment, label: str, polls: Sequence[Poll]) -> dict[str, dict[str, Any]]:
+    """What a few minutes of polling added to the running session, by asset."""
+    from hedge_pipeline.market.tables import OUTCOMES, PREDICTION_LOG, RAW_QUOTES
+
+    store = deployment.store
+    bars = store.read(RAW_QUOTES, [label], columns=("symbol", "bar_ts", "available_at"))
+    log = store.read(PREDICTION_LOG, [label], columns=("role", "prediction"))
+    known = store.read(OUTCOMES, [label], columns=("symbol",))
+    newest = bars.sort_values("bar_ts").iloc[-1]
+    lag = (newest["available_at"] - newest["bar_ts"]).total_seconds()
+    lag -= deployment.calendar.bar_seconds
+    served = log[log["role"] == "served"]
+    common = {"last_bar": newest["bar_ts"].isoformat(), "polls": len(polls)}
+    failures = sum(len(poll.failures) for poll in polls)
+    return {
+        "raw_quotes": {
+            "dagster/row_count": len(bars),
+            "new_rows": sum(poll.bars for poll in polls),
+            "lag_seconds": round(lag, 1),
+            "failed_answers": failures,
+            **common,
+        },
+        "features": {"dagster/row_count": len(bars), **common},
+        "prediction_log": {
+            "dagster/row_count": len(log),
+            "new_rows": sum(poll.predictions for poll in polls),
+            "predictions": int(served["prediction"].notna().sum()),
+            "abstentions": int(served["prediction"].isna().sum()),
+            "seconds_to_store": round(max(poll.seconds for poll in polls), 3),
+            **common,
+        },
+        "outcomes": {
+            "dagster/row_count": len(known),
+            "new_rows": sum(poll.outcomes for poll in polls),
+            **common,
+        },
+    }

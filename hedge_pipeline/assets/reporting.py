@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
+
+if TYPE_CHECKING:
+    from hedge_pipeline.live.loop import Poll
+    from hedge_pipeline.stages import ClosedSession, Deployment
 
 Metadata = Mapping[str, Any]
 
@@ -39,3 +44,61 @@ def for_each_session(context: dg.AssetExecutionContext, work: Callable[[str], Me
             if isinstance(value, int | float)
         )
         context.log.info(f"{label}: {numbers}")
+
+
+class LiveReport:
+    """Tells Dagster every few minutes what the polls have added, as ordinary materializations.
+
+    Args:
+        context: of the polling op.
+        deployment: what is polled.
+        every: time between two reports.
+    """
+
+    def __init__(
+        self, context: dg.OpExecutionContext, deployment: Deployment, every: dt.timedelta
+    ) -> None:
+        self._context = context
+        self._deployment = deployment
+        self._every = every
+        self._due = deployment.clock()
+        self._polls: list[Poll] = []
+
+    def add(self, poll: Poll) -> None:
+        """Remembers a poll; reports if it is time."""
+        self._polls.append(poll)
+        if self._deployment.clock() >= self._due:
+            self.flush()
+
+    def flush(self) -> None:
+        """Reports what was added since the last report."""
+        from hedge_pipeline.assets import pictures
+
+        polls, self._polls = self._polls, []
+        self._due = self._deployment.clock() + self._every
+        for label in sorted({poll.session for poll in polls if poll.bars}):
+            own = [poll for poll in polls if poll.session == label]
+            for asset, metadata in pictures.live(self._deployment, label, own).items():
+                self._context.log_event(
+                    dg.AssetMaterialization(asset_key=asset, partition=label, metadata=metadata)
+                )
+
+
+def report_closed(
+    context: dg.OpExecutionContext, deployment: Deployment, closed: ClosedSession
+) -> None:
+    """Reports a closed session: its tables, and the evidence of every symbol."""
+    from hedge_pipeline.assets import pictures
+
+    if closed.gaps or closed.bars or closed.outcomes:
+        for asset, metadata in pictures.session(deployment, closed.label).items():
+            context.log_event(
+                dg.AssetMaterialization(asset_key=asset, partition=closed.label, metadata=metadata)
+            )
+    for symbol, folds in closed.folds.items():
+        for fold in folds:
+            context.log.info(f"{symbol} {fold.session}: {fold.entry['reason']}")
+    context.log.info(
+        f"{closed.label} closed: {closed.bars} late bars, {closed.gaps} gaps, "
+        f"{closed.outcomes} outcomes"
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import TYPE_CHECKING
 
-from hedge_pipeline.learning.labels import mature
+from hedge_pipeline.learning.labels import GRACE, mature
 from hedge_pipeline.market.tables import (
     FEATURE_ROWS,
     GAPS,
@@ -42,21 +42,33 @@ def misshapen_outcomes(deployment: Deployment, label: str) -> int:
 
 
 def _misshapen(deployment: Deployment, label: str, table: Table) -> int:
-    """Types, ranges, NULL where none may be, doubled keys."""
-    return sum(table.violations(deployment.store.read(table, [label])).values())
+    """Types, ranges, NULL where none may be; a doubled key counts once."""
+    rows = deployment.store.read(table, [label])
+    doubled = rows.duplicated(list(table.key))
+    single = rows[~doubled].reset_index(drop=True)
+    return int(doubled.sum()) + sum(table.violations(single).values())
 
 
 def uncovered_minutes(deployment: Deployment, label: str) -> int:
     """Expected minutes by now that are neither bar nor gap, and minutes that are both."""
     session = deployment.calendar.session(label)
-    bars = deployment.store.read(RAW_QUOTES, [label], columns=KEY)
-    gaps = deployment.store.read(GAPS, [label], columns=KEY)
-    minutes = len({*bars.itertuples(index=False)} | {*gaps.itertuples(index=False)})
+    bars = _minutes(deployment, label, RAW_QUOTES)
+    gaps = _minutes(deployment, label, GAPS)
     length = dt.timedelta(seconds=session.bar_seconds)
-    until = min(session.closes, deployment.asked_at(session) - 2 * length)
-    expected = max(0, (until - session.opens) // length) * len(deployment.symbols)
-    doubled = len(bars) + len(gaps) - minutes
-    return doubled + max(0, expected - minutes)
+    arrived = deployment.asked_at(session) - deployment.source.delay
+    until = min(session.closes, arrived - 2 * length)
+    count = max(0, (until - session.opens) // length)
+    expected = {
+        (symbol, session.opens + minute * length)
+        for symbol in deployment.symbols
+        for minute in range(count)
+    }
+    return len(bars & gaps) + len(expected - bars - gaps)
+
+
+def _minutes(deployment: Deployment, label: str, table: Table) -> set[tuple[str, dt.datetime]]:
+    rows = deployment.store.read(table, [label], columns=KEY)
+    return set(zip(rows["symbol"], rows["bar_ts"], strict=True))
 
 
 def implausible_bars(deployment: Deployment, label: str) -> int:
@@ -123,11 +135,13 @@ def invented_outcomes(deployment: Deployment, label: str) -> int:
         horizon=deployment.horizon,
         dead_band_bp=deployment.dead_band_bp,
         now=deployment.asked_at(session),
+        grace=max(GRACE, deployment.source.delay),
     )
-    columns = [*KEY, "entry_price", "exit_price", "status"]
+    claimed = ["entry_price", "exit_price", "return_pct", "actual_direction", "status"]
+    columns = [*KEY, *claimed]
     joined = stored[columns].merge(observed[columns], on=KEY, how="left", suffixes=("", "_seen"))
-    same = (joined["entry_price"] == joined["entry_price_seen"]) & (
-        (joined["exit_price"] == joined["exit_price_seen"])
-        | (joined["exit_price"].isna() & joined["exit_price_seen"].isna())
-    )
-    return int((~same | (joined["status"] != joined["status_seen"])).sum())
+    differs = joined["status_seen"].isna()
+    for name in claimed:
+        told, seen = joined[name], joined[f"{name}_seen"]
+        differs |= ~((told == seen).fillna(False) | (told.isna() & seen.isna()))
+    return int(differs.sum())

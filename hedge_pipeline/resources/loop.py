@@ -20,11 +20,11 @@ class SourceResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def open(self, calendar: "SessionCalendar") -> "MarketSource":
         """Opens the source."""
-        from hedge_pipeline.market.sources import SourceOptions, open_source
+        from hedge_pipeline.market.sources import open_source
+        from hedge_pipeline.opening import source_options
 
         settings = load_settings()
-        options = SourceOptions(calendar, paths=settings.source_path, seed=settings.seed)
-        return open_source(settings.source, options)
+        return open_source(settings.source, source_options(settings, calendar))
 
 
 class StoreResource(dg.ConfigurableResource):  # type: ignore[type-arg]

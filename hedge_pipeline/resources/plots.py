@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -142,22 +143,70 @@ def _session_axis(axes: Any, labels: list[str]) -> None:
     axes.set_xticks(range(0, len(labels), step), labels[::step])
 
 
-def against_oracle(skill: pd.DataFrame, smooth: int = 10) -> Figure:
-    """Skill of the served probability and of the oracle by session, means of `smooth` sessions."""
+def against_oracle(
+    skill: pd.DataFrame,
+    events: Mapping[str, Sequence[Mapping[str, str]]] | None = None,
+    smooth: int = 10,
+) -> Figure:
+    """Skill of the served probability and of the oracle by session, on one scale for all symbols.
+
+    The scale follows the smoothed lines; single sessions scatter widely and may lie outside.
+
+    Args:
+        skill: symbol, session, served and oracle, 1e-4 nats per label above the base rate.
+        events: by symbol, `session` and `event` of every change of state; see `summary.json`.
+        smooth: sessions of the moving means.
+    """
     from matplotlib.figure import Figure
 
     symbols = sorted(skill["symbol"].unique(), reverse=True)
-    figure = Figure(figsize=(9, 2.6 * len(symbols)), dpi=110, layout="constrained")
-    for axes, symbol in zip(
-        figure.subplots(len(symbols), squeeze=False)[:, 0], symbols, strict=True
-    ):
+    figure = Figure(figsize=(10, 0.6 + 2.9 * len(symbols)), dpi=110, layout="constrained")
+    all_axes = figure.subplots(len(symbols), squeeze=False, sharex=True, sharey=True)[:, 0]
+    lines: list[float] = [0.0]
+    for axes, symbol in zip(all_axes, symbols, strict=True):
         own = skill[skill["symbol"] == symbol].sort_values("session").reset_index(drop=True)
-        for name, color in (("oracle", _GREEN), ("served", _BLUE)):
-            mean = own[name].rolling(smooth, min_periods=3).mean()
-            axes.plot(mean, color=color, label=f"{name}, mean of {smooth} sessions")
-            axes.plot(own[name], ".", color=color, markersize=2, alpha=0.5)
-        axes.axhline(0, color=_INK, linewidth=0.6)
-        axes.set_title(f"{symbol}: skill above the base rate, 1e-4 nats per label", loc="left")
+        for name, color, words in (
+            ("oracle", _GREEN, "the best possible"),
+            ("served", _BLUE, "what was served"),
+        ):
+            mean = own[name].rolling(smooth, min_periods=min(3, smooth)).mean()
+            axes.plot(own[name], ".", color=color, markersize=3, alpha=0.35)
+            axes.plot(mean, color=color, linewidth=1.8, label=f"{words} (mean of {smooth})")
+            lines.extend(mean.dropna())
+        axes.axhline(0, color=_INK, linewidth=0.8)
+        _mark_events(axes, list(own["session"]), (events or {}).get(str(symbol), ()))
+        axes.set_title(str(symbol), loc="left", fontsize=11, fontweight="bold")
+        axes.set_ylabel("skill, 1e-4 nats", fontsize=9)
+        axes.tick_params(labelsize=9, labelbottom=True)
+        axes.spines[["top", "right"]].set_visible(False)
         _session_axis(axes, list(own["session"]))
-        axes.legend(fontsize=8, frameon=False)
+        axes.legend(
+            fontsize=8, frameon=False, loc="lower right", bbox_to_anchor=(1.0, 0.99), ncols=4
+        )
+    room = 0.35 * (max(lines) - min(lines)) or 1.0
+    all_axes[0].set_ylim(min(lines) - room, max(lines) + room)
+    figure.suptitle(
+        "How much the log-loss was better than the base rate's; dots are single sessions",
+        fontsize=10,
+        x=0.01,
+        horizontalalignment="left",
+    )
     return figure
+
+
+def _mark_events(axes: Any, labels: list[str], events: Sequence[Mapping[str, str]]) -> None:
+    """Vertical lines where skill was proven or lost; each kind once in the legend."""
+    named: set[str] = set()
+    for event in events:
+        if event["session"] not in labels:
+            continue
+        proven = event["event"] == "skill_proven"
+        words = "PROVEN" if proven else "LOST"
+        axes.axvline(
+            labels.index(event["session"]),
+            color=_GREEN if proven else _RED,
+            linestyle="--",
+            linewidth=1.4,
+            label=None if words in named else f"skill {words}",
+        )
+        named.add(words)

@@ -7,13 +7,16 @@ itself never waits for MLflow and never reads from it.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import logging
 import os
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 from hedge_pipeline.market.tables import PERFORMANCE, PROMOTIONS
 from hedge_pipeline.stages import Deployment
@@ -87,18 +90,18 @@ class MlflowRegistry:
         Raises:
             RegistryError: MLflow cannot be reached; nothing is lost.
         """
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
-
         try:
-            self._open(symbol)
-            # one view of the log for all of it: another process may add to it meanwhile
-            ledger = deployment.ledger(symbol)
-            added = self._publish_versions(deployment, ledger, source_run)
-            self._publish_scores(deployment, symbol)
-            self._publish_aliases(ledger)
-        except (MlflowException, SQLAlchemyError, OSError) as error:
-            raise self._unreachable(error) from error
+            with self._reachable():
+                self._open(symbol)
+                # one view of the log for all of it: another process may add to it meanwhile
+                ledger = deployment.ledger(symbol)
+                added = self._publish_versions(deployment, ledger, source_run)
+                self._publish_scores(deployment, symbol)
+                self._publish_aliases(ledger)
+        except BaseException:
+            # what failed may have been done all the same: the next publication looks again
+            self._experiments.pop(symbol, None)
+            raise
         return added
 
     def draw(self, deployment: Deployment, symbol: str) -> None:
@@ -117,13 +120,8 @@ class MlflowRegistry:
         Raises:
             RegistryError: MLflow cannot be reached.
         """
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
-
-        try:
+        with self._reachable():
             self._open(symbol)
-        except (MlflowException, SQLAlchemyError, OSError) as error:
-            raise self._unreachable(error) from error
         return frozenset(version for owner, version in self._registered if owner == symbol)
 
     def ping(self) -> str:
@@ -132,13 +130,8 @@ class MlflowRegistry:
         Raises:
             RegistryError: it does not.
         """
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
-
-        try:
+        with self._reachable():
             self.client.search_experiments(max_results=1)
-        except (MlflowException, SQLAlchemyError, OSError) as error:
-            raise self._unreachable(error) from error
         return self._shown_uri
 
     # -- opening -------------------------------------------------------------------------------
@@ -148,6 +141,8 @@ class MlflowRegistry:
         """The client, opened on first use."""
         if self._client is None:
             os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+            # seven by default, which is minutes; who publishes again later need not insist
+            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
             logging.getLogger("mlflow").setLevel(logging.WARNING)
             import mlflow
 
@@ -158,18 +153,34 @@ class MlflowRegistry:
             self._client = mlflow.MlflowClient(self.tracking_uri)
         return self._client
 
-    def _unreachable(self, error: Exception) -> RegistryError:
-        reason = str(error).strip().split("\n", 1)[0][:200]
-        return RegistryError(
-            f"MLflow at {self._shown_uri} does not answer ({reason}); "
-            "the store is complete and will be published later"
-        )
+    @contextlib.contextmanager
+    def _reachable(self) -> Iterator[None]:
+        """Turns whatever MLflow, its database or a missing driver raise into one line."""
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            yield
+        except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
+            reason = self._without_secrets(str(error).strip().split("\n", 1)[0])[:200]
+            raise RegistryError(
+                f"MLflow at {self._shown_uri} does not answer ({reason}); "
+                "the store is complete and will be published later"
+            ) from error
 
     @property
     def _shown_uri(self) -> str:
-        """The address without a password."""
-        head, separator, tail = self.tracking_uri.rpartition("@")
-        return f"{head.split('://', 1)[0]}://…@{tail}" if separator else tail
+        """The address without user and password."""
+        return self._without_secrets(self.tracking_uri)
+
+    def _without_secrets(self, text: str) -> str:
+        """The text without the user and the password of the address, in either spelling."""
+        credentials = urlsplit(self.tracking_uri).netloc.rpartition("@")[0]
+        password = credentials.partition(":")[2]
+        for secret in (credentials, password, unquote(password)):
+            if secret:
+                text = text.replace(secret, "…")
+        return text
 
     def _open(self, symbol: str) -> None:
         if symbol in self._experiments:
@@ -245,6 +256,8 @@ class MlflowRegistry:
         if self.plots:
             self._log_plots(run_id, card, deployment, card.symbol)
             self._newest_drawn[card.symbol] = card.version
+        # before the version: once it is there, nothing of the run is looked at again
+        self.client.set_terminated(run_id, end_time=when)
         registered = self.client.create_model_version(
             model_name(card.symbol),
             source=source,
@@ -257,7 +270,6 @@ class MlflowRegistry:
             },
             description=str(verdict["reason"]),
         )
-        self.client.set_terminated(run_id, end_time=when)
         # MLflow's number equals ours unless somebody registered a version by hand
         self._registered[key] = str(registered.version)
 

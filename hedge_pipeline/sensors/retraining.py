@@ -23,14 +23,24 @@ _UNFINISHED = [
 ]
 
 
-def build_retraining_sensor(interval_seconds: int) -> dg.SensorDefinition:
+def build_retraining_sensor(
+    interval_seconds: int, *, autostart: bool = False
+) -> dg.SensorDefinition:
     """The sensor with its interval.
 
     Args:
         interval_seconds: RETRAIN_CHECK_INTERVAL.
+        autostart: it runs without being switched on in the UI.
     """
 
-    @dg.sensor(job=train_model, minimum_interval_seconds=interval_seconds)
+    @dg.sensor(
+        job=train_model,
+        minimum_interval_seconds=interval_seconds,
+        description="Requests `train_model` for each symbol with enough new matured outcomes.",
+        default_status=dg.DefaultSensorStatus.RUNNING
+        if autostart
+        else dg.DefaultSensorStatus.STOPPED,
+    )
     def retraining_sensor(
         context: dg.SensorEvaluationContext, loop: LoopResource
     ) -> Iterator[dg.RunRequest | dg.SkipReason]:

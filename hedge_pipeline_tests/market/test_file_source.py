@@ -142,7 +142,7 @@ def test_a_time_with_any_zone_is_understood(write: Write, text: str) -> None:
     assert found["bar_ts"].tolist()[1] == SESSION.opens + MINUTE
 
 
-@pytest.mark.parametrize(("text", "symbol"), [("qqq", "QQQ"), (" NA ", "NA"), ("0700", "0700")])
+@pytest.mark.parametrize(("text", "symbol"), [("spy", "SPY"), (" NA ", "NA"), ("0700", "0700")])
 def test_a_symbol_is_text_whatever_it_looks_like(write: Write, text: str, symbol: str) -> None:
     source = opened(write(symbol=text))
     assert symbol in source.symbols
@@ -172,10 +172,13 @@ def test_several_paths_are_joined_and_equal_rows_count_once(tmp_path: Path) -> N
     assert found["bar_ts"].tolist() == bars_frame(first=0, count=8)["ts"].tolist()
 
 
-def test_symbols_may_be_mixed_in_any_order_as_long_as_each_is_sorted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", ["ts", "symbol"])
+def test_symbols_may_be_mixed_in_any_order_as_long_as_each_is_sorted(
+    tmp_path: Path, by: str
+) -> None:
     path = tmp_path / "bars.parquet"
     both = pd.concat([bars_frame("SPY"), bars_frame("QQQ")])
-    both.sort_values("ts", kind="stable").to_parquet(path)
+    both.sort_values(by, kind="stable").to_parquet(path)
     assert opened(path).symbols == ("QQQ", "SPY")
 
 

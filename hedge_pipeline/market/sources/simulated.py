@@ -271,7 +271,7 @@ class SimulatedSource:
     """The simulated market as a source of one-minute bars; symbols begin with SIM.
 
     Sessions are counted from 2024-01-02 on the configured calendar; a half day is the beginning of
-    a full one.
+    a full one. On a calendar with longer days (24/7) a day is several simulated sessions in a row.
     """
 
     name = "simulated"
@@ -289,10 +289,11 @@ class SimulatedSource:
             )
         self._calendar = calendar
         self._first = bisect.bisect_left(calendar.labels, EPOCH)
+        self._per_day = -(-calendar.full_session_bars // MINUTES)
 
     def ordinal(self, session: str) -> int:
-        """Sessions since the epoch, whatever the calendar's own first session."""
-        return self._calendar.ordinal(session) - self._first
+        """Simulated sessions before this one, whatever the calendar's own first session."""
+        return (self._calendar.ordinal(session) - self._first) * self._per_day
 
     def bars(self, symbol: str, session: Session, now: dt.datetime) -> pd.DataFrame:
         """See the protocol. Every bar has a volume, a spread of two cents and both levels."""
@@ -304,11 +305,14 @@ class SimulatedSource:
             raise WindowRefused(f"the simulated market begins on {EPOCH}")
         length = dt.timedelta(seconds=session.bar_seconds)
         final = (now - self.delay - session.opens) // length
-        count = min(session.bars, MINUTES, max(final, 0))
+        count = min(session.bars, max(final, 0))
         if count == 0:
             raise NoDataYet(f"no bar of {session.label} is final yet")
         ordinal = self.ordinal(session.label)
-        rows = [bar(self.seed, symbol, ordinal, minute) for minute in range(count)]
+        rows = [
+            bar(self.seed, symbol, ordinal + minute // MINUTES, minute % MINUTES)
+            for minute in range(count)
+        ]
         frame = pd.DataFrame([vars(row) for row in rows])
         frame.insert(0, "bar_ts", pd.to_datetime(session.bar_ts[:count], utc=True).as_unit("us"))
         return frame[list(BAR_COLUMNS)].astype({"volume": "float64"})

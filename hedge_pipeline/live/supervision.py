@@ -1,0 +1,182 @@
+"""Whether a poll run is to be started, and which sessions are to be closed: pure decisions."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from zoneinfo import ZoneInfo
+
+from hedge_pipeline.market.calendar import Session, SessionCalendar
+from hedge_pipeline.store import Store
+
+HEARTBEAT = "live/heartbeat.json"
+MISSED_INTERVALS = 3
+STARTING = dt.timedelta(minutes=2)
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """The last sign of life of a poll run.
+
+    Attributes:
+        run_id: Dagster run that polls.
+        at: ISO time of its last poll, UTC.
+        session: session polled.
+        last_bar: ISO start of the newest stored bar; empty before the first.
+    """
+
+    run_id: str
+    at: str
+    session: str
+    last_bar: str = ""
+
+    @property
+    def moment(self) -> dt.datetime:
+        """Time of the last poll, aware."""
+        return dt.datetime.fromisoformat(self.at)
+
+    def write(self, store: Store) -> None:
+        """Replaces the stored heartbeat."""
+        store.write_bytes(HEARTBEAT, json.dumps(asdict(self)).encode())
+
+    @classmethod
+    def read(cls, store: Store) -> Heartbeat | None:
+        """The stored heartbeat; None if there is none or it cannot be read."""
+        try:
+            return cls(**json.loads(store.read_bytes(HEARTBEAT)))
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
+
+
+class PollAction(StrEnum):
+    """What the schedule does at a tick."""
+
+    START = "start"
+    REPLACE = "replace"
+    SKIP = "skip"
+
+
+@dataclass(frozen=True)
+class PollRun:
+    """An unfinished poll run: its id and when it was created."""
+
+    run_id: str
+    created: dt.datetime
+
+
+@dataclass(frozen=True)
+class PollDecision:
+    """What to do, why, and which dead runs to report as failed first."""
+
+    action: PollAction
+    reason: str
+    dead: tuple[str, ...] = ()
+
+
+def session_at(calendar: SessionCalendar, now: dt.datetime) -> Session | None:
+    """The session that is open at `now`."""
+    local = now.astimezone(ZoneInfo(calendar.timezone)).date()
+    for day in (local, local - dt.timedelta(days=1)):
+        if day.isoformat() in calendar:
+            session = calendar.session(day.isoformat())
+            if session.opens <= now < session.closes:
+                return session
+    return None
+
+
+def next_session(calendar: SessionCalendar, now: dt.datetime) -> Session | None:
+    """The first session that opens after `now`; None at the end of the calendar."""
+    closed = calendar.closed_by(now)
+    label = calendar.following(closed) if closed else calendar.labels[0]
+    while label is not None:
+        session = calendar.session(label)
+        if session.opens > now:
+            return session
+        label = calendar.following(label)
+    return None
+
+
+def decide_poll(
+    calendar: SessionCalendar,
+    now: dt.datetime,
+    runs: Sequence[PollRun],
+    heartbeat: Heartbeat | None,
+    interval: dt.timedelta,
+) -> PollDecision:
+    """Decides at a tick of the schedule.
+
+    A run is alive while it is young or its heartbeat is at most three intervals old. Outside the
+    session nothing is started; a run still there finishes by itself. Nothing depends on this being
+    right: all writes are keyed, so two pollers at once do no harm.
+
+    Args:
+        calendar: sessions.
+        now: aware time of the tick.
+        runs: unfinished poll runs.
+        heartbeat: last sign of life, of whichever run.
+        interval: POLLING_INTERVAL.
+    """
+    dead = tuple(run.run_id for run in runs if not _alive(run, now, heartbeat, interval))
+    if session_at(calendar, now) is None:
+        following = next_session(calendar, now)
+        when = _when(calendar, following) if following else "never"
+        return PollDecision(PollAction.SKIP, f"{calendar.name} is closed; opens {when}", dead)
+    living = [run for run in runs if run.run_id not in dead]
+    if living:
+        return PollDecision(PollAction.SKIP, f"run {living[0].run_id[:8]} is polling", dead)
+    if dead:
+        seen = heartbeat.moment.isoformat(timespec="seconds") if heartbeat else "never"
+        return PollDecision(
+            PollAction.REPLACE, f"run {dead[0][:8]} is dead: last poll {seen}; starting anew", dead
+        )
+    return PollDecision(PollAction.START, "the session is open and nobody polls")
+
+
+def _alive(
+    run: PollRun, now: dt.datetime, heartbeat: Heartbeat | None, interval: dt.timedelta
+) -> bool:
+    patience = MISSED_INTERVALS * interval
+    if now - run.created <= max(STARTING, patience):
+        return True
+    return (
+        heartbeat is not None
+        and heartbeat.run_id == run.run_id
+        and now - heartbeat.moment <= patience
+    )
+
+
+def _when(calendar: SessionCalendar, session: Session) -> str:
+    local = session.opens.astimezone(ZoneInfo(calendar.timezone))
+    return f"{local:%a %Y-%m-%d %H:%M %Z}"
+
+
+def sessions_to_close(
+    calendar: SessionCalendar,
+    now: dt.datetime,
+    stored: Sequence[str],
+    folded_through: Sequence[str | None],
+    *,
+    settling: dt.timedelta,
+    most: int = 10,
+) -> tuple[str, ...]:
+    """Sessions that are over and not folded by every symbol yet, oldest first.
+
+    Days the service was down are among them: the source may still have their bars.
+
+    Args:
+        calendar: sessions.
+        now: aware time.
+        stored: sessions with bars.
+        folded_through: last folded session of each symbol, None = none yet.
+        settling: a session is closed this long after its end.
+        most: at most so many, the newest ones.
+    """
+    closed = calendar.closed_by(now - settling)
+    if closed is None or not stored:
+        return ()
+    behind = min((label or "" for label in folded_through), default="")
+    pending = [label for label in calendar.between(stored[0], closed) if label > behind]
+    return tuple(pending[-most:])

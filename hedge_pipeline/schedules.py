@@ -1,0 +1,107 @@
+"""Schedules in exchange time: supervision of the poll run, and the close of the session."""
+
+import datetime as dt
+
+import dagster as dg
+
+from hedge_pipeline.jobs import POLL_LANE, close_session, poll_market
+from hedge_pipeline.resources.loop import LoopResource
+from hedge_pipeline.settings import Settings
+
+UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+
+def default_status(settings: Settings) -> dg.DefaultScheduleStatus:
+    """Running from the start if the settings say so; otherwise switched on in the UI."""
+    running = settings.autostart
+    return dg.DefaultScheduleStatus.RUNNING if running else dg.DefaultScheduleStatus.STOPPED
+
+
+def build_schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
+    """Every schedule of the project."""
+    from hedge_pipeline.market.calendar import SessionCalendar
+
+    timezone = SessionCalendar(settings.calendar, start=settings.history_start).timezone
+    return [build_polling_schedule(settings, timezone), build_close_schedule(settings, timezone)]
+
+
+def build_polling_schedule(settings: Settings, timezone: str) -> dg.ScheduleDefinition:
+    """Every minute: start the poll run, leave a healthy one alone, replace a dead one.
+
+    Args:
+        settings: of the deployment.
+        timezone: of the exchange.
+    """
+
+    @dg.schedule(
+        job=poll_market,
+        cron_schedule="* * * * *",
+        execution_timezone=timezone,
+        default_status=default_status(settings),
+    )
+    def polling_schedule(
+        context: dg.ScheduleEvaluationContext, loop: LoopResource
+    ) -> dg.RunRequest | dg.SkipReason:
+        """Supervises `poll_market`; outside the session it says when the next one opens."""
+        from hedge_pipeline.live.supervision import Heartbeat, PollAction, PollRun, decide_poll
+        from hedge_pipeline.settings import load_settings
+
+        deployment = loop.deployment
+        records = context.instance.get_run_records(
+            dg.RunsFilter(tags=POLL_LANE, statuses=UNFINISHED), limit=20
+        )
+        runs = [PollRun(r.dagster_run.run_id, r.create_timestamp) for r in records]
+        decision = decide_poll(
+            deployment.calendar,
+            deployment.clock(),
+            runs,
+            Heartbeat.read(deployment.store),
+            dt.timedelta(seconds=load_settings().polling_interval),
+        )
+        for record in records:
+            if record.dagster_run.run_id in decision.dead:
+                context.instance.report_run_failed(record.dagster_run, decision.reason)
+        if decision.action is PollAction.SKIP:
+            return dg.SkipReason(decision.reason)
+        return dg.RunRequest(tags={"hedge/reason": decision.reason})
+
+    return polling_schedule
+
+
+def build_close_schedule(settings: Settings, timezone: str) -> dg.ScheduleDefinition:
+    """Every ten minutes: close the sessions that are over, days the service was down included.
+
+    Args:
+        settings: of the deployment.
+        timezone: of the exchange.
+    """
+
+    @dg.schedule(
+        job=close_session,
+        cron_schedule="*/10 * * * *",
+        execution_timezone=timezone,
+        default_status=default_status(settings),
+    )
+    def close_session_schedule(
+        context: dg.ScheduleEvaluationContext, loop: LoopResource
+    ) -> dg.RunRequest | dg.SkipReason:
+        """Requests `close_session` while a session that is over is not folded."""
+        from hedge_pipeline import stages
+
+        pending = stages.pending_sessions(loop.deployment)
+        if not pending:
+            return dg.SkipReason("every session that is over is closed")
+        running = context.instance.get_runs(
+            dg.RunsFilter(job_name=close_session.name, statuses=UNFINISHED), limit=1
+        )
+        if running:
+            return dg.SkipReason(f"run {running[0].run_id[:8]} is closing {pending[0]}")
+        return dg.RunRequest(tags={"hedge/reason": f"to close: {', '.join(pending)}"})
+
+    return close_session_schedule

@@ -1,0 +1,316 @@
+"""The code location as it is committed: it loads, light, and is exactly the graph we mean."""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+import yaml
+
+import hedge_pipeline
+from hedge_pipeline import jobs
+from hedge_pipeline.definitions import defs
+from hedge_pipeline.partitions import SESSIONS, SYMBOLS
+from hedge_pipeline_tests.runs import code_location
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PACKAGE = Path(str(hedge_pipeline.__file__)).parent
+HEAVY = {"xgboost", "mlflow", "matplotlib", "yfinance", "sklearn"}
+
+GRAPH: dict[str, tuple[set[str], str, dg.PartitionsDefinition[Any]]] = {
+    "raw_quotes": (set(), "market", SESSIONS),
+    "features": ({"raw_quotes"}, "features", SESSIONS),
+    "prediction_log": ({"features"}, "predictions", SESSIONS),
+    "outcomes": ({"raw_quotes", "prediction_log"}, "predictions", SESSIONS),
+    "trained_model": ({"features", "outcomes"}, "learning", SYMBOLS),
+    "champion_model": ({"trained_model", "prediction_log", "outcomes"}, "learning", SYMBOLS),
+    "model_performance": ({"champion_model", "prediction_log", "outcomes"}, "learning", SYMBOLS),
+}
+CHECKS = {
+    "raw_quotes": {"quotes_keep_their_schema", "quotes_cover_the_session", "quotes_are_plausible"},
+    "features": {
+        "features_keep_their_schema",
+        "features_have_no_future_rows",
+        "features_exist_for_every_bar",
+    },
+    "prediction_log": {
+        "predictions_keep_their_schema",
+        "predictions_are_made_once",
+        "predictions_name_a_registered_model",
+        "predictions_wait_for_their_bar",
+    },
+    "outcomes": {"outcomes_keep_their_schema", "outcomes_come_from_observed_prices"},
+    "trained_model": {"model_files_are_untouched"},
+    "champion_model": {"mlflow_shows_every_version"},
+}
+EACH_ASSET = pytest.mark.parametrize("name", GRAPH)
+SPECS = {spec.key.to_user_string(): spec for spec in code_location().resolve_all_asset_specs()}
+CHECK_SPECS = {
+    spec.name: spec
+    for checks in code_location().asset_checks or ()
+    if isinstance(checks, dg.AssetChecksDefinition)
+    for spec in checks.check_specs
+}
+
+
+# -- the graph ---------------------------------------------------------------------------------
+
+
+def test_the_assets_are_exactly_these() -> None:
+    assert set(SPECS) == set(GRAPH)
+
+
+@EACH_ASSET
+def test_an_asset_depends_on_exactly_these(name: str) -> None:
+    found = {dependency.asset_key.to_user_string() for dependency in SPECS[name].deps}
+    assert found == GRAPH[name][0]
+
+
+@EACH_ASSET
+def test_an_asset_lives_in_its_group(name: str) -> None:
+    assert SPECS[name].group_name == GRAPH[name][1]
+
+
+@EACH_ASSET
+def test_an_asset_has_its_partitions(name: str) -> None:
+    assert SPECS[name].partitions_def == GRAPH[name][2]
+
+
+@EACH_ASSET
+def test_an_asset_says_what_it_holds(name: str) -> None:
+    assert len((SPECS[name].description or "").split()) >= 5
+
+
+@pytest.mark.parametrize("name", ["raw_quotes", "features", "prediction_log", "outcomes"])
+def test_a_backfill_of_sessions_is_one_run(name: str) -> None:
+    policy = code_location().resolve_assets_def(name).backfill_policy
+    assert policy == dg.BackfillPolicy.single_run()
+
+
+@pytest.mark.parametrize(
+    ("session", "bars_from"),
+    [("2024-01-02", {"2024-01-02"}), ("2024-01-16", {"2024-01-12", "2024-01-16"})],
+    ids=["first", "after_a_long_weekend"],
+)
+def test_features_wait_for_the_bars_of_the_session_before(
+    session: str, bars_from: set[str]
+) -> None:
+    mapping = SPECS["features"].partition_mappings[dg.AssetKey("raw_quotes")]
+    asked = SESSIONS.subset_with_partition_keys([session])
+    upstream = mapping.get_upstream_mapped_partitions_result_for_partitions(
+        asked, SESSIONS, SESSIONS
+    )
+    assert set(upstream.partitions_subset.get_partition_keys()) == bars_from
+
+
+def test_the_checks_are_exactly_these() -> None:
+    found: dict[str, set[str]] = {}
+    for name, spec in CHECK_SPECS.items():
+        found.setdefault(spec.asset_key.to_user_string(), set()).add(name)
+    assert found == CHECKS
+
+
+def test_every_check_blocks_but_the_view_on_mlflow() -> None:
+    assert {name for name, spec in CHECK_SPECS.items() if not spec.blocking} == {
+        "mlflow_shows_every_version"
+    }
+
+
+@pytest.mark.parametrize("name", CHECK_SPECS)
+def test_a_check_says_what_breaks_it(name: str) -> None:
+    assert len((CHECK_SPECS[name].description or "").split()) >= 4
+
+
+# -- jobs, sensor, executor --------------------------------------------------------------------
+
+
+def test_the_job_trains_judges_and_scores() -> None:
+    job = code_location().resolve_job_def("train_model")
+    assert {key.to_user_string() for key in job.asset_layer.selected_asset_keys} == {
+        "trained_model",
+        "champion_model",
+        "model_performance",
+    }
+    assert job.partitions_def == SYMBOLS
+    assert job.description
+
+
+@pytest.mark.parametrize("job", ["train_model", "__ASSET_JOB"])
+def test_every_job_runs_in_one_process(job: str) -> None:
+    assert code_location().resolve_job_def(job).executor_def == dg.in_process_executor
+
+
+@pytest.mark.parametrize(("setting", "seconds"), [(None, 3600), ("60", 60), ("7200", 7200)])
+def test_the_sensor_looks_as_often_as_the_setting_says(
+    monkeypatch: pytest.MonkeyPatch, setting: str | None, seconds: int
+) -> None:
+    monkeypatch.delenv("RETRAIN_CHECK_INTERVAL", raising=False)
+    if setting is not None:
+        monkeypatch.setenv("RETRAIN_CHECK_INTERVAL", setting)
+    sensor = defs().resolve_sensor_def("retraining_sensor")
+    assert sensor.minimum_interval_seconds == seconds
+    assert sensor.job_name == "train_model"
+    assert len((sensor.description or "").split()) >= 5
+
+
+def test_a_bad_setting_stops_the_load_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RETRAIN_CHECK_INTERVAL", "often")
+    with pytest.raises(ValueError, match=r"^RETRAIN_CHECK_INTERVAL='often': [^\n]+$"):
+        defs()
+
+
+# -- the committed files -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh DAGSTER_HOME with the committed dagster.yaml."""
+    folder = tmp_path_factory.mktemp("dagster_home")
+    shutil.copy(REPOSITORY / "dagster.yaml", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def instance(home: Path) -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.from_config(str(home)) as opened:
+        yield opened
+
+
+def test_the_workspace_names_the_module_and_the_location() -> None:
+    workspace = yaml.safe_load((REPOSITORY / "workspace.yaml").read_text())
+    assert workspace == {
+        "load_from": [
+            {
+                "python_module": {
+                    "module_name": "hedge_pipeline.definitions",
+                    "location_name": "hedge_pipeline",
+                    "working_directory": ".",
+                }
+            }
+        ]
+    }
+
+
+def test_the_workspace_loads_from_any_folder(home: Path, tmp_path: Path) -> None:
+    command = ["-m", "dagster", "definitions", "validate", "--log-format", "json"]
+    done = subprocess.run(
+        [sys.executable, *command, "-w", str(REPOSITORY / "workspace.yaml")],
+        cwd=tmp_path,
+        env={**os.environ, "DAGSTER_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert "Validation successful for code location hedge_pipeline." in said
+
+
+def test_the_instance_has_the_committed_settings(instance: dg.DagsterInstance) -> None:
+    assert not instance.telemetry_enabled
+    assert not instance.nux_enabled
+    assert instance.run_monitoring_enabled
+    assert instance.run_monitoring_start_timeout_seconds == 120
+    assert instance.run_monitoring_max_runtime_seconds == 4 * 3600
+    assert instance.get_settings("retention")["sensor"]["purge_after_days"]["skipped"] == 1
+
+
+def test_only_one_training_runs_at_a_time(instance: dg.DagsterInstance) -> None:
+    ((key, value),) = jobs.TRAIN_LANE.items()
+    queue = instance.get_concurrency_config().run_queue_config
+    assert queue is not None
+    assert {"key": key, "value": value, "limit": 1} in queue.tag_concurrency_limits
+    assert jobs.TRAIN_LANE.items() <= code_location().resolve_job_def("train_model").tags.items()
+
+
+# -- weight and layers -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def loaded() -> tuple[set[str], set[str]]:
+    """Top-level modules in a new process after the import, and after the definitions are built."""
+    code = (
+        "import sys\n"
+        "import hedge_pipeline.definitions as location\n"
+        "print(*{name.split('.')[0] for name in sys.modules})\n"
+        "location.defs()\n"
+        "print(*{name.split('.')[0] for name in sys.modules})\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    imported, built = done.stdout.splitlines()
+    return set(imported.split()), set(built.split())
+
+
+def test_importing_the_code_location_imports_nothing_heavy(
+    loaded: tuple[set[str], set[str]],
+) -> None:
+    assert "dagster" in loaded[0]
+    assert loaded[0] & (HEAVY | {"pandas", "pyarrow", "exchange_calendars"}) == set()
+
+
+def test_building_the_definitions_imports_no_learning_and_no_plotting(
+    loaded: tuple[set[str], set[str]],
+) -> None:
+    assert "exchange_calendars" in loaded[1]  # and with it pandas
+    assert loaded[1] & HEAVY == set()
+
+
+def test_the_code_location_fits_on_one_screen() -> None:
+    assert len((PACKAGE / "definitions.py").read_text().splitlines()) <= 40
+
+
+PLAIN = sorted(
+    path
+    for room in ("market", "levels", "learning", "live", "stages.py", "replay.py", "store.py")
+    for path in ([PACKAGE / room] if room.endswith(".py") else (PACKAGE / room).rglob("*.py"))
+)
+
+
+def frameworks(source: str) -> set[str]:
+    """Dagster and MLflow, if the code imports them anywhere, functions included."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            module = node.module or ""
+            found.add(module.split(".")[0])
+            names = {f"{module}.{alias.name}" for alias in node.names}
+            if module.startswith("hedge_pipeline") and any(".resources" in x for x in names):
+                found.add("hedge_pipeline.resources")
+    return found & {"dagster", "mlflow", "hedge_pipeline.resources"}
+
+
+@pytest.mark.parametrize("path", PLAIN, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_the_plain_packages_know_no_framework(path: Path) -> None:
+    assert frameworks(path.read_text(encoding="utf-8")) == set()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import dagster",
+        "import mlflow.xgboost as m",
+        "from dagster import asset",
+        "def f():\n    from mlflow.entities import Metric",
+        "from hedge_pipeline.resources.registry import MlflowRegistry",
+        "from hedge_pipeline import resources",
+    ],
+)
+def test_the_search_finds_every_way_in(code: str) -> None:
+    assert frameworks(code)
