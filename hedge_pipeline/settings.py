@@ -148,7 +148,13 @@ class Settings(BaseSettings):
     @classmethod
     def _clean_symbols(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for symbol in value:
-            if not symbol.replace(".", "").replace("-", "").replace("^", "").isalnum():
+            if (
+                not symbol.replace(".", "")
+                .replace("-", "")
+                .replace("^", "")
+                .replace("=", "")
+                .isalnum()
+            ):
                 raise ValueError(f"{symbol!r} is no symbol")
         symbols = tuple(symbol.upper() for symbol in value)
         if len(set(symbols)) != len(symbols):

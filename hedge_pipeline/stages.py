@@ -243,8 +243,21 @@ def _account_for_gaps(
     stored = deployment.store.read(RAW_QUOTES, [session.label])
     until = min(session.closes, deployment.asked_at(session) - deployment.source.delay)
     gaps = find_gaps(stored, deployment.symbols, session, until, failures)
-    deployment.store.replace(GAPS, session.label, gaps)
+    deployment.store.replace(GAPS, session.label, _with_known_causes(deployment, session, gaps))
     return CollectedSession(len(stored), new, len(gaps), failures)
+
+
+def _with_known_causes(
+    deployment: Deployment, session: Session, gaps: pd.DataFrame
+) -> pd.DataFrame:
+    """A hole the source has confirmed stays one, whatever hinders the source later."""
+    import pandas as pd
+
+    earlier = deployment.store.read(GAPS, [session.label])
+    key = ["symbol", "bar_ts"]
+    confirmed = earlier[earlier["cause"] == "vendor_hole"]
+    confirmed = confirmed.merge(gaps[key], on=key)
+    return pd.concat([confirmed, gaps]).drop_duplicates(key)
 
 
 # -- features --------------------------------------------------------------------------------------
@@ -295,6 +308,8 @@ def features_of(deployment: Deployment, label: str, first: int = 0) -> pd.DataFr
     memory = no_previous(len(symbols))
     if before is not None:
         earlier = deployment.store.read(RAW_QUOTES, [before])
+        # what was filled in after today's open was not known to today's first predictions
+        earlier = earlier[earlier["available_at"] < pd.Timestamp(session.opens)]
         grid = on_grid(earlier, symbols, deployment.calendar.session(before))
         memory = remember(grid, int(PREVIOUS_SESSION_SHARE * grid.close.shape[1]))
     values = compute_features(

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 COMPACTED = "session"
 _CACHED_SESSIONS = 512
+_CACHED_FILES = 4096
 
 
 class StoreError(RuntimeError):
@@ -51,7 +52,8 @@ class Store:
         self._fs, root = fsspec.core.url_to_fs(url)
         self._root = PurePosixPath(root)
         self._local = "file" in _protocols(self._fs)
-        self._cache: OrderedDict[str, tuple[Any, pa.Table]] = OrderedDict()
+        self._files: OrderedDict[str, tuple[Any, pa.Table]] = OrderedDict()
+        self._sessions: OrderedDict[str, tuple[list[int], list[pa.Table], pa.Table]] = OrderedDict()
         self._lock = threading.Lock()
 
     # -- writing ---------------------------------------------------------------------------
@@ -76,47 +78,49 @@ class Store:
         self._write(self._folder(table, session) / _part_name(table, new), table, new, first=True)
         return len(new)
 
-    def replace(
-        self,
-        table: Table,
-        session: str,
-        frame: pd.DataFrame,
-        *,
-        part: str = COMPACTED,
-    ) -> int:
-        """Makes the part hold exactly these rows; returns how many. An empty frame removes it.
+    def replace(self, table: Table, session: str, frame: pd.DataFrame) -> int:
+        """Makes the session hold exactly these rows; returns how many.
 
-        Of several rows with one key the first counts.
+        Of several rows with one key the first counts. What was there is removed only after the new
+        file is; rows appended meanwhile stay.
 
         Raises:
             StoreError: the folder cannot be written.
         """
-        path = self._folder(table, session) / f"{part}.parquet"
-        if frame.empty:
-            self._remove([path])
-            return 0
+        before = self._parts(table, session)
         rows = table.conform(frame)
         rows = rows[~rows.duplicated(list(table.key))]
         rows = rows.sort_values(list(table.key), kind="stable")
-        self._write(path, table, rows, first=False)
+        if len(rows):
+            path = self._folder(table, session) / _part_name(table, rows, COMPACTED)
+            self._write(path, table, rows, first=False)
+            before = [part for part in before if part != str(path)]
+        self._remove(map(PurePosixPath, before))
         return len(rows)
 
     def compact(self, table: Table, session: str) -> int:
-        """Rewrites a session as one sorted file, checks it, then removes the parts.
+        """Rewrites a session as one sorted file, checks it, then removes the parts it read.
 
-        Returns the number of rows. Killed anywhere, nothing is lost: readers see each key once.
+        Returns the number of rows. Killed anywhere, or run twice at once, nothing is lost: the
+        file is named after its keys, and readers see each key once.
 
         Raises:
             StoreError: the new file does not hold the same keys; the parts are kept.
         """
         parts = self._parts(table, session)
-        target = self._folder(table, session) / f"{COMPACTED}.parquet"
-        if not parts or parts == [str(target)]:
-            return len(self.read(table, [session], columns=table.key)) if parts else 0
-        rows = self.read(table, [session])
+        if not parts:
+            return 0
+        keys = list(table.key)
+        pieces = self._load_parts(table, session, parts)
+        if pieces is None:  # somebody else is compacting
+            return len(self.read(table, [session], columns=keys))
+        rows: pd.DataFrame = _first_rows(table, pieces).to_pandas(types_mapper=_pandas_type)
+        target = self._folder(table, session) / _part_name(table, rows, COMPACTED)
+        if parts == [str(target)]:
+            return len(rows)
         self._write(target, table, rows, first=False)
-        written = self._load(str(target), list(table.key)).to_pandas(types_mapper=_pandas_type)
-        if not written.equals(rows[list(table.key)]):
+        written = self._load(str(target), keys).to_pandas(types_mapper=_pandas_type)
+        if not written.equals(rows[keys]):
             raise StoreError(f"{target} does not hold the keys of its parts; the parts are kept")
         self._remove(PurePosixPath(part) for part in parts if part != str(target))
         return len(rows)
@@ -127,9 +131,12 @@ class Store:
         """Sessions that have at least one file, ascending."""
         folder = str(self._root / table.name)
         with self._told("cannot be read"):
-            self._fs.invalidate_cache()
-            files = (PurePosixPath(path) for path in self._fs.find(folder))
-            found = {x.parent.name for x in files if _is_part(x)}
+            if self._local:
+                found = _folders_with_parts(folder)
+            else:
+                self._fs.invalidate_cache()
+                files = (PurePosixPath(path) for path in self._fs.find(folder))
+                found = {x.parent.name for x in files if _is_part(x)}
         return tuple(sorted(x.removeprefix("session=") for x in found if x.startswith("session=")))
 
     def read(
@@ -242,32 +249,44 @@ class Store:
         return sorted(x for x in found if _is_part(PurePosixPath(x)))
 
     def _session(self, table: Table, session: str, columns: Sequence[str] | None) -> list[pa.Table]:
+        name = f"{table.name}/{session}"
         for _attempt in range(5):
             parts = self._parts(table, session)
             if not parts:
                 return []
-            try:
-                signature = [self._signature(part) for part in parts]
-                cached = self._cached(table, session, signature)
-                if cached is None:
-                    cached = _first_rows(table, [self._checked(table, part) for part in parts])
-                    self._keep(table, session, signature, cached)
-                return [cached.select(list(columns)) if columns else cached]
-            except FileNotFoundError:  # compacted between listing and reading
+            pieces = self._load_parts(table, session, parts)
+            if pieces is None:  # compacted between listing and reading
                 continue
+            with self._lock:
+                known = self._sessions.get(name)
+            if known is None or known[0] != [id(piece) for piece in pieces]:
+                known = ([id(piece) for piece in pieces], pieces, _first_rows(table, pieces))
+                self._remember(self._sessions, name, known, _CACHED_SESSIONS)
+            return [known[2].select(list(columns)) if columns else known[2]]
         raise StoreError(f"{self._folder(table, session)} changes faster than it can be read")
 
-    def _cached(self, table: Table, session: str, signature: Any) -> pa.Table | None:
-        with self._lock:
-            found = self._cache.get(f"{table.name}/{session}")
-            return found[1] if found and found[0] == signature else None
+    def _load_parts(self, table: Table, session: str, parts: list[str]) -> list[pa.Table] | None:
+        """Content of the files, from memory where they have not changed; None if one is gone."""
+        pieces = []
+        try:
+            for part in parts:
+                signature = self._signature(part)
+                with self._lock:
+                    known = self._files.get(part)
+                if known is None or known[0] != signature:
+                    known = (signature, self._checked(table, part))
+                    self._remember(self._files, part, known, _CACHED_FILES)
+                pieces.append(known[1])
+        except FileNotFoundError:
+            return None
+        return pieces
 
-    def _keep(self, table: Table, session: str, signature: Any, rows: pa.Table) -> None:
+    def _remember(self, cache: OrderedDict[str, Any], name: str, value: Any, most: int) -> None:
         with self._lock:
-            self._cache[f"{table.name}/{session}"] = (signature, rows)
-            self._cache.move_to_end(f"{table.name}/{session}")
-            while len(self._cache) > _CACHED_SESSIONS:
-                self._cache.popitem(last=False)
+            cache[name] = value
+            cache.move_to_end(name)
+            while len(cache) > most:
+                cache.popitem(last=False)
 
     def _signature(self, path: str) -> tuple[Any, ...]:
         if self._local:
@@ -378,7 +397,22 @@ def _flush_folder(folder: PurePosixPath) -> None:
         os.close(descriptor)
 
 
-def _part_name(table: Table, rows: pd.DataFrame) -> str:
+def _folders_with_parts(folder: str) -> set[str]:
+    """Names of the folders inside that hold at least one part."""
+    try:
+        with os.scandir(folder) as entries:
+            inside = [entry for entry in entries if entry.is_dir()]
+    except FileNotFoundError:
+        return set()
+    found = set()
+    for entry in inside:
+        with os.scandir(entry.path) as files:
+            if any(_is_part(PurePosixPath(file.name)) for file in files):
+                found.add(entry.name)
+    return found
+
+
+def _part_name(table: Table, rows: pd.DataFrame, kind: str = "part") -> str:
     """Name from the keys alone, so that the same rows always go to the same file."""
     digest = hashlib.sha256()
     for name in table.key:
@@ -388,7 +422,7 @@ def _part_name(table: Table, rows: pd.DataFrame) -> str:
         else:
             digest.update("\x1f".join(map(str, values.tolist())).encode())
     last = rows["bar_ts"].max().strftime("%H%M%S") if "bar_ts" in rows else "000000"
-    return f"part-{last}-{digest.hexdigest()[:12]}.parquet"
+    return f"{kind}-{last}-{digest.hexdigest()[:12]}.parquet"
 
 
 def _first_rows(table: Table, pieces: list[pa.Table]) -> pa.Table:

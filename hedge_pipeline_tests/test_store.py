@@ -312,12 +312,35 @@ def test_of_doubled_rows_a_replacement_keeps_the_first(url: str) -> None:
     assert store.read(RAW_QUOTES)["close"].tolist() == [1.0, 1.0]
 
 
-def test_parts_of_their_own_name_are_replaced_alone(url: str) -> None:
+def test_a_replacement_leaves_nothing_of_what_was_appended(url: str) -> None:
     store = Store(url)
-    store.replace(OUTCOMES, DAY, rows(0, table=OUTCOMES), part="h10")
-    store.replace(OUTCOMES, DAY, rows(1, table=OUTCOMES), part="h20")
-    store.replace(OUTCOMES, DAY, rows(2, table=OUTCOMES), part="h20")
-    assert minutes(store.read(OUTCOMES)) == [0, 2]
+    store.append(OUTCOMES, DAY, rows(0, table=OUTCOMES))
+    store.append(OUTCOMES, DAY, rows(1, table=OUTCOMES))
+    store.replace(OUTCOMES, DAY, rows(1, 2, table=OUTCOMES))
+    assert minutes(store.read(OUTCOMES)) == [1, 2]
+    assert len(store.names(f"outcomes/session={DAY}")) == 1
+
+
+def test_two_who_compact_at_once_lose_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is stopped between reading and writing; the other compacts more rows meanwhile."""
+    slow, quick = Store(str(tmp_path)), Store(str(tmp_path))
+    slow.append(RAW_QUOTES, DAY, rows(0))
+    slow.append(RAW_QUOTES, DAY, rows(1))
+    write = Store._write
+
+    def interrupted(self: Store, *arguments: Any, **options: Any) -> None:
+        monkeypatch.setattr(Store, "_write", write)
+        quick.append(RAW_QUOTES, DAY, rows(2))
+        assert quick.compact(RAW_QUOTES, DAY) == 3
+        write(self, *arguments, **options)
+
+    monkeypatch.setattr(Store, "_write", interrupted)
+    assert slow.compact(RAW_QUOTES, DAY) == 2
+    assert minutes(Store(str(tmp_path)).read(RAW_QUOTES)) == [0, 1, 2]
+    assert Store(str(tmp_path)).compact(RAW_QUOTES, DAY) == 3
+    assert minutes(Store(str(tmp_path)).read(RAW_QUOTES)) == [0, 1, 2]
 
 
 # -- compact -----------------------------------------------------------------------------------
@@ -331,7 +354,8 @@ def test_a_compacted_session_is_one_file_with_the_same_rows(tmp_path: Path, tabl
     before = store.read(table)
     assert len(files(tmp_path)) == 3
     assert store.compact(table, DAY) == 3
-    assert files(tmp_path) == [f"{table.name}/session={DAY}/session.parquet"]
+    (name,) = files(tmp_path)
+    assert name.startswith(f"{table.name}/session={DAY}/session-")
     pd.testing.assert_frame_equal(Store(str(tmp_path)).read(table), before)
     assert store.compact(table, DAY) == 3
 
@@ -344,7 +368,8 @@ def test_a_session_in_memory_is_compacted_too(url: str) -> None:
     assert store.append(RAW_QUOTES, DAY, rows(0, 1, 2)) == 1
     assert store.compact(RAW_QUOTES, DAY) == 3
     assert minutes(store.read(RAW_QUOTES)) == [0, 1, 2]
-    assert store.names(f"raw_quotes/session={DAY}") == ("session.parquet",)
+    (name,) = store.names(f"raw_quotes/session={DAY}")
+    assert name.startswith("session-")
 
 
 def test_a_session_without_files_is_compacted_to_nothing(url: str) -> None:
@@ -475,9 +500,9 @@ def test_killed_at_any_call_nothing_is_lost_doubled_or_half_written(
     assert minutes(Store(root).read(RAW_QUOTES)) == [0, 1, 2, 3, 5]
     assert minutes(Store(root).read(GAPS)) == [4, 6]
     visible = [name for name in files(root) if not Path(name).name.startswith(".")]
-    assert visible == [
-        f"gaps/session={DAY}/session.parquet",
-        f"raw_quotes/session={DAY}/session.parquet",
+    assert [str(Path(name).parent) for name in visible] == [
+        f"gaps/session={DAY}",
+        f"raw_quotes/session={DAY}",
     ]
 
 
