@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: demo test check format lint types lock bench clean
+.PHONY: demo up test check format lint types lock bench clean
 
 $(STAMP): requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -16,6 +16,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+up: $(STAMP)
+	$(BIN)/hedge up
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -194,6 +194,63 @@ def retrain(
         console.print(words, highlight=False)
 
 
+@app.command()
+def bootstrap(
+    days: Annotated[int, typer.Option(min=1, help="calendar days to look back")] = 29,
+    as_json: AsJson = False,
+) -> None:
+    """Fetch what the source still has, with features and outcomes, and train a first model."""
+    with _one_line():
+        from hedge_pipeline import stages
+        from hedge_pipeline.opening import open_deployment, open_registry
+
+        settings = load_settings()
+        deployment = open_deployment(settings)
+        sessions = stages.history_window(deployment, days)
+        with _progress(as_json) as bar:
+            task = bar.add_task("bootstrap", total=len(sessions))
+            found = stages.bootstrap(
+                deployment, sessions, advance=lambda _session: bar.advance(task)
+            )
+        registry = open_registry(settings)
+        for symbol in deployment.symbols:
+            registry.publish(deployment, symbol)
+        if as_json:
+            _print_json(found)
+            return
+        console.print(
+            f"{found['sessions']} sessions, {found['bars']:,} bars, {found['gaps']} gaps",
+            highlight=False,
+        )
+        for symbol, words in found["models"].items():
+            console.print(f"{symbol}: {words}", highlight=False)
+        for line in found["failures"]:
+            errors.print(f"warning: {line}", markup=False, highlight=False)
+
+
+@app.command()
+def up(
+    headless: Annotated[bool, typer.Option(help="without the two web UIs")] = False,
+    port: Annotated[int, typer.Option(help="of the Dagster UI, on 127.0.0.1")] = 3000,
+    mlflow_port: Annotated[int, typer.Option(help="of the MLflow UI, on 127.0.0.1")] = 5000,
+) -> None:
+    """Run the service: polling, closing, retraining, and both web UIs. Ctrl-C stops all of it."""
+    with _one_line():
+        from hedge_pipeline import service
+
+        settings = load_settings()
+        configuration = Path("dagster.yaml")
+        if not configuration.exists():
+            raise SettingsError("dagster.yaml is not here: run this in the project's folder")
+        if not headless:
+            console.print(
+                f"Dagster http://127.0.0.1:{port}   MLflow http://127.0.0.1:{mlflow_port}",
+                highlight=False,
+            )
+        ports = service.Ports(port, mlflow_port)
+        raise typer.Exit(service.serve(settings, ports, configuration, headless=headless))
+
+
 # -- replay and demo -------------------------------------------------------------------------------
 
 

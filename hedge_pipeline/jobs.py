@@ -1,8 +1,10 @@
 """Jobs: what they do to the market tables or the models."""
 
 import datetime as dt
+import logging
 import sys
 import time
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
@@ -10,6 +12,9 @@ from hedge_pipeline.assets.champion_model import champion_model
 from hedge_pipeline.assets.model_performance import model_performance
 from hedge_pipeline.assets.trained_model import trained_model
 from hedge_pipeline.resources.loop import LoopResource
+
+if TYPE_CHECKING:
+    from hedge_pipeline.settings import Settings
 
 TRAIN_LANE = {"hedge/lane": "train"}
 POLL_LANE = {"hedge/lane": "poll"}
@@ -23,6 +28,13 @@ train_model = dg.define_asset_job(
 )
 
 
+def follow_on_the_console(settings: "Settings") -> None:
+    """Lines a person can follow, on standard error."""
+    logging.basicConfig(
+        level=settings.log_level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
+    )
+
+
 @dg.op
 def poll_until_the_time_box_ends(context: dg.OpExecutionContext, loop: LoopResource) -> None:
     """Polls the source on the clock's grid; see `live/loop.py`."""
@@ -33,6 +45,7 @@ def poll_until_the_time_box_ends(context: dg.OpExecutionContext, loop: LoopResou
     from hedge_pipeline.settings import load_settings
 
     settings, deployment = load_settings(), loop.deployment
+    follow_on_the_console(settings)
     report = LiveReport(context, deployment, REPORT_EVERY)
     with plain_failures():
         polls = run_loop(

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -46,6 +46,7 @@ from hedge_pipeline.market.tables import (
     PROMOTIONS,
     RAW_QUOTES,
     feature_names,
+    without,
 )
 from hedge_pipeline.store import Store
 
@@ -281,8 +282,7 @@ def build_missing_features(deployment: Deployment, label: str) -> int:
     """
     bars = deployment.store.read(RAW_QUOTES, [label], columns=("symbol", "bar_ts"))
     rows = deployment.store.read(FEATURE_ROWS, [label], columns=("symbol", "bar_ts"))
-    done = rows.set_index(["symbol", "bar_ts"]).index
-    missing = bars[~bars.set_index(["symbol", "bar_ts"]).index.isin(done)]
+    missing = without(bars, rows)
     if missing.empty:
         return 0
     session = deployment.calendar.session(label)
@@ -352,10 +352,9 @@ def log_predictions(deployment: Deployment, label: str) -> int:
     bars = deployment.store.read(RAW_QUOTES, [label], columns=("symbol", "bar_ts", "close")).rename(
         columns={"close": "price"}
     )
-    rows = features.merge(bars, on=["symbol", "bar_ts"])
     known = deployment.store.read(PREDICTION_LOG, [label], columns=("symbol", "bar_ts", "role"))
-    served = known[known["role"] == "served"].set_index(["symbol", "bar_ts"]).index
-    rows = rows[~rows.set_index(["symbol", "bar_ts"]).index.isin(served)]
+    rows = without(features, known[known["role"] == "served"])
+    rows = rows.merge(bars, on=["symbol", "bar_ts"])
     rows = _decided(deployment, session, rows.reset_index(drop=True))
     pieces = [
         predict(
@@ -713,3 +712,65 @@ def pending_sessions(deployment: Deployment) -> tuple[str, ...]:
         [deployment.ledger(symbol).state.last_session for symbol in deployment.symbols],
         settling=SETTLING,
     )
+
+
+# -- a first start ---------------------------------------------------------------------------------
+
+
+def history_window(deployment: Deployment, days: int) -> tuple[str, ...]:
+    """Sessions of the last calendar days that are over, oldest first."""
+    now = deployment.clock()
+    closed = deployment.calendar.closed_by(now - SETTLING)
+    first = (now - dt.timedelta(days=days)).date().isoformat()
+    return deployment.calendar.between(first, closed) if closed else ()
+
+
+def bootstrap(
+    deployment: Deployment,
+    sessions: Sequence[str],
+    *,
+    advance: Callable[[str], None] = lambda session: None,
+) -> dict[str, Any]:
+    """Collects past sessions with features and outcomes, and trains a first model per symbol.
+
+    Nothing is predicted: a prediction made afterwards would be no evidence. What is stored already
+    is left alone, so this may be run again.
+
+    Args:
+        deployment: whose source and store.
+        sessions: ascending labels.
+        advance: called after every session.
+
+    Returns:
+        Counts, one line per symbol on its model, and one line per failure of the source.
+    """
+    bars = gaps = 0
+    failures: dict[str, None] = {}
+    for label in sessions:
+        found = collect(deployment, label)
+        failures |= {str(error): None for error in found.failures.values()}
+        bars, gaps = bars + found.bars, gaps + found.gaps
+        if found.bars:
+            build_missing_features(deployment, label)
+            mature_outcomes(deployment, label)
+        advance(label)
+    models = {symbol: _first_model(deployment, symbol) for symbol in deployment.symbols}
+    return {
+        "sessions": len(sessions),
+        "bars": bars,
+        "gaps": gaps,
+        "models": models,
+        "failures": list(failures),
+    }
+
+
+def _first_model(deployment: Deployment, symbol: str) -> str:
+    fold_evidence(deployment, symbol)
+    if deployment.shelf.newest(symbol) is not None:
+        return "has a model already"
+    try:
+        card = train_candidate(deployment, symbol).card
+    except StageError as error:
+        return str(error)
+    entries = judge(deployment, symbol)
+    return f"version {card.version} on {card.rows} rows, {entries[-1]['event']}"

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hedge_pipeline.market.tables import Table
+from hedge_pipeline.market.tables import Table, without
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,10 +68,7 @@ class Store:
             return 0
         new = table.conform(frame)
         new = new[~new.duplicated(list(table.key))]
-        known = self.read(table, [session], columns=table.key)
-        if not known.empty:
-            seen = known.set_index(list(table.key)).index
-            new = new[~new.set_index(list(table.key)).index.isin(seen)]
+        new = without(new, self.read(table, [session], columns=table.key), table.key)
         if new.empty:
             return 0
         new = new.sort_values(list(table.key), kind="stable")

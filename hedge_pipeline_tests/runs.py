@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,7 @@ from hedge_pipeline.resources.loop import (
     SourceResource,
     StoreResource,
 )
-from hedge_pipeline.settings import load_settings
-from hedge_pipeline.stages import Deployment, deploy
+from hedge_pipeline.stages import Deployment
 
 SESSION_ASSETS = ("raw_quotes", "features", "prediction_log", "outcomes")
 SESSIONS = (
@@ -42,9 +42,7 @@ class LoopAt(LoopResource):
     @cached_property
     def deployment(self) -> Deployment:
         moment = dt.datetime.fromisoformat(self.now)
-        return deploy(
-            load_settings(), self.source.open, store=self.store.open(), clock=lambda: moment
-        )
+        return replace(super().deployment, clock=lambda: moment)
 
 
 def loop_at(now: str) -> LoopAt:

@@ -13,10 +13,9 @@ from typing import Any
 
 import dagster as dg
 import pytest
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 import hedge_pipeline
-from hedge_pipeline import jobs
 from hedge_pipeline.definitions import defs
 from hedge_pipeline.partitions import SESSIONS, SYMBOLS
 from hedge_pipeline_tests.runs import code_location
@@ -129,7 +128,19 @@ def test_a_check_says_what_breaks_it(name: str) -> None:
     assert len((CHECK_SPECS[name].description or "").split()) >= 4
 
 
-# -- jobs, sensor, executor --------------------------------------------------------------------
+# -- jobs, schedules, sensor, executor ---------------------------------------------------------
+
+JOBS = {"poll_market", "close_session", "train_model"}
+
+
+def test_the_jobs_are_exactly_these() -> None:
+    found = {job.name for job in code_location().resolve_all_job_defs()}
+    assert {name for name in found if not name.startswith("__")} == JOBS
+
+
+@pytest.mark.parametrize("job", sorted(JOBS))
+def test_a_job_says_what_it_does(job: str) -> None:
+    assert len((code_location().resolve_job_def(job).description or "").split()) >= 5
 
 
 def test_the_job_trains_judges_and_scores() -> None:
@@ -140,12 +151,39 @@ def test_the_job_trains_judges_and_scores() -> None:
         "model_performance",
     }
     assert job.partitions_def == SYMBOLS
-    assert job.description
 
 
-@pytest.mark.parametrize("job", ["train_model", "__ASSET_JOB"])
+@pytest.mark.parametrize("job", [*sorted(JOBS), "__ASSET_JOB"])
 def test_every_job_runs_in_one_process(job: str) -> None:
     assert code_location().resolve_job_def(job).executor_def == dg.in_process_executor
+
+
+@pytest.mark.parametrize(
+    ("name", "cron", "job"),
+    [
+        ("polling_schedule", "* * * * *", "poll_market"),
+        ("close_session_schedule", "*/10 * * * *", "close_session"),
+    ],
+)
+def test_a_schedule_ticks_in_exchange_time(name: str, cron: str, job: str) -> None:
+    schedule = code_location().resolve_schedule_def(name)
+    assert (schedule.cron_schedule, schedule.job_name) == (cron, job)
+    assert schedule.execution_timezone == "America/New_York"
+
+
+@pytest.mark.parametrize(
+    ("setting", "running"), [("", False), ("false", False), ("true", True)], ids=str
+)
+def test_schedules_and_sensor_wait_for_the_switch_unless_the_settings_say_otherwise(
+    monkeypatch: pytest.MonkeyPatch, setting: str, running: bool
+) -> None:
+    monkeypatch.delenv("HEDGE_AUTOSTART", raising=False)
+    if setting:
+        monkeypatch.setenv("HEDGE_AUTOSTART", setting)
+    repository = defs().get_repository_def()
+    found = [x.default_status.value for x in repository.schedule_defs]
+    found += [x.default_status.value for x in repository.sensor_defs]
+    assert found == ["RUNNING" if running else "STOPPED"] * 3
 
 
 @pytest.mark.parametrize(("setting", "seconds"), [(None, 3600), ("60", 60), ("7200", 7200)])
@@ -224,12 +262,23 @@ def test_the_instance_has_the_committed_settings(instance: dg.DagsterInstance) -
     assert instance.get_settings("retention")["sensor"]["purge_after_days"]["skipped"] == 1
 
 
-def test_only_one_training_runs_at_a_time(instance: dg.DagsterInstance) -> None:
-    ((key, value),) = jobs.TRAIN_LANE.items()
+@pytest.mark.parametrize(
+    ("job", "limit"), [("train_model", 1), ("poll_market", 2), ("close_session", 1)]
+)
+def test_a_job_has_a_lane_of_its_own_in_the_queue(
+    instance: dg.DagsterInstance, job: str, limit: int
+) -> None:
+    tags = code_location().resolve_job_def(job).tags
     queue = instance.get_concurrency_config().run_queue_config
     assert queue is not None
-    assert {"key": key, "value": value, "limit": 1} in queue.tag_concurrency_limits
-    assert jobs.TRAIN_LANE.items() <= code_location().resolve_job_def("train_model").tags.items()
+    expected = {"key": "hedge/lane", "value": tags["hedge/lane"], "limit": limit}
+    assert expected in queue.tag_concurrency_limits
+    assert limit < queue.max_concurrent_runs
+
+
+def test_the_three_lanes_differ() -> None:
+    tags = [code_location().resolve_job_def(job).tags["hedge/lane"] for job in JOBS]
+    assert len(set(tags)) == 3
 
 
 # -- weight and layers -------------------------------------------------------------------------

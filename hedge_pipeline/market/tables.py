@@ -113,8 +113,8 @@ class Table:
         ordered = frame[list(self.names)]
         wrong = {
             column.name: _PANDAS[column.kind]
-            for column in self.columns
-            if str(ordered.dtypes[column.name]) != _PANDAS[column.kind]
+            for column, dtype in zip(self.columns, ordered.dtypes.tolist(), strict=True)
+            if str(dtype) != _PANDAS[column.kind]
         }
         return ordered.astype(wrong) if wrong else ordered
 
@@ -412,6 +412,17 @@ TABLES: tuple[Table, ...] = (
     PROMOTIONS,
     PERFORMANCE,
 )
+
+
+def without(
+    frame: pd.DataFrame, known: pd.DataFrame, key: Sequence[str] = ("symbol", "bar_ts")
+) -> pd.DataFrame:
+    """The rows of a frame whose key is not among the known rows."""
+    if known.empty or frame.empty:
+        return frame
+    seen = set(zip(*(known[name].tolist() for name in key), strict=True))
+    keys = zip(*(frame[name].tolist() for name in key), strict=True)
+    return frame[[row not in seen for row in keys]]
 
 
 def feature_names() -> Sequence[str]:

@@ -147,8 +147,7 @@ class MlflowRegistry:
             import mlflow
 
             if self.tracking_uri.startswith("sqlite:///"):
-                database = Path(self.tracking_uri.removeprefix("sqlite:///"))
-                database.parent.mkdir(parents=True, exist_ok=True)
+                _create_database(Path(self.tracking_uri.removeprefix("sqlite:///")))
             mlflow.set_tracking_uri(self.tracking_uri)
             self._client = mlflow.MlflowClient(self.tracking_uri)
         return self._client
@@ -407,6 +406,25 @@ class BackgroundRegistry:
             self.failure = error
         else:
             self.failure = None
+
+
+def _create_database(path: Path) -> None:
+    """Creates MLflow's SQLite file whole or not at all, if there is none.
+
+    Its dozens of migrations cannot be taken up again where they were killed.
+    """
+    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        return
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        new = Path(folder) / path.name
+        made = SqlAlchemyStore(f"sqlite:///{new}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH)
+        made.engine.dispose()
+        with contextlib.suppress(FileExistsError):  # another process was faster
+            path.hardlink_to(new)
 
 
 def _params(card: ModelCard) -> list[Any]:

@@ -1,0 +1,121 @@
+"""The running service: one code server, the daemon, the web UI and MLflow's UI, all on loopback.
+
+Processes are run by honcho: if one ends, all are ended and the exit code is not zero, so that
+whatever started the service can start it again. The daemon and the web server share one code server
+over a socket in a fresh folder; a python-module workspace would start a new one every minute.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hedge_pipeline.settings import Settings
+
+LOOPBACK = "127.0.0.1"
+UNFINISHED_REASON = "the service was stopped while this run was under way"
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Ports on loopback."""
+
+    dagster: int = 3000
+    mlflow: int = 5000
+
+
+def dagster_home(settings: Settings) -> Path:
+    """DAGSTER_HOME, or a folder inside the data folder."""
+    given = os.environ.get("DAGSTER_HOME")
+    if given:
+        return Path(given).resolve()
+    local = "." if "://" in settings.data_url else settings.data_url
+    return (Path(local) / "dagster_home").resolve()
+
+
+def prepare(home: Path, configuration: Path) -> int:
+    """Makes the home ready before any process uses it; returns the runs reported as failed.
+
+    The instance is opened once here, since processes that create its databases at the same time
+    disturb each other. Runs left over from a crash are reported as failed.
+
+    Args:
+        home: DAGSTER_HOME.
+        configuration: dagster.yaml to copy if the home has none.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    if not (home / "dagster.yaml").exists():
+        shutil.copy(configuration, home / "dagster.yaml")
+    os.environ["DAGSTER_HOME"] = str(home)
+    import dagster as dg
+
+    unfinished = [
+        dg.DagsterRunStatus.STARTED,
+        dg.DagsterRunStatus.STARTING,
+        dg.DagsterRunStatus.CANCELING,
+    ]
+    with dg.DagsterInstance.get() as instance:
+        left_over = instance.get_runs(dg.RunsFilter(statuses=unfinished))
+        for run in left_over:
+            instance.report_run_failed(run, UNFINISHED_REASON)
+        return len(left_over)
+
+
+def commands(settings: Settings, ports: Ports, folder: Path, *, headless: bool) -> dict[str, str]:
+    """Command line of every process, by name.
+
+    Args:
+        settings: of the deployment.
+        ports: of the two UIs.
+        folder: fresh folder for the socket and the workspace file.
+        headless: without the two UIs.
+    """
+    socket, workspace = folder / "code.sock", folder / "workspace.yaml"
+    workspace.write_text(
+        f"load_from:\n  - grpc_server: {{socket: {socket}, location_name: hedge_pipeline}}\n"
+    )
+    run = shlex.quote(sys.executable)
+    found = {
+        "code": f"exec {run} -m dagster api grpc --socket {socket} "
+        "--module-name hedge_pipeline.definitions --location-name hedge_pipeline",
+        "daemon": f"exec {run} -m dagster._daemon run -w {workspace}",
+    }
+    if not headless:
+        found["dagster"] = (
+            f"exec {run} -m dagster_webserver -w {workspace} -h {LOOPBACK} -p {ports.dagster}"
+        )
+        found["mlflow"] = (
+            f"exec {run} -m mlflow server --workers 1 --host {LOOPBACK} --port {ports.mlflow} "
+            f"--backend-store-uri {shlex.quote(settings.tracking_uri)}"
+        )
+    return found
+
+
+def serve(settings: Settings, ports: Ports, configuration: Path, *, headless: bool) -> int:
+    """Runs the service until it is told to stop or a process ends; returns the exit code."""
+    from honcho.manager import Manager
+
+    left_over = prepare(dagster_home(settings), configuration)
+    if left_over:
+        print(f"{left_over} runs were left over and are reported as failed", file=sys.stderr)
+    environment = {
+        **os.environ,
+        "HEDGE_AUTOSTART": "true",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MALLOC_ARENA_MAX": "2",
+        "PYTHONUNBUFFERED": "1",
+    }
+    with tempfile.TemporaryDirectory(prefix="hedge-") as folder:
+        manager = Manager()
+        for name, command in commands(settings, ports, Path(folder), headless=headless).items():
+            manager.add_process(name, command, env=environment)
+        manager.loop()
+        return int(manager.returncode or 0)

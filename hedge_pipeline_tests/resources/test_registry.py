@@ -1,0 +1,535 @@
+"""MLflow shows the store: each version and score once, whatever went wrong on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow.xgboost
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
+from mlflow.exceptions import MlflowException
+
+from hedge_pipeline.learning.gate import GateState, Skill
+from hedge_pipeline.learning.training import margins
+from hedge_pipeline.market.tables import FEATURE_ROWS, PERFORMANCE, PROMOTIONS, feature_names
+from hedge_pipeline.resources.registry import (
+    BackgroundRegistry,
+    MlflowRegistry,
+    RegistryError,
+    experiment_name,
+    model_name,
+)
+from hedge_pipeline.stages import Deployment
+from hedge_pipeline_tests.replays import (
+    DEMO_SESSIONS,
+    SYMBOLS,
+    Demo,
+    demo_in,
+    hedge,
+    replay_in,
+    rows_of,
+)
+
+VERSIONS = (1, 2, 3, 4)
+CANARY = "geheim-9f3"
+# runs, versions and aliases of one symbol; numbers given by MLflow itself are left out
+Shown = dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    return demo_in(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new MLflow database; making one takes seconds, copying it does not."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowRegistry(f"sqlite:///{path}").ping()
+    return path
+
+
+def registry_in(folder: Path, **options: Any) -> MlflowRegistry:
+    """A fresh registry, as after a restart, on the database in the folder."""
+    options = {"plots": False, **options}
+    artifacts = (folder / "mlartifacts").as_uri()
+    return MlflowRegistry(f"sqlite:///{folder / 'mlflow.db'}", artifacts=artifacts, **options)
+
+
+@pytest.fixture
+def registry(empty_database: Path, tmp_path: Path) -> MlflowRegistry:
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    return registry_in(tmp_path)
+
+
+@pytest.fixture
+def deployment(demo: Demo, tmp_path: Path) -> Deployment:
+    """A replay of eight sessions of its own, with four versions of each symbol."""
+    return replay_in(demo.copy(tmp_path / "data"))
+
+
+@pytest.fixture(scope="module")
+def published(
+    demo: Demo, empty_database: Path, tmp_path_factory: pytest.TempPathFactory
+) -> MlflowRegistry:
+    """Everything of the demo published once, with plots. Read it only."""
+    folder = tmp_path_factory.mktemp("published")
+    shutil.copy(empty_database, folder / "mlflow.db")
+    registry = registry_in(folder, plots=True)
+    added = [registry.publish(replay_in(demo.out), symbol) for symbol in SYMBOLS]
+    assert added == [len(VERSIONS)] * len(SYMBOLS)
+    return registry
+
+
+def run_of(registry: MlflowRegistry, symbol: str, version: int) -> Any:
+    found = registry.client.get_model_version(model_name(symbol), str(version))
+    return registry.client.get_run(found.run_id)
+
+
+def history(registry: MlflowRegistry, run_id: str, metric: str) -> list[tuple[int, float]]:
+    points = registry.client.get_metric_history(run_id, metric)
+    return [(point.step, point.value) for point in points]
+
+
+def shown(registry: MlflowRegistry, symbol: str) -> Shown:
+    """What a user sees of a symbol, without the identifiers MLflow draws."""
+    client = registry.client
+    experiment = client.get_experiment_by_name(experiment_name(symbol))
+    assert experiment is not None
+    runs = {
+        str(run.info.run_name): (
+            run.info.status,
+            run.info.start_time,
+            run.info.end_time,
+            run.data.params,
+            {k: v for k, v in run.data.tags.items() if not k.startswith("mlflow.log-model")},
+            {name: history(registry, run.info.run_id, name) for name in run.data.metrics},
+            sorted(x.path for x in client.list_artifacts(run.info.run_id)),
+        )
+        for run in client.search_runs([experiment.experiment_id])
+    }
+    versions = sorted(
+        (int(version.version), version.description, tuple(sorted(version.tags.items())))
+        for version in client.search_model_versions(f"name='{model_name(symbol)}'")
+    )
+    return {
+        "number of runs": len(client.search_runs([experiment.experiment_id])),
+        "runs": runs,
+        "versions": versions,
+        "aliases": dict(client.get_registered_model(model_name(symbol)).aliases),
+    }
+
+
+# -- what is shown ---------------------------------------------------------------------------------
+
+
+def test_every_symbol_has_one_experiment_and_one_registered_model(
+    published: MlflowRegistry,
+) -> None:
+    experiments = {x.name for x in published.client.search_experiments()} - {"Default"}
+    assert experiments == {experiment_name(symbol) for symbol in SYMBOLS}
+    models = {model.name for model in published.client.search_registered_models()}
+    assert models == {"hedge-SIMQ", "hedge-SIMN"}
+
+
+@pytest.mark.parametrize("symbol", SYMBOLS)
+def test_mlflows_version_numbers_are_ours(published: MlflowRegistry, symbol: str) -> None:
+    found = published.client.search_model_versions(f"name='{model_name(symbol)}'")
+    assert sorted((int(v.version), int(v.tags["hedge.version"])) for v in found) == [
+        (version, version) for version in VERSIONS
+    ]
+    assert published.versions(symbol) == frozenset(VERSIONS)
+
+
+@pytest.mark.parametrize("symbol", SYMBOLS)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_run_is_named_and_holds_the_description_of_its_version(
+    demo: Demo, published: MlflowRegistry, symbol: str, version: int
+) -> None:
+    run = run_of(published, symbol, version)
+    card = replay_in(demo.out).shelf.card(symbol, version)
+    verdicts = rows_of(demo.store, PROMOTIONS, symbols=[symbol])
+    verdict = verdicts[verdicts["model_version"] == version].iloc[0]
+    assert run.info.run_name == f"{symbol} v{version} to {card.cutoff}"
+    assert run.info.status == "FINISHED"
+    assert run.info.start_time == run.info.end_time == verdict["decided_at"].timestamp() * 1000
+    assert {k: run.data.params[k] for k in ("cutoff", "data_hash", "trees", "sessions")} == {
+        "cutoff": card.cutoff,
+        "data_hash": card.data_hash,
+        "trees": "60",
+        "sessions": str(card.sessions),
+    }
+    assert run.data.metrics["training/rows"] == card.rows
+    assert run.data.metrics["training/base_rate"] == pytest.approx(card.base_rate)
+    assert run.data.tags["hedge.sha256"] == card.sha256
+    assert run.data.tags["hedge.verdict"] == verdict["event"] == "hold"
+    assert run.data.tags["hedge.reason"] == verdict["reason"]
+
+
+@pytest.mark.parametrize("symbol", SYMBOLS)
+@pytest.mark.parametrize(
+    ("role", "prefix", "version"),
+    [("served", "live", 1), ("served", "live", 3), ("baseline", "baseline", 1)],
+)
+def test_live_accuracy_stands_beside_the_base_rate_at_the_step_of_every_session(
+    demo: Demo, published: MlflowRegistry, symbol: str, role: str, prefix: str, version: int
+) -> None:
+    sums = rows_of(demo.store, PERFORMANCE, symbols=[symbol])
+    sums = sums[(sums["role"] == role) & (sums["model_version"] == version)]
+    steps = [replay_in(demo.out).calendar.ordinal(label) for label in sums["session"]]
+    run_id = run_of(published, symbol, version).info.run_id
+    assert len(steps) > 0
+    for metric, hits in (("accuracy", "hits"), ("base_rate_accuracy", "base_hits")):
+        found = history(published, run_id, f"{prefix}/{metric}")
+        assert [step for step, _ in found] == steps
+        shares = (sums[hits] / sums["labels"]).to_numpy(dtype=np.float64)
+        assert [value for _, value in found] == pytest.approx(shares)
+
+
+def test_a_version_that_did_not_predict_has_no_live_accuracy(published: MlflowRegistry) -> None:
+    metrics = run_of(published, "SIMQ", 4).data.metrics
+    assert metrics
+    assert not [name for name in metrics if name.startswith(("live/", "baseline/"))]
+
+
+@pytest.mark.parametrize("symbol", SYMBOLS)
+def test_the_registered_model_predicts_what_was_logged(
+    demo: Demo, published: MlflowRegistry, symbol: str
+) -> None:
+    features = rows_of(demo.store, FEATURE_ROWS, symbols=[symbol])
+    values = features[list(feature_names())].to_numpy(dtype=np.float32)
+    ours = replay_in(demo.out).shelf.load(symbol, 3)
+    mlflow.set_tracking_uri(published.tracking_uri)
+    theirs = mlflow.xgboost.load_model(f"models:/{model_name(symbol)}/3")
+    found = margins(theirs, values, ours.card.base_rate)
+    assert np.array_equal(found, ours.margin(values))
+    assert np.std(found) > 0
+
+
+def test_the_model_file_is_ubj_with_the_recorded_sha256_and_a_signature(
+    demo: Demo, published: MlflowRegistry, tmp_path: Path
+) -> None:
+    mlflow.set_tracking_uri(published.tracking_uri)
+    folder = Path(download_artifacts("models:/hedge-SIMQ/2", dst_path=str(tmp_path)))
+    content = (folder / "model.ubj").read_bytes()
+    card = replay_in(demo.out).shelf.card("SIMQ", 2)
+    assert hashlib.sha256(content).hexdigest() == card.sha256
+    signature = mlflow.models.get_model_info(str(folder)).signature
+    assert signature.inputs.input_names() == list(card.features)
+    assert not [x.name for x in folder.rglob("*") if x.suffix in (".pkl", ".pickle", ".joblib")]
+
+
+def test_a_run_keeps_the_description_and_the_plots(
+    published: MlflowRegistry,
+) -> None:
+    run = run_of(published, "SIMQ", 4)
+    files = {x.path for x in published.client.list_artifacts(run.info.run_id)}
+    assert files >= {"model_card.json", "importance.png", "evidence.png"}
+
+
+def test_the_run_of_dagster_is_named_where_it_published(
+    deployment: Deployment, registry: MlflowRegistry
+) -> None:
+    registry.publish(deployment, "SIMQ", source_run="dagster-run-1")
+    assert run_of(registry, "SIMQ", 1).data.tags["dagster.run_id"] == "dagster-run-1"
+
+
+# -- aliases ---------------------------------------------------------------------------------------
+
+
+def say(deployment: Deployment, symbol: str, skill: Skill, day: int) -> None:
+    """Adds a fold to the promotion log after which skill is as given."""
+    folds = rows_of(deployment.store, PROMOTIONS, symbols=[symbol]).query("kind == 'fold'")
+    last = folds.iloc[-1:].copy()
+    label = deployment.calendar.labels[DEMO_SESSIONS + day]
+    state = GateState.from_json(str(last["state"].iloc[0]))
+    state = dataclasses.replace(
+        state,
+        status=skill,
+        status_since=label,
+        last_session=label,
+        peak_ordinal=state.ordinal if skill is Skill.PROVEN else None,
+    )
+    last = last.assign(
+        session=label,
+        skill=skill.value,
+        state=state.to_json(),
+        decided_at=last["decided_at"] + dt.timedelta(days=1),
+    )
+    deployment.store.append(PROMOTIONS, label, last)
+
+
+@pytest.mark.parametrize("symbol", SYMBOLS)
+def test_while_skill_is_unproven_there_is_a_challenger_and_no_champion(
+    published: MlflowRegistry, symbol: str
+) -> None:
+    aliases = published.client.get_registered_model(model_name(symbol)).aliases
+    assert {k: int(v) for k, v in aliases.items()} == {"challenger": VERSIONS[-1]}
+
+
+@pytest.mark.parametrize("fresh", [False, True], ids=["same process", "restarted"])
+def test_the_champion_is_set_when_skill_is_proven_and_removed_when_it_is_lost(
+    deployment: Deployment, registry: MlflowRegistry, tmp_path: Path, fresh: bool
+) -> None:
+    def aliases_after_publishing() -> dict[str, int]:
+        used = registry_in(tmp_path) if fresh else registry
+        used.publish(deployment, "SIMQ")
+        found = registry.client.get_registered_model(model_name("SIMQ")).aliases
+        return {name: int(version) for name, version in found.items()}
+
+    assert aliases_after_publishing() == {"challenger": 4}
+    say(deployment, "SIMQ", Skill.PROVEN, day=0)
+    assert aliases_after_publishing() == {"challenger": 4, "champion": 4}
+    say(deployment, "SIMQ", Skill.LOST, day=1)
+    assert aliases_after_publishing() == {"challenger": 4}
+
+
+def test_a_rejected_version_is_registered_but_never_a_challenger(
+    deployment: Deployment, registry: MlflowRegistry
+) -> None:
+    label = replay_in(Path(deployment.store.url)).shelf.card("SIMQ", 4).cutoff
+    entries = rows_of(deployment.store, PROMOTIONS, [label])
+    rejected = (entries["symbol"] == "SIMQ") & (entries["model_version"] == 4)
+    assert rejected.sum() == 1
+    for part in (Path(deployment.store.url) / PROMOTIONS.name / f"session={label}").iterdir():
+        part.unlink()
+    changed = entries.assign(event=entries["event"].mask(rejected, "reject"))
+    deployment.store.append(PROMOTIONS, label, changed)
+    assert registry.publish(deployment, "SIMQ") == len(VERSIONS)
+    aliases = registry.client.get_registered_model(model_name("SIMQ")).aliases
+    assert {name: int(version) for name, version in aliases.items()} == {"challenger": 3}
+
+
+# -- again, and after a failure --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fresh", [False, True], ids=["same process", "restarted"])
+def test_publishing_twice_adds_nothing(
+    deployment: Deployment, registry: MlflowRegistry, tmp_path: Path, fresh: bool
+) -> None:
+    assert registry.publish(deployment, "SIMQ") == len(VERSIONS)
+    before = shown(registry, "SIMQ")
+    again = registry_in(tmp_path) if fresh else registry
+    assert again.publish(deployment, "SIMQ") == 0
+    assert shown(registry, "SIMQ") == before
+
+
+@pytest.mark.parametrize("symbol", SYMBOLS)
+def test_publishing_late_shows_what_publishing_every_night_shows(
+    demo: Demo, published: MlflowRegistry, symbol: str
+) -> None:
+    nightly = MlflowRegistry(f"sqlite:///{demo.out / 'mlflow.db'}")
+    late, early = shown(published, symbol), shown(nightly, symbol)
+    assert late["versions"] == early["versions"]
+    assert late["aliases"] == early["aliases"]
+    assert {name: run[:6] for name, run in late["runs"].items()} == {
+        name: run[:6] for name, run in early["runs"].items()
+    }
+
+
+CALLS = (
+    "get_experiment_by_name",
+    "create_experiment",
+    "get_registered_model",
+    "create_registered_model",
+    "search_runs",
+    "search_model_versions",
+    "create_run",
+    "log_batch",
+    "log_artifact",
+    "create_model_version",
+    "set_terminated",
+    "set_registered_model_alias",
+)
+
+
+class FailsEveryCallOnce:
+    """Every call of the client fails the first time it is made with its arguments."""
+
+    def __init__(self, after: bool) -> None:
+        self.after = after
+        self.failed: set[str] = set()
+
+    def __call__(self, name: str, real: Callable[..., Any], *given: Any, **named: Any) -> Any:
+        shown_as = [str(x) for x in given[1:] if isinstance(x, str) and not x.startswith("/")]
+        batch = [f"{metric.key}@{metric.step}" for metric in named.get("metrics", ())]
+        key = repr((name, shown_as, named.get("run_name"), named.get("run_id"), batch))
+        if key in self.failed:
+            return real(*given, **named)
+        self.failed.add(key)
+        if self.after:
+            real(*given, **named)
+        raise MlflowException(f"planned failure of {name}")
+
+
+@pytest.mark.parametrize("fresh", [False, True], ids=["same process", "restarted"])
+@pytest.mark.parametrize("after", [False, True], ids=["not done", "done but not answered"])
+def test_publishing_that_fails_at_every_call_ends_as_if_nothing_had_failed(
+    deployment: Deployment,
+    registry: MlflowRegistry,
+    published: MlflowRegistry,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    after: bool,
+    fresh: bool,
+) -> None:
+    fails = FailsEveryCallOnce(after)
+    for name in CALLS:
+        real = getattr(MlflowClient, name)
+
+        def call(*given: Any, _name: str = name, _real: Any = real, **named: Any) -> Any:
+            return fails(_name, _real, *given, **named)
+
+        monkeypatch.setattr(MlflowClient, name, call)
+    failures = 0
+    while failures < 200:
+        try:
+            (registry_in(tmp_path) if fresh else registry).publish(deployment, "SIMQ")
+            break
+        except RegistryError as error:
+            assert "planned failure" in str(error)
+            failures += 1
+    monkeypatch.undo()
+    assert {name for name in CALLS if any(f"'{name}'" in key for key in fails.failed)} == set(CALLS)
+    # four calls for each of four versions, scores of the three that predicted, opening, an alias
+    assert failures >= 4 * len(VERSIONS) + 3 + 6
+    found, wanted = shown(registry, "SIMQ"), shown(published, "SIMQ")
+    assert found["number of runs"] == wanted["number of runs"] == len(VERSIONS)
+    assert found["versions"] == wanted["versions"]
+    assert found["aliases"] == wanted["aliases"]
+    assert {name: run[:6] for name, run in found["runs"].items()} == {
+        name: run[:6] for name, run in wanted["runs"].items()
+    }
+
+
+def test_the_scores_of_many_sessions_can_be_published_at_once(
+    deployment: Deployment, registry: MlflowRegistry
+) -> None:
+    scores = rows_of(deployment.store, PERFORMANCE, symbols=["SIMQ"])
+    row = scores[(scores["role"] == "baseline") & (scores["model_version"] == 1)].iloc[-1:]
+    labels = deployment.calendar.labels[DEMO_SESSIONS : DEMO_SESSIONS + 120]
+    for label in labels:
+        deployment.store.append(PERFORMANCE, label, row.assign(session=label))
+    registry.publish(deployment, "SIMQ")
+    run_id = run_of(registry, "SIMQ", 1).info.run_id
+    steps = [step for step, _ in history(registry, run_id, "baseline/accuracy")]
+    assert steps == list(range(DEMO_SESSIONS - 3, DEMO_SESSIONS + 120))
+
+
+# -- MLflow is not there ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unreachable() -> Iterator[None]:
+    yield
+    mlflow.set_tracking_uri("")
+
+
+ADDRESSES = [
+    f"http://someone:{CANARY}@127.0.0.1:9",
+    f"postgresql://someone:{CANARY}@127.0.0.1:9/mlflow",
+    f"nosuch://someone:{CANARY}@127.0.0.1/mlflow",
+    f"mysql+nosuch://someone:{CANARY}%40x@127.0.0.1/mlflow",
+]
+
+
+@pytest.mark.usefixtures("unreachable")
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_an_mlflow_that_does_not_answer_is_one_line_without_the_password(
+    deployment: Deployment, address: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(RegistryError) as refused:
+        MlflowRegistry(address).publish(deployment, "SIMQ")
+    said = str(refused.value)
+    assert said.startswith(f"MLflow at {address.split('://')[0]}://…@127.0.0.1")
+    assert said.endswith("the store is complete and will be published later")
+    assert "\n" not in said
+    assert CANARY not in said + caplog.text
+
+
+def test_a_path_that_cannot_be_a_database_is_one_line(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    uri = f"sqlite:///{tmp_path / 'file' / 'mlflow.db'}"
+    with pytest.raises(RegistryError) as refused:
+        MlflowRegistry(uri).publish(deployment, "SIMQ")
+    assert str(refused.value).startswith(f"MLflow at {uri} does not answer (")
+    assert "\n" not in str(refused.value)
+
+
+def test_the_doctor_does_not_show_the_password(demo: Demo, tmp_path: Path) -> None:
+    said = hedge(
+        "doctor",
+        cwd=tmp_path,
+        HEDGE_DATA_URL=str(demo.out),
+        HEDGE_MODE="replay",
+        MLFLOW_TRACKING_URI=ADDRESSES[2],
+    )
+    assert said.returncode == 1
+    assert "FAIL mlflow" in said.stdout
+    assert CANARY not in said.stdout + said.stderr
+
+
+@pytest.mark.usefixtures("unreachable")
+def test_a_background_publication_that_fails_is_kept_and_completed_by_the_next(
+    deployment: Deployment,
+    registry: MlflowRegistry,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    background = BackgroundRegistry(registry, replay_in(tmp_path / "data"))
+
+    def refuse(*given: Any, **named: Any) -> None:
+        raise MlflowException("down for maintenance")
+
+    monkeypatch.setattr(MlflowClient, "create_run", refuse)
+    background.publish(deployment, "SIMQ")
+    background.finish()
+    assert "down for maintenance" in str(background.failure)
+    monkeypatch.undo()
+    background.draw(deployment, "SIMQ")
+    background.finish()
+    assert background.failure is None
+    assert registry.versions("SIMQ") == frozenset(VERSIONS)
+    files = registry.client.list_artifacts(run_of(registry, "SIMQ", 4).info.run_id)
+    assert {"importance.png", "evidence.png"} <= {x.path for x in files}
+
+
+def test_frames_of_the_store_are_left_alone_by_a_publication(
+    deployment: Deployment, registry: MlflowRegistry
+) -> None:
+    before = {x: x.read_bytes() for x in Path(deployment.store.url).rglob("*") if x.is_file()}
+    registry.publish(deployment, "SIMN")
+    after = {x: x.read_bytes() for x in Path(deployment.store.url).rglob("*") if x.is_file()}
+    assert after == before
+    assert isinstance(rows_of(deployment.store, PERFORMANCE), pd.DataFrame)
+
+
+def test_a_process_killed_while_it_makes_the_database_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(uri: str, artifacts: str) -> None:
+        Path(uri.removeprefix("sqlite:///")).write_bytes(b"half of a database")
+        raise KeyboardInterrupt
+
+    name = "mlflow.store.tracking.sqlalchemy_store.SqlAlchemyStore"
+    monkeypatch.setattr(name, killed)
+    with pytest.raises(KeyboardInterrupt):
+        registry_in(tmp_path).ping()
+    assert not (tmp_path / "mlflow.db").exists()
