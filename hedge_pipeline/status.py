@@ -22,6 +22,7 @@ from hedge_pipeline.market.tables import (
 )
 from hedge_pipeline.replay import check_mode
 from hedge_pipeline.stages import Deployment
+from hedge_pipeline.store import StoreError
 
 if TYPE_CHECKING:
     from hedge_pipeline.resources.registry import MlflowRegistry
@@ -187,7 +188,10 @@ def _mlflow(registry: MlflowRegistry) -> str:
 
 def _clock(deployment: Deployment) -> str:
     now = deployment.clock()
-    sessions = deployment.store.sessions(RAW_QUOTES)
+    try:
+        sessions = deployment.store.sessions(RAW_QUOTES)
+    except StoreError:  # a finding of its own
+        sessions = ()
     if sessions and not deployment.replay:
         newest = deployment.calendar.session(sessions[-1])
         if now < newest.opens:

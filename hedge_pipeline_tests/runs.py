@@ -31,6 +31,7 @@ SESSIONS = (
     "2024-01-09",
     "2024-01-10",
 )
+QUIET = {"loggers": {"console": {"config": {"log_level": "ERROR"}}}}
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 
 
@@ -93,6 +94,7 @@ def materialize(
         asset_selection=[dg.AssetKey(name) for name in assets],
         partition_key=key,
         tags=tags,
+        run_config=QUIET,
         raise_on_error=False,
     )
 
@@ -102,7 +104,9 @@ def train(
 ) -> dg.ExecuteInProcessResult:
     """One run of the job `train_model`; it may fail."""
     job = code_location(now).resolve_job_def("train_model")
-    return job.execute_in_process(instance=instance, partition_key=symbol, raise_on_error=False)
+    return job.execute_in_process(
+        instance=instance, partition_key=symbol, run_config=QUIET, raise_on_error=False
+    )
 
 
 def failures(result: dg.ExecuteInProcessResult) -> list[str]:

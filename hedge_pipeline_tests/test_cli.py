@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from hedge_pipeline import cli, stages
 from hedge_pipeline.market.tables import OUTCOMES, PROMOTIONS

@@ -377,8 +377,11 @@ class FailsEveryCallOnce:
         raise MlflowException(f"planned failure of {name}")
 
 
-@pytest.mark.parametrize("fresh", [False, True], ids=["same process", "restarted"])
-@pytest.mark.parametrize("after", [False, True], ids=["not done", "done but not answered"])
+@pytest.mark.parametrize(
+    ("after", "fresh"),
+    [(False, False), (True, False), (True, True)],
+    ids=["not done", "done but not answered", "done but not answered, restarted"],
+)
 def test_publishing_that_fails_at_every_call_ends_as_if_nothing_had_failed(
     deployment: Deployment,
     registry: MlflowRegistry,

@@ -1,0 +1,32 @@
+"""How a benchmark reports: a table for people, JSON with machine and versions for comparison."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+PACKAGES = ("numpy", "pandas", "pyarrow", "xgboost", "mlflow", "dagster")
+
+
+def show(title: str, found: dict[str, float], out: Path) -> None:
+    """Prints the numbers and writes them with the machine they were measured on."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    for name, value in found.items():
+        table.add_row(name, f"{value:,.1f}")
+    Console().print(table)
+    record = {
+        "title": title,
+        "machine": {"cores": os.cpu_count(), "platform": platform.platform()},
+        "versions": {"python": platform.python_version()} | {x: version(x) for x in PACKAGES},
+        "measured": found,
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(record, indent=1) + "\n")
