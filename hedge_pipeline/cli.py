@@ -111,6 +111,9 @@ def demo(
         _plot_demo(deployment, summary, out)
         _print_summary(summary, out, as_json)
         if not as_json:
+            from hedge_pipeline.resources.history import report_replay
+
+            report_replay(deployment, out / "dagster_home")
             _say_how_to_look(out)
 
 
@@ -514,7 +517,11 @@ def _say_how_to_look(out: Path) -> None:
         programs = programs.relative_to(Path.cwd())
     _say(f"\nPlot against the truth: {out / 'demo.png'}")
     _say("Look at the loop in Dagster (port 3000) and at every version in MLflow (port 5000):")
-    _say(f"  HEDGE_DATA_URL={out} HEDGE_MODE=replay {programs}/dagster dev -w workspace.yaml")
+    home = f"$PWD/{out}" if not out.is_absolute() else out
+    _say(
+        f"  DAGSTER_HOME={home}/dagster_home HEDGE_DATA_URL={out} HEDGE_MODE=replay "
+        f"{programs}/dagster dev -w workspace.yaml"
+    )
     _say(
         f"  MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {programs}/mlflow server --workers 1 "
         f"--backend-store-uri sqlite:///{out}/mlflow.db"

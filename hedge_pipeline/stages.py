@@ -373,7 +373,8 @@ def _decided(deployment: Deployment, session: Session, rows: pd.DataFrame) -> pd
     import pandas as pd
 
     now = deployment.clock()
-    if deployment.replay or session.closes <= now:
+    # the last bars of a session are decided shortly after its close
+    if deployment.replay or session.closes + SETTLING <= now:
         mode = "replay" if deployment.replay else "backfill"
         return rows.assign(decided_at=rows["available_at"], mode=mode)
     length = dt.timedelta(seconds=session.bar_seconds)

@@ -517,6 +517,17 @@ def _cookie(value: str) -> dict[str, str]:
     return {"Content-Type": "text/html", "Set-Cookie": cookie}
 
 
+def forget_yfinance() -> None:
+    """Undoes all that yfinance keeps for the life of a process: session, crumb, answers, caches."""
+    from yfinance import cache, data
+
+    data.SingletonMeta._instances.clear()
+    data.YfData.cache_get.cache_clear()
+    cache._TzCacheManager._tz_cache = None
+    cache._CookieCacheManager._Cookie_cache = None
+    cache._ISINCacheManager._isin_cache = None
+
+
 # -- the wire --------------------------------------------------------------------------------------
 
 

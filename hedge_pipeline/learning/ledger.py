@@ -177,7 +177,7 @@ def fold_entry(
     if event is None:
         reason = words
     elif event.kind is EventKind.SKILL_PROVEN:
-        reason = f"skill proven: {words}"
+        reason = f"skill {words}"
     elif event.detail == "draw":
         reason = f"skill lost: the evidence fell by more than a factor {rule.draw:g} from its peak"
     else:

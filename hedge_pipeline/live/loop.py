@@ -9,9 +9,11 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import math
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
+from threading import Semaphore, Thread
 from typing import TYPE_CHECKING, Any
 
 from hedge_pipeline import stages
@@ -24,9 +26,13 @@ from hedge_pipeline.stages import Deployment
 if TYPE_CHECKING:
     from hedge_pipeline.market.calendar import Session
 
+    Answer = tuple[Session, Collected]
+
 log = logging.getLogger(__name__)
 
 COMPACT_EVERY = 30
+AT_ONCE = 16
+TOGETHER = 0.1
 AFTER_FINAL = dt.timedelta(seconds=1)
 
 
@@ -57,49 +63,62 @@ class Poll:
 class Fetcher:
     """Asks for each symbol in a thread of its own and never waits for a slow one.
 
+    The threads are daemons: one that hangs for ever does not keep the process from ending.
+
     Attributes:
         patience: seconds a poll waits for answers; later ones count for the next poll.
     """
 
     deployment: Deployment
     patience: float
-    _pool: ThreadPoolExecutor = field(init=False)
-    _open: dict[str, Future[Collected]] = field(default_factory=dict)
+    _turns: Semaphore = field(default_factory=lambda: Semaphore(AT_ONCE))
+    _open: dict[str, tuple[Session, Future[Collected]]] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        workers = min(16, len(self.deployment.symbols))
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="fetch")
+    def fetch(self, session: Session, now: dt.datetime) -> Iterator[list[Answer]]:
+        """The answers as they come in, those that come together in one list.
 
-    def fetch(self, session: Session, now: dt.datetime) -> list[Collected]:
-        """The answers that are there in time; a symbol still on its way is not asked again."""
+        A symbol still on its way is not asked again; its answer may be about an earlier session.
+        """
         for symbol in self.deployment.symbols:
             if symbol not in self._open:
-                self._open[symbol] = self._pool.submit(self._ask, symbol, session, now)
-        done, _ = wait(self._open.values(), timeout=self.patience)
-        arrived = [symbol for symbol, asked in self._open.items() if asked in done]
-        slow = {
+                self._open[symbol] = session, self._ask(symbol, session, now)
+        deadline = time.monotonic() + self.patience
+        while self._open:
+            asked = [future for _, future in self._open.values()]
+            if not wait(asked, max(0.0, deadline - time.monotonic()), FIRST_COMPLETED).done:
+                break
+            done = wait(asked, TOGETHER).done
+            arrived = [symbol for symbol, (_, future) in self._open.items() if future in done]
+            answers = [self._open.pop(symbol) for symbol in arrived]
+            yield [(about, future.result()) for about, future in answers]
+        slow: dict[str, SourceError] = {
             symbol: SourceDown(f"{symbol}: no answer within {self.patience:g} s")
             for symbol in self._open
-            if symbol not in arrived
         }
-        answers = [self._open.pop(symbol).result() for symbol in arrived]
         if slow:
-            answers.append(Collected(RAW_QUOTES.empty(), dict(slow)))
-        return answers
+            yield [(session, Collected(RAW_QUOTES.empty(), slow))]
 
-    def close(self) -> None:
-        """Lets go of what is still on its way."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+    def _ask(self, symbol: str, session: Session, now: dt.datetime) -> Future[Collected]:
+        answer: Future[Collected] = Future()
 
-    def _ask(self, symbol: str, session: Session, now: dt.datetime) -> Collected:
-        return collect_bars(
-            self.deployment.source,
-            [symbol],
-            session,
-            now,
-            nominal_arrival=False,
-            ingested_at=now,
-        )
+        def ask() -> None:
+            try:
+                with self._turns:
+                    found = collect_bars(
+                        self.deployment.source,
+                        [symbol],
+                        session,
+                        now,
+                        nominal_arrival=False,
+                        ingested_at=now,
+                    )
+            except BaseException as error:  # raised again where the answer is read
+                answer.set_exception(error)
+            else:
+                answer.set_result(found)
+
+        Thread(target=ask, name=f"fetch-{symbol}", daemon=True).start()
+        return answer
 
 
 def poll(
@@ -114,22 +133,31 @@ def poll(
         catch_up: finish what an earlier run may have left undone, even without new bars.
     """
     now = deployment.clock()
-    answers = fetcher.fetch(session, now)
-    begun = deployment.clock()
     failures: dict[str, SourceError] = {}
-    new = 0
-    for answer in answers:
-        failures.update(answer.failures)
-        new += stages.store_bars(deployment, session.label, answer.bars)
-    predictions = outcomes = 0
-    if new or (catch_up and session.label in deployment.store.sessions(RAW_QUOTES)):
-        stages.build_missing_features(deployment, session.label)
-        predictions = stages.log_predictions(deployment, session.label)
-    seconds = (deployment.clock() - begun).total_seconds()
+    new = predictions = outcomes = 0
+    seconds = 0.0
+    for answers in fetcher.fetch(session, now):
+        begun = deployment.clock()
+        stored = 0
+        for about, answer in answers:
+            failures.update(answer.failures)
+            added = stages.store_bars(deployment, about.label, answer.bars)
+            stored += added if about is session else 0
+        if stored:
+            predictions += _predict(deployment, session)
+        new += stored
+        seconds += (deployment.clock() - begun).total_seconds()
+    if catch_up and not new and session.label in deployment.store.sessions(RAW_QUOTES):
+        predictions += _predict(deployment, session)
     if predictions:
         outcomes = stages.mature_outcomes(deployment, session.label)
     lines = {s: str(e) for s, e in failures.items() if not isinstance(e, NoDataYet)}
     return Poll(now, session.label, new, predictions, outcomes, lines, seconds)
+
+
+def _predict(deployment: Deployment, session: Session) -> int:
+    stages.build_missing_features(deployment, session.label)
+    return stages.log_predictions(deployment, session.label)
 
 
 def next_poll(
@@ -157,7 +185,7 @@ def run_loop(
 ) -> int:
     """Polls until the time box or the session ends; returns the number of polls.
 
-    After the last bar it stays until that bar is final.
+    After the close it stays until the last bar is final and has been asked for.
 
     Args:
         deployment: what to poll.
@@ -168,29 +196,41 @@ def run_loop(
         report: called after every poll.
     """
     fetcher = Fetcher(deployment, patience=max(5.0, 0.5 * interval.total_seconds()))
-    settle = deployment.source.delay + dt.timedelta(seconds=5)
     count = 0
-    try:
-        while (now := deployment.clock()) < until:
-            session = session_at(deployment.calendar, now) or session_at(
-                deployment.calendar, now - settle
-            )
-            if session is None:
-                break
-            done = poll(deployment, fetcher, session, catch_up=count == 0)
-            count += 1
-            _tell(deployment, done)
-            Heartbeat(run_id, deployment.clock().isoformat(), session.label).write(deployment.store)
-            report(done)
-            if count % COMPACT_EVERY == 0:
-                stages.compact_session(deployment, session.label)
-            pause = next_poll(
-                deployment.clock(), interval, session.bar_seconds, deployment.source.delay
-            )
-            sleep(max(0.0, (pause - deployment.clock()).total_seconds()))
-    finally:
-        fetcher.close()
+    session = _polled_at(deployment, deployment.clock())
+    while session is not None and deployment.clock() < until:
+        done = poll(deployment, fetcher, session, catch_up=count == 0)
+        count += 1
+        _tell(deployment, done)
+        Heartbeat(run_id, deployment.clock().isoformat(), session.label).write(deployment.store)
+        report(done)
+        if count % COMPACT_EVERY == 0:
+            stages.compact_session(deployment, session.label)
+        now = deployment.clock()
+        pause = _next_poll_of(deployment, session, now, interval)
+        session = _polled_at(deployment, pause)
+        # leaving now, not at the next poll, lets the next run begin within the same bar
+        if session is None or pause >= until:
+            break
+        sleep((pause - now).total_seconds())
     return count
+
+
+def _polled_at(deployment: Deployment, now: dt.datetime) -> Session | None:
+    """The session to poll: the open one, but an earlier one until its last bar must be there."""
+    bar = dt.timedelta(seconds=deployment.calendar.bar_seconds)
+    settling = session_at(deployment.calendar, now - bar - deployment.source.delay)
+    return settling or session_at(deployment.calendar, now)
+
+
+def _next_poll_of(
+    deployment: Deployment, session: Session, now: dt.datetime, interval: dt.timedelta
+) -> dt.datetime:
+    """The next moment of the grid, but not past the moment the last bar becomes final."""
+    delay = deployment.source.delay
+    last = session.closes + delay + AFTER_FINAL
+    regular = next_poll(now, interval, session.bar_seconds, delay)
+    return min(regular, last) if now < last else regular
 
 
 def _tell(deployment: Deployment, done: Poll) -> None:

@@ -46,7 +46,8 @@ class Heartbeat:
     def read(cls, store: Store) -> Heartbeat | None:
         """The stored heartbeat; None if there is none or it cannot be read."""
         try:
-            return cls(**json.loads(store.read_bytes(HEARTBEAT)))
+            found = cls(**json.loads(store.read_bytes(HEARTBEAT)))
+            return found if found.moment.tzinfo else None
         except (FileNotFoundError, ValueError, TypeError):
             return None
 
@@ -79,7 +80,9 @@ class PollDecision:
 def session_at(calendar: SessionCalendar, now: dt.datetime) -> Session | None:
     """The session that is open at `now`."""
     local = now.astimezone(ZoneInfo(calendar.timezone)).date()
-    for day in (local, local - dt.timedelta(days=1)):
+    day_long = dt.timedelta(days=1)
+    # a session may begin on the evening before its date, or end on the morning after it
+    for day in (local, local - day_long, local + day_long):
         if day.isoformat() in calendar:
             session = calendar.session(day.isoformat())
             if session.opens <= now < session.closes:

@@ -16,6 +16,7 @@ import dagster as dg
 if TYPE_CHECKING:
     from hedge_pipeline.stages import Deployment
 
+REPORTED_SESSIONS = 30
 DRAWN_SESSIONS = 3
 
 SETTINGS = """\
@@ -25,7 +26,7 @@ nux: {enabled: false}
 
 
 def report_replay(deployment: Deployment, home: Path) -> int:
-    """Reports every session of the store and every symbol's models; returns the events written.
+    """Reports the newest sessions and every symbol's models; returns the events written.
 
     Args:
         deployment: a finished replay.
@@ -60,7 +61,7 @@ def _events(deployment: Deployment) -> Iterator[dg.AssetMaterialization]:
     from hedge_pipeline.assets import pictures
     from hedge_pipeline.market import tables
 
-    sessions = deployment.store.sessions(tables.RAW_QUOTES)
+    sessions = deployment.store.sessions(tables.RAW_QUOTES)[-REPORTED_SESSIONS:]
     for label in sessions:
         draw = label in sessions[-DRAWN_SESSIONS:]
         for asset, metadata in pictures.session(deployment, label, draw=draw).items():

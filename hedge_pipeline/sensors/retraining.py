@@ -60,6 +60,8 @@ def build_retraining_sensor(
                 yield dg.RunRequest(partition_key=symbol, tags={"hedge/reason": decision.reason})
             else:
                 reasons.append(decision.reason)
+        for reason in reasons:
+            context.log.info(reason)
         if len(reasons) == len(deployment.symbols):
             yield dg.SkipReason("; ".join(reasons))
 

@@ -339,7 +339,7 @@ def test_the_entry_of_a_loss_keeps_the_number_that_decided_it() -> None:
     [
         (None, "evidence 1.0 of the 20 needed after 0 sessions"),
         (gate.Event(gate.EventKind.SKILL_LOST, "stale", "2024-03-06", 1.0), "for 30 sessions"),
-        (gate.Event(gate.EventKind.SKILL_PROVEN, "", "2024-03-06", 3.1), "skill proven: "),
+        (gate.Event(gate.EventKind.SKILL_PROVEN, "", "2024-03-06", 3.1), "skill "),
     ],
 )
 def test_a_fold_says_what_it_found(event: gate.Event | None, words: str) -> None:

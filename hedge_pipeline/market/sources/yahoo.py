@@ -5,8 +5,10 @@ its HTTP status, which one metered session sees. That session also keeps a reque
 asking for a while after a 429; yfinance's own instant repeat is stopped with it.
 
 What is delivered: minutes on the session's grid only, final at their end plus 90 s, unadjusted.
-A null minute is no bar. The row of the running minute, rows between minutes, the closing print and
-the previous session's rows (Yahoo's answer before the first print) are dropped.
+Until the session is long over, a minute must also have ended by Yahoo's own clock: a delayed feed
+shows an old minute in progress. A null minute is no bar. The row of the running minute, rows
+between minutes, the closing print and the previous session's rows (Yahoo's answer before the first
+print) are dropped.
 
 Yahoo's data are for personal use; see the terms of use of Yahoo and the notes of yfinance.
 """
@@ -51,6 +53,8 @@ INTERVALS = {60: "1m", 120: "2m", 300: "5m", 900: "15m", 1800: "30m", 3600: "1h"
 DEPTH_DAYS = {60: 29}
 DEFAULT_DEPTH_DAYS = 59
 REQUESTS_PER_MINUTE = 60
+TIMEOUT_SECONDS = 10.0
+SETTLED = dt.timedelta(hours=1)
 COOL_DOWN_SECONDS = (60.0, 300.0, 900.0)
 PRICE_DECIMALS = 4
 
@@ -98,37 +102,52 @@ class Meter:
         self._local.status = None
         with self._lock:
             now = self._clock()
-            if now < self._open_until:
-                raise BreakerOpen(f"asked for patience; {self._open_until - now:.0f} s to go")
+            self._refuse_while_open(now)
             while self._sent and self._sent[0] <= now - 60:
                 self._sent.popleft()
             full = len(self._sent) >= self._per_minute
-            pause = self._sent[0] + 60 - now if full else 0.0
+            pause = self._sent[-self._per_minute] + 60 - now if full else 0.0
             self._sent.append(now + pause)
         if pause > 0:
             self._sleep(pause)
+            self._refuse_while_open(self._clock())
 
     def after(self, status: int) -> None:
-        """Notes the answer; a 429 opens the breaker, for longer each time in a row."""
+        """Notes the answer; a 429 opens the breaker, for longer each time in a row.
+
+        Answers to what was sent before it opened are part of the same burst and count for nothing.
+        """
         self._local.status = status
         with self._lock:
+            now = self._clock()
+            if now < self._open_until:
+                return
             if status == 429:
                 pause = COOL_DOWN_SECONDS[min(self._strikes, len(COOL_DOWN_SECONDS) - 1)]
-                self._open_until = self._clock() + pause
+                self._open_until = now + pause
                 self._strikes += 1
             elif status < 400:
                 self._strikes = 0
 
+    def _refuse_while_open(self, now: float) -> None:
+        if now < self._open_until:
+            raise BreakerOpen(f"asked for patience; {self._open_until - now:.0f} s to go")
+
 
 def metered_session(meter: Meter) -> Any:
-    """A curl_cffi session for yfinance whose every request goes through the meter."""
+    """A curl_cffi session for yfinance whose every request goes through the meter.
+
+    Cookies and crumbs cost budget, but only an answer with data says how Yahoo feels: charts need
+    neither, and the consent page answers 200 in the middle of a ban.
+    """
     from curl_cffi import requests
 
     class MeteredSession(requests.Session):  # type: ignore[type-arg]
         def request(self, method: Any, url: Any, *rest: Any, **options: Any) -> Any:
             meter.before()
+            options["timeout"] = TIMEOUT_SECONDS  # yfinance waits 30 s for a cookie
             answer = super().request(method, url, *rest, **options)
-            if "getcrumb" not in urlsplit(str(url)).path:
+            if "/finance/" in urlsplit(str(url)).path:
                 meter.after(answer.status_code)
             return answer
 
@@ -139,13 +158,14 @@ class YahooSource:
     """Yahoo as a source; yfinance is imported with the first request.
 
     `options.extra["cache_dir"]` is a private folder for yfinance's cookie and time zone caches.
+    yfinance has one session per process: open no two sources that are used at the same time.
     """
 
     name = "yahoo"
     capabilities = Capabilities()
     delay = dt.timedelta(seconds=90)
 
-    def __init__(self, options: SourceOptions) -> None:
+    def __init__(self, options: SourceOptions, meter: Meter | None = None) -> None:
         seconds = options.calendar.bar_seconds
         if seconds not in INTERVALS:
             known = ", ".join(map(str, INTERVALS))
@@ -154,7 +174,8 @@ class YahooSource:
         self._interval = INTERVALS[seconds]
         self._depth = dt.timedelta(days=DEPTH_DAYS.get(seconds, DEFAULT_DEPTH_DAYS))
         self._cache_dir = options.extra.get("cache_dir")
-        self._meter = Meter()
+        self._meter = meter or Meter()
+        self._delivered: set[str] = set()
         self._lock = threading.Lock()
         self._client: Any = None
         self._session: Any = None
@@ -169,37 +190,39 @@ class YahooSource:
                 f"{symbol}: Yahoo keeps {self._interval} bars for {self._depth.days} days; "
                 f"{session.label} is older"
             )
-        frame = self._ask(symbol, session, now)
-        bars = self._clean(symbol, frame, session, now)
+        frame, metadata = self._ask(symbol, session, now)
+        bars = self._clean(symbol, frame, session, now, metadata)
         if bars.empty:
             raise NoDataYet(f"{symbol}: Yahoo has no bar of {session.label} yet")
+        self._delivered.add(symbol)
         return bars
 
     # -- asking ----------------------------------------------------------------------------------
 
-    def _ask(self, symbol: str, session: Session, now: dt.datetime) -> pd.DataFrame:
+    def _ask(self, symbol: str, session: Session, now: dt.datetime) -> tuple[pd.DataFrame, Any]:
+        """Rows as yfinance gives them, and the metadata of the answer."""
         client = self._open()
-        running = session.opens <= now < session.closes + dt.timedelta(hours=1)
-        window: dict[str, Any]
-        if running:
-            window = {"period": "1d"}
-        else:
+        window: dict[str, Any] = {"period": "1d"}
+        if not session.opens <= now < session.closes:
             client.data.YfData.cache_get.cache_clear()  # it remembers bad answers for ever
             window = {"start": session.opens, "end": session.closes}
-        client.cache.get_tz_cache().store(symbol, self._calendar.timezone)
+        ticker = None
         try:
-            frame: pd.DataFrame = client.Ticker(symbol, session=self._session).history(
+            zones = client.cache.get_tz_cache()
+            if zones.lookup(symbol) != self._calendar.timezone:
+                zones.store(symbol, self._calendar.timezone)
+            ticker = client.Ticker(symbol, session=self._session)
+            frame: pd.DataFrame = ticker.history(
                 interval=self._interval,
                 prepost=False,
                 auto_adjust=False,
                 actions=False,
                 keepna=True,
-                timeout=10,
                 **window,
             )
         except Exception as error:  # every one of them is given its outcome
-            raise self._outcome(symbol, session, error) from error
-        return frame
+            raise self._outcome(symbol, session, error, ticker) from error
+        return frame, ticker.history_metadata
 
     def _open(self) -> Any:
         with self._lock:
@@ -209,46 +232,49 @@ class YahooSource:
                 warnings.filterwarnings("ignore", category=DeprecationWarning, module="yfinance")
                 logging.getLogger("yfinance").setLevel(logging.CRITICAL)
                 if self._cache_dir:
-                    folder = Path(self._cache_dir)
-                    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-                    folder.chmod(0o700)
-                    yfinance.set_tz_cache_location(str(folder))
+                    yfinance.set_tz_cache_location(str(_private(Path(self._cache_dir))))
                 yfinance.config.debug.hide_exceptions = False
                 self._session = metered_session(self._meter)
                 self._client = yfinance
             return self._client
 
-    def _outcome(self, symbol: str, session: Session, error: Exception) -> SourceError:
+    def _outcome(self, symbol: str, session: Session, error: Exception, ticker: Any) -> SourceError:
         """The outcome an exception of yfinance stands for, judged by the HTTP status first."""
         from yfinance import exceptions as yahoo
 
         status = self._meter.last_status
-        if isinstance(error, BreakerOpen | yahoo.YFRateLimitError) or status == 429:
-            return RateLimited(
-                f"{symbol}: Yahoo {error}"
-                if isinstance(error, BreakerOpen)
-                else f"{symbol}: Yahoo answers 429, too many requests"
-            )
+        reason = getattr(error, "yahoo_reason", None)  # Yahoo's own words, not yfinance's guess
+        if isinstance(error, BreakerOpen):
+            return RateLimited(f"{symbol}: Yahoo {error}")
+        if isinstance(error, yahoo.YFRateLimitError) or status == 429:
+            return RateLimited(f"{symbol}: Yahoo answers 429, too many requests")
         if isinstance(error, OSError):
             return SourceDown(f"{symbol}: Yahoo cannot be reached ({_first_line(error)})")
-        if status is not None and status >= 500:
-            return SourceDown(f"{symbol}: Yahoo answers {status}")
-        if status == 404:
+        if status == 404 and reason and symbol not in self._delivered:
             return SymbolUnknown(f"Yahoo has no symbol {symbol}")
-        if status in (400, 422):
+        if status in (400, 422) and reason:
             return WindowRefused(f"{symbol}: Yahoo refuses {session.label} ({_first_line(error)})")
         if status is not None and status >= 400:
             return SourceDown(f"{symbol}: Yahoo answers {status}")
         if isinstance(error, json.JSONDecodeError | yahoo.YFDataException):
             return SourceDown(f"{symbol}: Yahoo's answer cannot be read")
         if isinstance(error, yahoo.YFPricesMissingError):
+            if reason:
+                return SourceDown(f"{symbol}: Yahoo answers with an error ({_first_line(error)})")
+            if "symbol" not in ticker.history_metadata:
+                return SourceDown(f"{symbol}: Yahoo answers with nothing")
             return NoDataYet(f"{symbol}: Yahoo has nothing of {session.label}")
         return SchemaDrift(f"{symbol}: Yahoo's answer has an unknown shape ({_first_line(error)})")
 
     # -- cleaning --------------------------------------------------------------------------------
 
     def _clean(
-        self, symbol: str, frame: pd.DataFrame, session: Session, now: dt.datetime
+        self,
+        symbol: str,
+        frame: pd.DataFrame,
+        session: Session,
+        now: dt.datetime,
+        metadata: Any,
     ) -> pd.DataFrame:
         import pandas as pd
 
@@ -261,7 +287,10 @@ class YahooSource:
         bars = bars.reset_index(drop=True)
         times = bars["bar_ts"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
         on_grid = session.index_of(times) >= 0
-        final = bars["bar_ts"] + dt.timedelta(seconds=session.bar_seconds) + self.delay <= now
+        ends = bars["bar_ts"] + dt.timedelta(seconds=session.bar_seconds)
+        final = ends + self.delay <= now
+        if now < session.closes + SETTLED:
+            final &= ends <= _seen(bars["bar_ts"], metadata)
         prices = bars[["open", "high", "low", "close"]]
         known = (prices.notna() & (prices > 0)).all(axis=1)
         torn = (prices["high"] < prices.max(axis=1)) | (prices["low"] > prices.min(axis=1))
@@ -272,6 +301,25 @@ class YahooSource:
         for column in ("bid", "ask", "support", "resistance"):
             bars[column] = np.nan
         return bars[list(BAR_COLUMNS)]
+
+
+def _seen(bar_ts: pd.Series[Any], metadata: Any) -> Any:
+    """The moment Yahoo's feed had reached: its newest row or its last trade."""
+    import pandas as pd
+
+    last_trade = metadata.get("regularMarketTime")
+    times = [bar_ts.max(), last_trade if isinstance(last_trade, pd.Timestamp) else pd.NaT]
+    return pd.Series(pd.to_datetime(times, utc=True)).max()
+
+
+def _private(folder: Path) -> Path:
+    """Makes the folder, for its owner only: yfinance keeps pickled cookies in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.chmod(0o700)
+    except OSError as error:
+        raise BadInput(f"{folder}: Yahoo's cache cannot be kept there: {error.strerror}") from error
+    return folder
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,0 +1,628 @@
+"""The polling loop on an accelerated clock: what it stores, whatever the source or the power do."""
+
+from __future__ import annotations
+
+import datetime as dt
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hedge_pipeline import stages
+from hedge_pipeline.live import loop
+from hedge_pipeline.live.loop import AFTER_FINAL, Fetcher, next_poll, poll
+from hedge_pipeline.live.predicting import LATE_BAR, NO_LEVEL, NO_MODEL
+from hedge_pipeline.live.supervision import Heartbeat
+from hedge_pipeline.market.calendar import Session
+from hedge_pipeline.market.sources import RateLimited, SourceDown, SymbolUnknown
+from hedge_pipeline.market.tables import (
+    FEATURE_ROWS,
+    GAPS,
+    OUTCOMES,
+    PREDICTION_LOG,
+    PROMOTIONS,
+    RAW_QUOTES,
+    feature_names,
+)
+from hedge_pipeline.store import Store
+from hedge_pipeline_tests.markets import (
+    BEFORE,
+    FULL_DAY,
+    HALF_DAY,
+    HOUR,
+    MINUTE,
+    SECOND,
+    SYMBOLS,
+    FakeMarket,
+    Watch,
+    assert_same_session,
+    calendar_of,
+    copy_of,
+    deployment_in,
+    history_in,
+    minutes,
+    stored_twice,
+    walk,
+    watch,
+)
+from hedge_pipeline_tests.replays import environment
+
+SESSION = calendar_of("XNYS").session(HALF_DAY)
+OPENS = SESSION.opens.astimezone(dt.UTC)
+CLOSES = SESSION.closes.astimezone(dt.UTC)
+LIVE_TABLES = (RAW_QUOTES, FEATURE_ROWS, PREDICTION_LOG, OUTCOMES)
+NO_DELAY = dt.timedelta(0)
+
+
+@pytest.fixture(scope="module")
+def history(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return history_in(tmp_path_factory.mktemp("history") / "data")
+
+
+@pytest.fixture
+def folder(history: Path, tmp_path: Path) -> Path:
+    return copy_of(history, tmp_path / "data")
+
+
+def at(minute: float, second: float = 0) -> dt.datetime:
+    """So many minutes after the opening."""
+    return OPENS + dt.timedelta(minutes=minute, seconds=second)
+
+
+# -- the grid ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("delay", [0, 15, 90, 900])
+@pytest.mark.parametrize("interval", [10, 30, 45, 60, 300])
+def test_ten_thousand_polls_stay_on_the_grid_whatever_a_poll_takes(
+    interval: int, delay: int
+) -> None:
+    random = np.random.default_rng(interval + delay)
+    taken = random.exponential(0.3 * interval, 10_000).round(6)
+    step, lag = dt.timedelta(seconds=interval), dt.timedelta(seconds=delay)
+    now = first = next_poll(OPENS, step, 60, lag)
+    for seconds in taken:
+        after = now + dt.timedelta(seconds=float(seconds))
+        now = next_poll(after, step, 60, lag)
+        assert dt.timedelta(0) < now - after <= step
+    passed = (now - first) / step
+    assert passed == int(passed)
+
+
+@settings(max_examples=200)
+@given(
+    st.datetimes(dt.datetime(2024, 1, 2), dt.datetime(2030, 1, 1), timezones=st.just(dt.UTC)),
+    st.integers(10, 3600),
+    st.sampled_from([60, 300, 3600]),
+    st.integers(0, 1800),
+)
+def test_the_next_poll_is_the_first_moment_of_the_grid_after_now(
+    now: dt.datetime, interval: int, bar_seconds: int, delay: int
+) -> None:
+    step, lag = dt.timedelta(seconds=interval), dt.timedelta(seconds=delay)
+    found = next_poll(now, step, bar_seconds, lag)
+    assert now < found <= now + step
+    assert next_poll(found, step, bar_seconds, lag) == found + step
+    if bar_seconds % interval == 0:  # then some poll is a second behind every bar's arrival
+        final = dt.datetime.fromtimestamp(now.timestamp() // bar_seconds * bar_seconds, dt.UTC)
+        expected = final + lag + AFTER_FINAL
+        assert (found - expected) % step == dt.timedelta(0)
+
+
+# -- a session ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def half_day(history: Path, tmp_path_factory: pytest.TempPathFactory) -> Watch:
+    """A whole half day, minute by minute, closed afterwards; nothing goes wrong but one hole."""
+    market = FakeMarket(holes={("SIMB", minutes(SESSION, 100)[0]): dt.datetime.max.replace(tzinfo=dt.UTC)})
+    folder = copy_of(history, tmp_path_factory.mktemp("half_day") / "data")
+    found = watch(folder, market, at(0, 2))
+    found.run(until=CLOSES + 5 * HOUR)
+    found.clock.now = CLOSES + 20 * MINUTE
+    stages.close_session(found.deployment, HALF_DAY)
+    return found
+
+
+def test_every_minute_is_a_bar_or_a_gap(half_day: Watch) -> None:
+    expected = pd.DatetimeIndex(SESSION.bar_ts).tz_localize("UTC")
+    for symbol in SYMBOLS:
+        bars = half_day.rows(RAW_QUOTES, HALF_DAY, symbol)["bar_ts"]
+        gaps = half_day.rows(GAPS, HALF_DAY, symbol)["bar_ts"]
+        assert sorted([*bars, *gaps]) == list(expected)
+    gaps = half_day.rows(GAPS, HALF_DAY)
+    assert gaps[["symbol", "bar_ts", "cause"]].to_numpy().tolist() == [
+        ["SIMB", minutes(SESSION, 100)[0], "vendor_hole"]
+    ]
+
+
+def test_every_bar_has_its_feature_row_and_one_served_and_one_baseline_prediction(
+    half_day: Watch,
+) -> None:
+    keys = half_day.rows(RAW_QUOTES, HALF_DAY)[["symbol", "bar_ts"]]
+    for rows in (
+        half_day.rows(FEATURE_ROWS, HALF_DAY),
+        half_day.served(HALF_DAY),
+        half_day.rows(PREDICTION_LOG, HALF_DAY, role="baseline"),
+        half_day.rows(OUTCOMES, HALF_DAY),
+    ):
+        pd.testing.assert_frame_equal(rows[["symbol", "bar_ts"]], keys)
+
+
+def test_every_prediction_is_live_and_made_within_two_seconds_of_its_bar(half_day: Watch) -> None:
+    served = half_day.served(HALF_DAY)
+    lag = served["decided_at"] - served["bar_ts"] - MINUTE
+    assert set(served["mode"]) == {"live"}
+    assert (lag == SECOND).all()
+    assert served["prediction"].notna().all()
+    assert set(served["reason"]) == {NO_LEVEL}
+    assert set(served["model_version"]) == {1}
+
+
+def test_outcomes_mature_when_their_horizon_is_over_and_not_before(half_day: Watch) -> None:
+    outcomes = half_day.rows(OUTCOMES, HALF_DAY)
+    labelled = outcomes[outcomes["status"] != "unlabelable"]
+    assert len(labelled) == 2 * (210 - 10) - 2  # the hole is nobody's entry and nobody's exit
+    assert (labelled["available_at"] == labelled["bar_ts"] + 11 * MINUTE + SECOND).all()
+    unknown = outcomes[outcomes["status"] == "unlabelable"]
+    assert unknown["reason"].value_counts().to_dict() == {"crosses_close": 20, "gap": 1}
+
+
+def test_each_poll_brings_the_bar_that_has_just_become_final(half_day: Watch) -> None:
+    first, *others = half_day.polls
+    assert (first.bars, first.predictions) == (0, 0)
+    assert len(others) == 210
+    whole = [poll for poll in others if (poll.bars, poll.predictions) == (2, 4)]
+    assert len(whole) == 209
+    assert [p.at for p in others] == [at(m, 1) for m in range(1, 211)]
+    assert all(not p.failures for p in others)
+
+
+def test_the_loop_leaves_when_the_last_bar_is_final(half_day: Watch) -> None:
+    assert half_day.polls[-1].at == CLOSES + SECOND
+    last = half_day.served(HALF_DAY)["bar_ts"].max()
+    assert last == CLOSES - MINUTE
+    beat = Heartbeat.read(half_day.store)
+    assert beat is not None
+    assert (beat.run_id, beat.moment, beat.session) == ("run-1", CLOSES + SECOND, HALF_DAY)
+
+
+def test_minute_by_minute_equals_at_once(half_day: Watch, history: Path, tmp_path: Path) -> None:
+    """I2: the same bars materialised at once in a replay, with the same model accepted before."""
+    folder = copy_of(history, tmp_path / "replay")
+    market = half_day.deployment.source
+    replay = deployment_in(folder, market, lambda: CLOSES + HOUR, HEDGE_MODE="replay")
+    stages.collect(replay, HALF_DAY)
+    stages.build_features(replay, HALF_DAY)
+    stages.log_predictions(replay, HALF_DAY)
+    stages.mature_outcomes(replay, HALF_DAY)
+    assert_same_session(half_day.store, replay.store, HALF_DAY)
+    modes = {s: set(s.read(PREDICTION_LOG, [HALF_DAY])["mode"]) for s in (half_day.store, replay.store)}
+    assert modes == {half_day.store: {"live"}, replay.store: {"replay"}}
+
+
+def test_nothing_is_stored_twice_and_a_closed_session_is_one_file_per_table(
+    half_day: Watch,
+) -> None:
+    folder = Path(half_day.store.url)
+    assert stored_twice(folder, LIVE_TABLES) == {}
+    for table in LIVE_TABLES:
+        assert len(list((folder / table.name / f"session={HALF_DAY}").glob("*.parquet"))) == 1
+
+
+# -- when it polls and leaves --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("interval", [10, 55, 60, 95, 3600])
+@pytest.mark.parametrize("delay", [0, 90])
+def test_the_last_bar_is_polled_whatever_the_interval(
+    tmp_path: Path, interval: int, delay: int
+) -> None:
+    found = watch(tmp_path, FakeMarket(delay=delay * SECOND), CLOSES - 4 * MINUTE)
+    found.run(until=CLOSES + 9 * HOUR, interval=interval * SECOND)
+    assert len(found.rows(RAW_QUOTES, HALF_DAY, "SIMA")) == 210
+    final = CLOSES + delay * SECOND
+    assert any(final <= x.at <= final + 2 * SECOND for x in found.polls)
+    assert found.clock.now <= final + 61 * SECOND
+
+
+def test_the_last_bar_of_a_session_is_decided_live(tmp_path: Path) -> None:
+    found = watch(tmp_path, FakeMarket(), CLOSES - 3 * MINUTE)
+    found.run(until=CLOSES + HOUR)
+    assert found.served(HALF_DAY, "SIMA")["mode"].tolist()[-3:] == ["live"] * 3
+
+
+def test_outside_a_session_the_loop_ends_at_once(tmp_path: Path) -> None:
+    found = watch(tmp_path, FakeMarket(), OPENS - MINUTE)
+    assert found.run(until=CLOSES) == 0
+    assert found.clock.now == OPENS - MINUTE
+
+
+def test_the_time_box_ends_the_loop_right_after_a_poll(tmp_path: Path) -> None:
+    """Waiting for the next poll only to leave would make the next run late for its first bar."""
+    found = watch(tmp_path, FakeMarket(), at(1, 7))
+    assert found.run(until=at(11, 7)) == 11
+    assert found.clock.now == found.polls[-1].at == at(11, 1)
+
+
+def test_at_midnight_round_the_clock_the_last_bar_of_the_day_is_not_left_behind(
+    tmp_path: Path,
+) -> None:
+    midnight = dt.datetime(2024, 11, 29, tzinfo=dt.UTC)
+    found = watch(tmp_path, FakeMarket(), midnight - 2 * MINUTE, calendar="24/7")
+    found.run(until=midnight + 3 * MINUTE)
+    assert len(found.rows(RAW_QUOTES, "2024-11-28", "SIMA")) == 1440
+    assert found.served("2024-11-28", "SIMA")["mode"].tolist()[-2:] == ["live", "live"]
+    today = found.served(HALF_DAY, "SIMA")
+    assert list(today["bar_ts"]) == [midnight, midnight + MINUTE]
+    assert set(today["mode"]) == {"live"}
+
+
+# -- a source in trouble -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error", [SourceDown("no route"), RateLimited("429"), SymbolUnknown("no such symbol")]
+)
+def test_a_failing_symbol_costs_only_itself(folder: Path, error: Any) -> None:
+    market = FakeMarket(outages=[("SIMB", OPENS, CLOSES, error)])
+    found = watch(folder, market, at(0, 2))
+    found.run(until=at(14, 2))
+    good = found.served(HALF_DAY, "SIMA")
+    assert len(good) == 14
+    assert set(good["mode"]) == {"live"}
+    assert len(found.rows(OUTCOMES, HALF_DAY, "SIMA")) == 4
+    assert found.rows(RAW_QUOTES, HALF_DAY, "SIMB").empty
+    assert found.polls[-1].failures == {"SIMB": str(error)}
+
+
+def test_a_slow_symbol_does_not_delay_the_other(folder: Path) -> None:
+    """While SIMB is still on its way, the prediction of SIMA is already in the store."""
+    market = FakeMarket(slow={"SIMB": [2.0]})
+    found = watch(folder, market, at(2, 1))
+    seen: list[int] = []
+
+    def look() -> None:
+        seen.append(len(watch(folder, market, at(2)).served(HALF_DAY, "SIMA")))
+
+    timer = threading.Timer(1.5, look)
+    timer.start()
+    found.run(until=at(2, 2))
+    timer.join(10)
+    assert seen == [2]
+    assert len(found.served(HALF_DAY, "SIMB")) == 2  # it answered within the patience of the poll
+
+
+def test_a_symbol_slower_than_the_poll_is_picked_up_later(folder: Path) -> None:
+    market = FakeMarket(held={"SIMB": threading.Event()})
+    found = watch(folder, market, at(3, 1))
+    fetcher = Fetcher(found.deployment, patience=0.2)
+    first = poll(found.deployment, fetcher, SESSION)
+    assert (first.bars, first.predictions) == (3, 6)
+    assert first.failures == {"SIMB": "SIMB: no answer within 0.2 s"}
+    found.clock.now = at(4, 1)
+    second = poll(found.deployment, fetcher, SESSION)
+    assert (second.bars, market.asked["SIMB"]) == (1, 1)  # not asked again while under way
+    market.held.pop("SIMB").set()
+    found.clock.now = at(5, 1)
+    poll(found.deployment, fetcher, SESSION)
+    found.clock.now = at(6, 1)
+    poll(found.deployment, fetcher, SESSION)
+    assert found.polls == []
+    assert len(found.served(HALF_DAY, "SIMA")) == len(found.served(HALF_DAY, "SIMB")) == 6
+    assert set(found.served(HALF_DAY, "SIMA").tail(3)["mode"]) == {"live"}
+    modes = found.served(HALF_DAY, "SIMB")["mode"].tolist()
+    assert modes == ["catch_up"] * 5 + ["live"]
+    assert found.served(HALF_DAY, "SIMB")["prediction"].notna().all()
+
+
+def test_an_answer_about_yesterday_is_stored_with_yesterday(tmp_path: Path) -> None:
+    market = FakeMarket(held={"SIMB": threading.Event()})
+    days = ("2024-11-28", "2024-11-29")
+    yesterday, today = (calendar_of("24/7").session(label) for label in days)
+    found = watch(tmp_path, market, today.opens - MINUTE + SECOND, calendar="24/7")
+    fetcher = Fetcher(found.deployment, patience=0.1)
+    poll(found.deployment, fetcher, yesterday)
+    market.held.pop("SIMB").set()
+    fetched = [x for _, x in fetcher._open.values()]
+    assert all(x.result(10) for x in fetched)
+    found.clock.now = today.opens + 2 * MINUTE + SECOND
+    poll(found.deployment, fetcher, today)
+    poll(found.deployment, fetcher, today)
+    assert len(found.rows(RAW_QUOTES, days[0], "SIMB")) == 1439
+    assert list(found.rows(RAW_QUOTES, days[1], "SIMB")["bar_ts"]) == minutes(today, 0, 1)
+    assert len(found.served(days[1], "SIMB")) == 2
+
+
+HANGING = """
+import datetime as dt, sys, threading
+from pathlib import Path
+from hedge_pipeline.live.loop import Fetcher
+from hedge_pipeline_tests.live.test_loop import SESSION, at
+from hedge_pipeline_tests.markets import FakeMarket, watch
+market = FakeMarket(slow={"SIMB": [600.0]})
+found = watch(Path(sys.argv[1]), market, at(3, 1))
+answers = list(Fetcher(found.deployment, patience=0.3).fetch(SESSION, at(3, 1)))
+print(len(answers), "lists of answers", flush=True)
+"""
+
+
+def test_a_source_that_hangs_for_ever_does_not_keep_the_run_from_ending(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HANGING, str(tmp_path)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "2 lists of answers\n"), done.stderr[-2000:]
+
+
+def test_after_an_outage_the_missing_bars_are_caught_up(folder: Path) -> None:
+    market = FakeMarket(outages=[("", at(10), at(30), SourceDown("no route to host"))])
+    found = watch(folder, market, at(0, 2))
+    found.run(until=at(42, 2))
+    for symbol in SYMBOLS:
+        served = found.served(HALF_DAY, symbol)
+        assert list(served["bar_ts"]) == minutes(SESSION, *range(42))
+        # what was final for more than a bar when the source came back was caught up
+        assert served["mode"].tolist() == ["live"] * 9 + ["catch_up"] * 20 + ["live"] * 13
+        assert served["prediction"].notna().all()
+        assert len(found.rows(OUTCOMES, HALF_DAY, symbol)) == 32
+    failed = [x for x in found.polls if x.failures]
+    assert len(failed) == 20
+    assert failed[0].failures == dict.fromkeys(SYMBOLS, "no route to host")
+
+
+def test_a_catch_up_that_comes_too_late_is_no_evidence(folder: Path) -> None:
+    market = FakeMarket(outages=[("", at(10), at(30), SourceDown("no route"))])
+    found = watch(folder, market, at(0, 2))
+    found.run(until=at(42, 2))
+    served = found.served(HALF_DAY, "SIMA")
+    known = served["bar_ts"] + 11 * MINUTE
+    in_time = served["decided_at"] < known
+    assert in_time.tolist() == [True] * 9 + [False] * 11 + [True] * 22
+
+
+def test_a_hole_that_fills_later_is_stored_and_abstains(folder: Path) -> None:
+    (hole,) = minutes(SESSION, 5)
+    market = FakeMarket(holes={("SIMA", hole): at(9)})
+    found = watch(folder, market, at(0, 2))
+    found.run(until=at(20, 2))
+    assert len(found.rows(RAW_QUOTES, HALF_DAY, "SIMA")) == 20
+    served = found.served(HALF_DAY, "SIMA").set_index("bar_ts")
+    late = served.loc[hole]
+    assert pd.isna(late["prediction"])
+    assert (late["reason"], late["mode"]) == (LATE_BAR, "catch_up")
+    assert served.drop(hole)["prediction"].notna().all()
+    features = found.rows(FEATURE_ROWS, HALF_DAY, "SIMA").set_index("bar_ts")
+    assert features.loc[hole, list(feature_names())].isna().all()
+    outcome = found.rows(OUTCOMES, HALF_DAY, "SIMA").set_index("bar_ts").loc[hole]
+    assert outcome["status"] in ("up", "down", "flat")
+
+
+def test_a_filled_hole_changes_no_feature_of_another_bar(folder: Path, tmp_path: Path) -> None:
+    (hole,) = minutes(SESSION, 5)
+    filled = watch(folder, FakeMarket(holes={("SIMA", hole): at(9)}), at(0, 2))
+    never = watch(
+        copy_of(folder, tmp_path / "never"),
+        FakeMarket(holes={("SIMA", hole): CLOSES + HOUR}),
+        at(0, 2),
+    )
+    for found in (filled, never):
+        found.run(until=at(20, 2))
+    left, right = (x.rows(FEATURE_ROWS, HALF_DAY, "SIMA") for x in (filled, never))
+    left = left[left["bar_ts"] != hole].reset_index(drop=True)
+    pd.testing.assert_frame_equal(left, right, check_exact=True)
+    # and what is stored is what a later materialisation computes
+    again = stages.features_of(filled.deployment, HALF_DAY)
+    stored = filled.rows(FEATURE_ROWS, HALF_DAY)
+    pd.testing.assert_frame_equal(
+        again.sort_values(["symbol", "bar_ts"]).reset_index(drop=True), stored, check_exact=True
+    )
+
+
+def test_without_a_model_every_prediction_abstains_and_says_so(tmp_path: Path) -> None:
+    found = watch(tmp_path, FakeMarket(), at(0, 2))
+    found.run(until=at(13, 2))
+    rows = found.rows(PREDICTION_LOG, HALF_DAY)
+    assert len(rows) == 26
+    assert set(rows["role"]) == {"served"}
+    assert rows["prediction"].isna().all() and rows["prob_up"].isna().all()
+    assert set(rows["reason"]) == {NO_MODEL}
+    assert set(rows["model_version"]) == {0}
+    assert len(found.rows(OUTCOMES, HALF_DAY)) == 6
+
+
+# -- pauses and swaps ----------------------------------------------------------------------------
+
+
+def test_after_a_pause_the_bars_in_between_are_caught_up(folder: Path) -> None:
+    market = FakeMarket()
+    watch(folder, market, at(0, 2)).run(until=at(5, 2))
+    later = watch(folder, market, at(35, 20))
+    later.run(until=at(40, 2), run_id="run-2")
+    first = later.polls[0]
+    assert (first.bars, first.predictions) == (60, 120)
+    served = later.served(HALF_DAY, "SIMB")
+    # the 35th bar was final 20 seconds before: it is live
+    assert served["mode"].tolist() == ["live"] * 5 + ["catch_up"] * 29 + ["live"] * 6
+    assert set(served["decided_at"].iloc[5:35]) == {at(35, 20)}
+    assert later.rows(OUTCOMES, HALF_DAY, "SIMB")["bar_ts"].max() == at(29)
+
+
+def accept_another(folder: Path, now: dt.datetime, symbol: str) -> None:
+    """Another process puts version 2 of a symbol on the shelf and accepts it."""
+    other = deployment_in(folder, FakeMarket(), lambda: now)
+    card = replace(other.shelf.card(symbol, 1), version=2)
+    other.shelf.put_content(symbol, 2, other.shelf.content(symbol, 1))
+    other.shelf.put_card(card)
+    (entry,) = stages.judge(other, symbol)
+    assert entry["event"] == "hold"
+
+
+def test_a_newly_accepted_model_speaks_from_the_next_bar_on(folder: Path) -> None:
+    found = watch(folder, FakeMarket(), at(0, 2))
+    found.clock.at(at(6, 1), lambda: accept_another(folder, at(5, 30), "SIMA"))
+    found.run(until=at(12, 2))
+    assert found.served(HALF_DAY, "SIMA")["model_version"].tolist() == [1] * 5 + [2] * 7
+    assert found.served(HALF_DAY, "SIMB")["model_version"].tolist() == [1] * 12
+    baseline = found.rows(PREDICTION_LOG, HALF_DAY, "SIMA", "baseline")
+    assert baseline["model_version"].tolist() == [1] * 12
+
+
+def test_the_first_model_ends_the_abstentions_of_a_running_loop(
+    history: Path, tmp_path: Path
+) -> None:
+    """Bootstrapped while the loop runs on an empty store."""
+    found = watch(tmp_path / "data", FakeMarket(), at(0, 2))
+
+    def bootstrap() -> None:
+        other = deployment_in(tmp_path / "data", FakeMarket(), lambda: at(5, 30))
+        stages.bootstrap(other, BEFORE)
+
+    found.clock.at(at(6, 1), bootstrap)
+    found.run(until=at(9, 2))
+    for symbol in SYMBOLS:
+        served = found.served(HALF_DAY, symbol)
+        assert served["model_version"].tolist() == [0] * 5 + [1] * 4
+        assert served["prediction"].notna().tolist() == [False] * 5 + [True] * 4
+
+
+# -- two at once, and killed anywhere --------------------------------------------------------------
+
+
+def test_two_loops_at_once_do_no_harm(
+    folder: Path, history: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every poll of both falls on the same moment; both compact all the time."""
+    monkeypatch.setattr(loop, "COMPACT_EVERY", 3)
+    alone = watch(copy_of(history, tmp_path / "alone"), FakeMarket(), at(0, 2))
+    alone.run(until=at(25, 2))
+    together = threading.Barrier(2)
+    problems: list[BaseException] = []
+
+    def run(found: Watch, name: str) -> None:
+        advance = found.clock.sleep
+
+        def sleep(seconds: float) -> None:
+            together.wait(60)
+            advance(seconds)
+
+        found.clock.sleep = sleep  # type: ignore[method-assign]
+        try:
+            found.run(until=at(25, 2), run_id=name)
+        except BaseException as error:
+            together.abort()
+            problems.append(error)
+
+    pair = [watch(folder, FakeMarket(), at(0, 2)) for _ in range(2)]
+    threads = [
+        threading.Thread(target=run, args=(found, f"run-{i}"), daemon=True)
+        for i, found in enumerate(pair)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not problems
+    assert [len(found.polls) for found in pair] == [26, 26]
+    store = Store(str(folder))
+    assert_same_session(store, alone.store, HALF_DAY, ignoring=(), decisions=())
+    stages.compact_session(pair[0].deployment, HALF_DAY)
+    assert stored_twice(folder, LIVE_TABLES) == {}
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing catches it."""
+
+
+class KillsAt:
+    """Ends the n-th write in a kill, before or after the file is there."""
+
+    def __init__(self, number: int, how: str) -> None:
+        self.left = number
+        self.how = how
+        self.real = Store._put
+
+    def __call__(self, store: Store, path: PurePosixPath, content: bytes, *, first: bool) -> None:
+        self.left -= 1
+        if self.left == 0 and self.how == "before":
+            raise Killed(path)
+        self.real(store, path, content, first=first)
+        if self.left == 0:
+            raise Killed(path)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(history: Path, tmp_path_factory: pytest.TempPathFactory) -> Watch:
+    """Bars 0 to 15; the first poll brings twelve of them, with outcomes."""
+    found = watch(
+        copy_of(history, tmp_path_factory.mktemp("undisturbed") / "data"), FakeMarket(), at(12, 1)
+    )
+    found.run(until=at(16, 2))
+    return found
+
+
+WRITES = 29  # 5 polls of bars, features, predictions, outcomes, heartbeat; one compaction
+
+
+@pytest.mark.parametrize("how", ["before", "after"])
+def test_killed_at_any_write_a_new_loop_goes_on_and_nothing_is_lost_or_doubled(
+    undisturbed: Watch,
+    history: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
+) -> None:
+    monkeypatch.setattr(loop, "COMPACT_EVERY", 3)
+    kills = 0
+    for number in range(1, WRITES + 1):
+        folder = copy_of(history, tmp_path / str(number))
+        first = watch(folder, FakeMarket(), at(12, 1))
+        with monkeypatch.context() as patch:
+            kill = KillsAt(number, how)
+            patch.setattr(
+                Store, "_put", lambda s, p, c, *, first, kill=kill: kill(s, p, c, first=first)
+            )
+            with pytest.raises(Killed):
+                first.run(until=at(16, 2))
+            kills += 1
+        again = watch(folder, FakeMarket(), first.clock.now + 20 * SECOND)
+        again.run(until=at(16, 2), run_id="run-2")
+        assert_same_session(again.store, undisturbed.store, HALF_DAY)
+        assert stored_twice(folder, LIVE_TABLES) == {}, number
+        beat = Heartbeat.read(again.store)
+        assert beat is not None
+        assert beat.run_id == "run-2" or again.clock.now >= at(16, 2)
+    assert kills == WRITES
+
+
+def test_a_prediction_made_before_the_kill_is_not_made_again(
+    history: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I3: the first decision stays, with its time."""
+    folder = copy_of(history, tmp_path / "data")
+    first = watch(folder, FakeMarket(), at(12, 1))
+    with monkeypatch.context() as patch:
+        kill = KillsAt(3, "after")
+        patch.setattr(Store, "_put", lambda s, p, c, *, first: kill(s, p, c, first=first))
+        with pytest.raises(Killed):
+            first.run(until=at(16, 2))
+    made = Store(str(folder)).read(PREDICTION_LOG, [HALF_DAY])
+    assert len(made) == 48
+    again = watch(folder, FakeMarket(), at(13, 30))
+    again.run(until=at(16, 2))
+    kept = again.rows(PREDICTION_LOG, HALF_DAY)
+    kept = kept[kept["bar_ts"] < at(12)].reset_index(drop=True)
+    pd.testing.assert_frame_equal(kept, made.reset_index(drop=True), check_exact=True)
