@@ -141,18 +141,18 @@ def deployment_in(
     }
     settings = load_settings(**{**values, **given})
     made = stages.deploy(settings, lambda _: market, clock=clock)
-    return replace(made, calendar=calendar_of(calendar))
+    return replace(made, calendar=calendar_of(calendar, settings.bar_seconds))
 
 
 @cache
-def calendar_of(name: str) -> SessionCalendar:
-    return SessionCalendar(name)
+def calendar_of(name: str, bar_seconds: int = 60) -> SessionCalendar:
+    return SessionCalendar(name, bar_seconds=bar_seconds)
 
 
-def history_in(folder: Path) -> Path:
+def history_in(folder: Path, **given: Any) -> Path:
     """Six sessions before the half day, and a first model of each symbol."""
     morning = dt.datetime(2024, 11, 29, 5, tzinfo=dt.UTC)
-    deployment = deployment_in(folder, FakeMarket(), lambda: morning)
+    deployment = deployment_in(folder, FakeMarket(), lambda: morning, **given)
     found = stages.bootstrap(deployment, BEFORE)
     assert all(words.startswith("version 1") for words in found["models"].values()), found
     return folder

@@ -4,7 +4,6 @@ import dagster as dg
 
 from hedge_pipeline.resources.loop import LoopResource
 
-
 RECENT_SESSIONS = 20
 
 

@@ -47,6 +47,7 @@ from hedge_pipeline.settings import load_settings
 from hedge_pipeline.store import Store
 from hedge_pipeline_tests.conftest import REPOSITORY
 from hedge_pipeline_tests.yahoo_double import (
+    CONSENT_PAGE,
     FORMS,
     Clock,
     Fault,
@@ -230,6 +231,10 @@ def test_a_calendar_without_nights(yahoo: YahooDouble, seconds: Seconds, tmp_pat
     assert_frame_equal(bars, truth("BTC-USD", today, last="10:35"), check_exact=True)
     bars = source.bars("BTC-USD", yesterday, NOW)
     assert_frame_equal(bars, truth("BTC-USD", yesterday), check_exact=True)
+    past_midnight = yesterday.closes + dt.timedelta(minutes=2)
+    yahoo.clock.set(past_midnight)
+    bars = source.bars("BTC-USD", yesterday, past_midnight)
+    assert_frame_equal(bars, truth("BTC-USD", yesterday), check_exact=True)
 
 
 def test_a_null_minute_is_a_gap_until_it_is_filled(yahoo: YahooDouble, source: YahooSource) -> None:
@@ -298,9 +303,9 @@ def test_a_session_beyond_yahoo_s_depth_is_refused_without_asking(
 def test_yahoo_s_own_refusal_of_a_window_is_passed_on(
     yahoo: YahooDouble, source: YahooSource
 ) -> None:
-    session = CALENDAR.session("2025-10-23")
+    session = CALENDAR.session("2025-10-24")
     yahoo.clock.set(NOW + dt.timedelta(days=5))
-    with pytest.raises(WindowRefused, match=r"refuses 2025-10-23 \(.*within the last 30 days"):
+    with pytest.raises(WindowRefused, match=r"refuses 2025-10-24 \(.*within the last 30 days"):
         source.bars("SPY", session, NOW)
 
 
@@ -342,6 +347,28 @@ def test_a_symbol_that_had_bars_cannot_become_unknown(
 # -- faults ----------------------------------------------------------------------------------------
 
 ERROR = b'{"chart":{"result":null,"error":{"code":"Internal","description":"fake"}}}'
+NOTHING = b'{"chart":{"result":[],"error":null}}'
+META = {
+    "symbol": "SPY",
+    "currency": "USD",
+    "instrumentType": "ETF",
+    "exchangeTimezoneName": "America/New_York",
+    "validRanges": ["1d"],
+    "tradingPeriods": [
+        [{"timezone": "EST", "start": 1763735400, "end": 1763758800, "gmtoffset": -18000}]
+    ],
+}
+COLUMNS: dict[str, list[float]] = {"open": [], "high": [], "low": [], "close": [], "volume": []}
+
+
+def body_of(quote: dict[str, Any], **result: Any) -> bytes:
+    told = {"meta": META, "indicators": {"quote": [quote]}, **result}
+    return json.dumps({"chart": {"result": [told], "error": None}}).encode()
+
+
+EMPTY_DAY = body_of({})
+EMPTY_COLUMNS = body_of(COLUMNS, timestamp=[])
+NO_VOLUME = body_of({name: [1.0] for name in COLUMNS if name != "volume"}, timestamp=[1763735400])
 FAULTS = {
     "401": (Fault("answer", status=401, body=b'{"finance":{"error":{}}}'), SourceDown, "401"),
     "500 JSON": (Fault("answer", status=500, body=ERROR), SourceDown, "answers 500"),
@@ -357,7 +384,12 @@ FAULTS = {
         SchemaDrift,
         "unknown shape",
     ),
-    "an array": (Fault("answer", body=b"[]"), SchemaDrift, "unknown shape"),
+    "an array": (Fault("answer", body=b"[]"), SourceDown, "answers with nothing"),
+    "no result": (Fault("answer", body=NOTHING), SourceDown, "answers with nothing"),
+    "null result": (Fault("answer", body=b'{"chart":null}'), SourceDown, "answers with nothing"),
+    "an empty day": (Fault("answer", body=EMPTY_DAY), NoDataYet, "has nothing of 2025-11-2"),
+    "empty columns": (Fault("answer", body=EMPTY_COLUMNS), NoDataYet, "no bar of 2025-11-2"),
+    "no volume": (Fault("answer", body=NO_VOLUME), SchemaDrift, "unknown shape"),
     "another error shape": (Fault("answer", body=b'{"chart":[1]}'), SchemaDrift, "unknown shape"),
 }
 
@@ -383,7 +415,7 @@ def test_a_bad_answer_to_a_past_window_is_not_remembered(
     yahoo: YahooDouble, source: YahooSource
 ) -> None:
     past = CALENDAR.session("2025-11-20")
-    yahoo.fault(Fault("answer", body=b'{"chart":{"result":[],"error":null}}', times=1))
+    yahoo.fault(Fault("answer", body=EMPTY_DAY, times=1))
     with pytest.raises(NoDataYet):
         source.bars("SPY", past, NOW)
     assert len(source.bars("SPY", past, NOW)) == 390
@@ -396,7 +428,7 @@ def test_a_silent_yahoo_is_waited_for_only_so_long(
     source.bars("SPY", SESSION, NOW)
     monkeypatch.setattr(yahoo_source, "TIMEOUT_SECONDS", 0.3)
     yahoo.fault(Fault("delay", seconds=1.0))
-    with pytest.raises(SourceDown, match="cannot be reached.*timed out"):
+    with pytest.raises(SourceDown, match=r"cannot be reached.*timed out"):
         source.bars("SPY", SESSION, NOW)
 
 
@@ -477,6 +509,22 @@ def test_the_first_answer_of_all_may_be_a_429(
             source.bars("SPY", SESSION, NOW)
         seconds.now += 1
     assert yahoo.count() == 2
+
+
+def test_a_consent_page_in_the_middle_of_a_ban_ends_no_series(
+    yahoo: YahooDouble, source: YahooSource, seconds: Seconds
+) -> None:
+    yahoo.fault(Fault("drop", path="^/$"))  # no cookie, so yfinance asks for consent each time
+    yahoo.fault(Fault("answer", path="(?i)consent", body=CONSENT_PAGE))
+    yahoo.fault(replace(THROTTLED))
+    for pause in (60, 300):
+        with pytest.raises(RateLimited):
+            source.bars("SPY", SESSION, NOW)
+        seconds.now += pause - 1
+        with pytest.raises(RateLimited, match="1 s to go"):
+            source.bars("SPY", SESSION, NOW)
+        seconds.now += 1
+    assert yahoo.count("consent") > 3
 
 
 def test_one_burst_of_429s_is_one_strike() -> None:
@@ -665,15 +713,16 @@ def test_the_truth_file_of_the_double_is_what_the_source_delivers(
 CHILD = """
 import datetime as dt, sys
 from hedge_pipeline.market.calendar import SessionCalendar
-from hedge_pipeline.market.sources import SourceOptions, open_source
+from hedge_pipeline.market.sources import SourceOptions
+from hedge_pipeline.market.sources.yahoo import YahooSource
 
 calendar = SessionCalendar()
-source = open_source("yahoo", SourceOptions(calendar, extra={"cache_dir": sys.argv[1]}))
+source = YahooSource(SourceOptions(calendar, extra={"cache_dir": sys.argv[1]}))
 assert "yfinance" not in sys.modules and "curl_cffi" not in sys.modules
 session = calendar.session("2025-11-21")
 bars = source.bars("SPY", session, dt.datetime.fromisoformat(sys.argv[2]))
 assert "yfinance" in sys.modules
-print(bars.to_json(orient="values"))
+print(bars["close"].tolist())
 """
 
 
@@ -710,7 +759,7 @@ def test_a_child_process_is_led_by_its_environment_and_writes_into_its_cache_onl
             server.terminate()
     assert child.returncode == 0, child.stderr
     assert child.stderr == ""
-    assert len(json.loads(child.stdout)) == 66
+    assert json.loads(child.stdout) == truth("SPY", last="10:35")["close"].tolist()
     written = {path.parent for path in tmp_path.rglob("*") if path.is_file()}
     assert written == {tmp_path / "ca", tmp_path / "a" / "cache"}
     assert stat.S_IMODE((tmp_path / "a" / "cache").stat().st_mode) == 0o700
