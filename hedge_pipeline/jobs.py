@@ -38,8 +38,6 @@ def follow_on_the_console(settings: "Settings") -> None:
 @dg.op
 def poll_until_the_time_box_ends(context: dg.OpExecutionContext, loop: LoopResource) -> None:
     """Polls the source on the clock's grid; see `live/loop.py`."""
-    # the poller predicts with xgboost alone; scikit-learn would cost it 120 MB and a second
-    sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]
     from hedge_pipeline.assets.reporting import LiveReport, plain_failures
     from hedge_pipeline.live.loop import run_loop
     from hedge_pipeline.settings import load_settings

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -142,14 +143,30 @@ class Model:
         return margins(self.booster, features, self.card.base_rate)
 
 
+def native_xgboost() -> Any:
+    """The module `xgboost`, imported without scikit-learn.
+
+    Nothing here needs the scikit-learn wrappers; importing them costs two seconds and 100 MB, which
+    a poll process would pay for nothing. Other imports of scikit-learn are not affected.
+    """
+    hidden = "sklearn" not in sys.modules
+    if hidden:
+        sys.modules["sklearn"] = None  # type: ignore[assignment]
+    try:
+        import xgboost
+    finally:
+        if hidden:
+            del sys.modules["sklearn"]
+    return xgboost
+
+
 def fit(data: TrainingSet, plan: TrainingPlan) -> tuple[bytes, xgboost.Booster]:
     """Fits one candidate; returns its UBJ bytes and the booster. Equal inputs, equal bytes.
 
     Raises:
         ValueError: one class only, or no rows.
     """
-    import xgboost
-
+    xgboost = native_xgboost()
     if data.rows == 0 or len(np.unique(data.labels)) < 2:
         raise ValueError("training needs both outcomes, up and down")
     matrix = xgboost.QuantileDMatrix(
@@ -187,8 +204,7 @@ def load_model(card: bytes, content: bytes) -> Model:
     Raises:
         ModelError: the file's sha256 differs from the description, or it is no UBJ model.
     """
-    import xgboost
-
+    xgboost = native_xgboost()
     described = ModelCard.from_json(card)
     if hashlib.sha256(content).hexdigest() != described.sha256:
         raise ModelError(

@@ -95,6 +95,10 @@ class Table:
 
     def empty(self) -> pd.DataFrame:
         """A frame without rows, with the table's columns and dtypes."""
+        return self._empty.copy()
+
+    @cached_property
+    def _empty(self) -> pd.DataFrame:
         import pandas as pd
 
         return pd.DataFrame(

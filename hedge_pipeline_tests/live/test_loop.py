@@ -178,10 +178,11 @@ def test_outcomes_mature_when_their_horizon_is_over_and_not_before(half_day: Wat
     assert unknown["reason"].value_counts().to_dict() == {"crosses_close": 20, "gap": 1}
     known = outcomes[outcomes["status"] != "unlabelable"]
     assert (known["available_at"] - known["bar_ts"] == 11 * length(half_day) + SECOND).all()
-    new = [found.outcomes for found in half_day.polls]
-    assert new[:12] == [0] * 11 + [2]
-    assert set(new[12:-1]) == {1, 2}
-    assert new[-1] == 2 + 20  # with the last bar the ten before it have no exit
+    last = (CLOSES - OPENS) // length(half_day)
+    expected = [2 * (bars > 10) + 2 * (bars > last - 10) for bars in range(last + 1)]
+    expected[21] -= 1  # the hole is the exit of one bar, which waits for the end,
+    expected[31] -= 1  # and no entry
+    assert [found.outcomes for found in half_day.polls] == expected
 
 
 def test_each_poll_brings_the_bar_that_has_just_become_final(half_day: Watch) -> None:
@@ -288,12 +289,12 @@ def test_at_midnight_round_the_clock_the_last_bar_of_the_day_is_not_left_behind(
 )
 def test_a_failing_symbol_costs_only_itself(folder: Path, error: Any) -> None:
     market = FakeMarket(outages=[("SIMB", OPENS, CLOSES, error)])
-    found = watch(folder, market, at(0, 2))
-    found.run(until=at(14, 2))
+    found = watch(folder, market, at(9, 1))
+    found.run(until=at(13, 2))
     good = found.served(HALF_DAY, "SIMA")
-    assert len(good) == 14
-    assert set(good["mode"]) == {"live"}
-    assert len(found.rows(OUTCOMES, HALF_DAY, "SIMA")) == 4
+    assert len(good) == 13
+    assert good["mode"].tolist() == ["catch_up"] * 8 + ["live"] * 5
+    assert len(found.rows(OUTCOMES, HALF_DAY, "SIMA")) == 3
     assert found.rows(RAW_QUOTES, HALF_DAY, "SIMB").empty
     assert found.polls[-1].failures == {"SIMB": str(error)}
 
@@ -392,27 +393,20 @@ def test_after_an_outage_the_missing_bars_are_caught_up(folder: Path) -> None:
         assert served["mode"].tolist() == ["live"] * 9 + ["catch_up"] * 20 + ["live"] * 13
         assert served["prediction"].notna().all()
         assert len(found.rows(OUTCOMES, HALF_DAY, symbol)) == 32
+        # evidence are only those decided before their outcome could be known
+        in_time = served["decided_at"] < served["bar_ts"] + 11 * MINUTE
+        assert in_time.tolist() == [True] * 9 + [False] * 11 + [True] * 22
     failed = [x for x in found.polls if x.failures]
     assert len(failed) == 20
     assert failed[0].failures == dict.fromkeys(SYMBOLS, "no route to host")
 
 
-def test_a_catch_up_that_comes_too_late_is_no_evidence(folder: Path) -> None:
-    market = FakeMarket(outages=[("", at(10), at(30), SourceDown("no route"))])
-    found = watch(folder, market, at(0, 2))
-    found.run(until=at(42, 2))
-    served = found.served(HALF_DAY, "SIMA")
-    known = served["bar_ts"] + 11 * MINUTE
-    in_time = served["decided_at"] < known
-    assert in_time.tolist() == [True] * 9 + [False] * 11 + [True] * 22
-
-
 def test_a_hole_that_fills_later_is_stored_and_abstains(folder: Path) -> None:
-    (hole,) = minutes(SESSION, 5)
-    market = FakeMarket(holes={("SIMA", hole): at(9)})
-    found = watch(folder, market, at(0, 2))
-    found.run(until=at(20, 2))
-    assert len(found.rows(RAW_QUOTES, HALF_DAY, "SIMA")) == 20
+    (hole,) = minutes(SESSION, 3)
+    market = FakeMarket(holes={("SIMA", hole): at(6)})
+    found = watch(folder, market, at(2, 1))
+    found.run(until=at(14, 2))
+    assert len(found.rows(RAW_QUOTES, HALF_DAY, "SIMA")) == 14
     served = found.served(HALF_DAY, "SIMA").set_index("bar_ts")
     late = served.loc[hole]
     assert pd.isna(late["prediction"])
@@ -425,15 +419,15 @@ def test_a_hole_that_fills_later_is_stored_and_abstains(folder: Path) -> None:
 
 
 def test_a_filled_hole_changes_no_feature_of_another_bar(folder: Path, tmp_path: Path) -> None:
-    (hole,) = minutes(SESSION, 5)
-    filled = watch(folder, FakeMarket(holes={("SIMA", hole): at(9)}), at(0, 2))
+    (hole,) = minutes(SESSION, 3)
+    filled = watch(folder, FakeMarket(holes={("SIMA", hole): at(6)}), at(2, 1))
     never = watch(
         copy_of(folder, tmp_path / "never"),
         FakeMarket(holes={("SIMA", hole): CLOSES + HOUR}),
-        at(0, 2),
+        at(2, 1),
     )
     for found in (filled, never):
-        found.run(until=at(20, 2))
+        found.run(until=at(14, 2))
     left, right = (x.rows(FEATURE_ROWS, HALF_DAY, "SIMA") for x in (filled, never))
     left = left[left["bar_ts"] != hole].reset_index(drop=True)
     pd.testing.assert_frame_equal(left, right, check_exact=True)
@@ -520,7 +514,7 @@ def test_two_loops_at_once_do_no_harm(
 ) -> None:
     """Every poll of both falls on the same moment; both compact all the time."""
     monkeypatch.setattr(loop, "COMPACT_EVERY", 3)
-    alone = watch(copy_of(history, tmp_path / "alone"), FakeMarket(), at(0, 2))
+    alone = watch(copy_of(history, tmp_path / "alone"), FakeMarket(), at(9, 1))
     alone.run(until=at(14, 2))
     together = threading.Barrier(2)
     problems: list[BaseException] = []
@@ -539,7 +533,7 @@ def test_two_loops_at_once_do_no_harm(
             together.abort()
             problems.append(error)
 
-    pair = [watch(folder, FakeMarket(), at(0, 2)) for _ in range(2)]
+    pair = [watch(folder, FakeMarket(), at(9, 1)) for _ in range(2)]
     threads = [
         threading.Thread(target=run, args=(found, f"run-{i}"), daemon=True)
         for i, found in enumerate(pair)
@@ -549,7 +543,7 @@ def test_two_loops_at_once_do_no_harm(
     for thread in threads:
         thread.join(60)
     assert not problems
-    assert [len(found.polls) for found in pair] == [15, 15]
+    assert [len(found.polls) for found in pair] == [6, 6]
     store = Store(str(folder))
     assert_same_session(store, alone.store, HALF_DAY, ignoring=(), decisions=())
     stages.compact_session(pair[0].deployment, HALF_DAY)
@@ -583,11 +577,11 @@ class KillsAt:
 
 @pytest.fixture(scope="module")
 def undisturbed(history: Path, tmp_path_factory: pytest.TempPathFactory) -> Watch:
-    """Bars 0 to 14; the first poll brings twelve of them, with outcomes."""
+    """Bars 0 to 13; the first poll brings twelve of them, with outcomes."""
     found = watch(
         copy_of(history, tmp_path_factory.mktemp("undisturbed") / "data"), FakeMarket(), at(12, 1)
     )
-    found.run(until=at(15, 2))
+    found.run(until=at(14, 2))
     return found
 
 
@@ -595,16 +589,24 @@ def undisturbed(history: Path, tmp_path_factory: pytest.TempPathFactory) -> Watc
 WRITES = 2 * 6 + 4
 
 
-@pytest.mark.parametrize("how", ["before", "after"])
+@pytest.mark.parametrize(
+    ("numbers", "how"),
+    [
+        pytest.param(range(2, WRITES + 1, 5), "before", id="some writes"),
+        pytest.param(range(1, WRITES + 1), "before", marks=pytest.mark.slow, id="before each"),
+        pytest.param(range(1, WRITES + 1), "after", marks=pytest.mark.slow, id="after each"),
+    ],
+)
 def test_killed_at_any_write_a_new_loop_goes_on_and_nothing_is_lost_or_doubled(
     undisturbed: Watch,
     history: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    numbers: range,
     how: str,
 ) -> None:
     monkeypatch.setattr(loop, "COMPACT_EVERY", 2)
-    for number in range(1, WRITES + 1):
+    for number in numbers:
         folder = copy_of(history, tmp_path / str(number))
         first = watch(folder, FakeMarket(), at(12, 1))
         with monkeypatch.context() as patch:
@@ -612,7 +614,7 @@ def test_killed_at_any_write_a_new_loop_goes_on_and_nothing_is_lost_or_doubled(
             with pytest.raises(Killed):
                 first.run(until=at(13, 2))
         again = watch(folder, FakeMarket(), first.clock.now + 20 * SECOND)
-        again.run(until=at(15, 2), run_id="run-2")
+        again.run(until=at(14, 2), run_id="run-2")
         assert_same_session(again.store, undisturbed.store, HALF_DAY)
         # a compaction that was killed leaves its parts beside it; the next one removes them
         stages.compact_session(again.deployment, HALF_DAY)

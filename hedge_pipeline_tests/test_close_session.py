@@ -1,0 +1,331 @@
+"""Closing a session and a first start: what is fetched, finished, folded and scored, once."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from pandas.testing import assert_frame_equal
+
+from hedge_pipeline import stages
+from hedge_pipeline.live.predicting import LATE_BAR
+from hedge_pipeline.market.sources import SourceDown, SymbolUnknown
+from hedge_pipeline.market.tables import (
+    FEATURE_ROWS,
+    GAPS,
+    OUTCOMES,
+    PERFORMANCE,
+    PREDICTION_LOG,
+    PROMOTIONS,
+    RAW_QUOTES,
+    TABLES,
+)
+from hedge_pipeline.opening import open_deployment
+from hedge_pipeline.settings import load_settings
+from hedge_pipeline.stages import PATIENCE, SETTLING, StageError
+from hedge_pipeline.store import Store
+from hedge_pipeline_tests.markets import (
+    BEFORE,
+    FULL_DAY,
+    HALF_DAY,
+    HOUR,
+    MINUTE,
+    SECOND,
+    SYMBOLS,
+    FakeMarket,
+    Watch,
+    calendar_of,
+    copy_of,
+    deployment_in,
+    history_in,
+    minutes,
+    watch,
+)
+from hedge_pipeline_tests.runs import files
+
+SESSION = calendar_of("XNYS").session(HALF_DAY)
+OPENS, CLOSES = (x.astimezone(dt.UTC) for x in (SESSION.opens, SESSION.closes))
+SETTLED = CLOSES + SETTLING
+COMPACTED = (RAW_QUOTES, FEATURE_ROWS, PREDICTION_LOG, OUTCOMES)
+
+
+@pytest.fixture(scope="module")
+def history(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return history_in(tmp_path_factory.mktemp("history") / "data")
+
+
+@pytest.fixture(scope="module")
+def afternoon(history: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A half day polled in three stretches and left before its end; nothing is closed."""
+    folder = copy_of(history, tmp_path_factory.mktemp("afternoon") / "data")
+    for begin, end in ((5, 8), (100, 102), (203, 206)):
+        found = watch(folder, FakeMarket(), OPENS + begin * MINUTE + SECOND)
+        found.run(until=OPENS + end * MINUTE + 2 * SECOND)
+    return folder
+
+
+@pytest.fixture
+def polled(afternoon: Path, tmp_path: Path) -> Path:
+    return copy_of(afternoon, tmp_path / "data")
+
+
+def after(folder: Path, market: FakeMarket, now: dt.datetime = SETTLED) -> Watch:
+    return watch(folder, market, now)
+
+
+def parts(folder: Path, label: str = HALF_DAY) -> dict[str, int]:
+    return {
+        table.name: len(list((folder / table.name / f"session={label}").glob("*.parquet")))
+        for table in COMPACTED
+    }
+
+
+# -- a session that was polled -------------------------------------------------------------------
+
+
+def test_closing_fetches_the_last_bars_and_finishes_every_stage(polled: Path) -> None:
+    found = after(polled, FakeMarket())
+    assert len(found.rows(RAW_QUOTES, HALF_DAY)) == 2 * 206
+    before = found.served(HALF_DAY)
+    closed = stages.close_session(found.deployment, HALF_DAY)
+    assert (closed.label, closed.bars, closed.gaps) == (HALF_DAY, 8, 0)
+    for table in (RAW_QUOTES, FEATURE_ROWS, OUTCOMES):
+        assert len(found.rows(table, HALF_DAY)) == 420, table.name
+    served = found.served(HALF_DAY)
+    assert_frame_equal(served[served["mode"] != "backfill"].reset_index(drop=True), before)
+    added = served[served["mode"] == "backfill"]
+    assert len(added) == 8
+    assert set(added["bar_ts"]) == set(minutes(SESSION, 206, 207, 208, 209))
+    assert set(added["decided_at"]) == {SETTLED}  # the session was watched: they came only now
+
+
+def test_an_exit_that_came_after_the_grace_is_none(polled: Path) -> None:
+    found = after(polled, FakeMarket())
+    stages.close_session(found.deployment, HALF_DAY)
+    outcomes = found.rows(OUTCOMES, HALF_DAY, "SIMA")
+    unknown = outcomes[outcomes["status"] == "unlabelable"].set_index("bar_ts")["reason"]
+    expected = ["gap"] * 4 + ["crosses_close"] * 10
+    assert unknown.tolist() == expected
+    assert list(unknown.index) == minutes(SESSION, *range(196, 210))
+
+
+def test_closing_leaves_one_file_per_table(polled: Path) -> None:
+    assert min(parts(polled).values()) > 1
+    stages.close_session(after(polled, FakeMarket()).deployment, HALF_DAY)
+    assert set(parts(polled).values()) == {1}
+
+
+def test_closing_folds_the_evidence_once_and_stores_the_scores(polled: Path) -> None:
+    found = after(polled, FakeMarket())
+    closed = stages.close_session(found.deployment, HALF_DAY)
+    assert {s: [fold.session for fold in x] for s, x in closed.folds.items()} == {
+        symbol: [HALF_DAY] for symbol in SYMBOLS
+    }
+    entries = found.store.read(PROMOTIONS)
+    folds = entries[(entries["kind"] == "fold") & (entries["session"] == HALF_DAY)]
+    assert folds["symbol"].tolist() == list(SYMBOLS)
+    assert (folds["decided_at"] == SETTLED).all()
+    scores = found.rows(PERFORMANCE, HALF_DAY)
+    totals = scores[scores["role"] == "served"].groupby("symbol")["predictions"].sum()
+    assert totals.to_dict() == dict.fromkeys(SYMBOLS, 210)
+    # evidence: what was decided live or in time, and had an outcome that is not flat
+    outcomes = found.rows(OUTCOMES, HALF_DAY, "SIMA")
+    served = found.served(HALF_DAY, "SIMA").merge(outcomes, on="bar_ts")
+    in_time = served["decided_at"] < served["bar_ts"] + 11 * MINUTE
+    counted = served[in_time & (served["mode"] != "backfill") & served["actual_direction"].notna()]
+    assert folds["labels"].tolist()[0] == len(counted) > 20
+
+
+def test_closing_again_changes_nothing(polled: Path) -> None:
+    stages.close_session(after(polled, FakeMarket()).deployment, HALF_DAY)
+    before = files(polled)
+    found = after(polled, FakeMarket(), SETTLED + HOUR)
+    again = stages.close_session(found.deployment, HALF_DAY)
+    assert (again.bars, again.predictions, again.outcomes) == (0, 0, 0)
+    assert not any(again.folds.values())
+    assert files(polled) == before
+
+
+def test_closing_an_earlier_session_again_does_not_open_the_later_one(polled: Path) -> None:
+    found = after(polled, FakeMarket())
+    stages.close_session(found.deployment, HALF_DAY)
+    stages.close_session(found.deployment, BEFORE[-1])
+    assert stages.pending_sessions(found.deployment) == ()
+
+
+def test_a_hole_filled_at_the_close_is_stored_as_late(polled: Path, tmp_path: Path) -> None:
+    (hole,) = minutes(SESSION, 101)
+    folder = copy_of(polled, tmp_path / "with_hole")
+    bars = Store(str(folder)).read(RAW_QUOTES, [HALF_DAY])
+    kept = bars[(bars["symbol"] != "SIMA") | (bars["bar_ts"] != hole)]
+    Store(str(folder)).replace(RAW_QUOTES, HALF_DAY, kept)
+    for table in (FEATURE_ROWS, PREDICTION_LOG, OUTCOMES):
+        rows = Store(str(folder)).read(table, [HALF_DAY])
+        kept = rows[(rows["symbol"] != "SIMA") | (rows["bar_ts"] != hole)]
+        Store(str(folder)).replace(table, HALF_DAY, kept)
+    found = after(folder, FakeMarket())
+    assert stages.close_session(found.deployment, HALF_DAY).gaps == 0
+    late = found.served(HALF_DAY, "SIMA").set_index("bar_ts").loc[hole]
+    assert (late["reason"], late["mode"], late["decided_at"]) == (LATE_BAR, "backfill", SETTLED)
+
+
+# -- a source that is down -----------------------------------------------------------------------
+
+AWAY = SourceDown("no route to host")
+
+
+def down(until: dt.datetime, symbol: str = "") -> FakeMarket:
+    return FakeMarket(outages=[(symbol, CLOSES, until, AWAY)])
+
+
+@pytest.mark.parametrize("symbol", ["", "SIMB"])
+def test_while_the_source_is_down_nothing_is_closed_or_folded(polled: Path, symbol: str) -> None:
+    market = down(CLOSES + 3 * HOUR, symbol)
+    found = after(polled, market)
+    before = found.store.read(PROMOTIONS)
+    with pytest.raises(StageError, match=f"{HALF_DAY} is not closed yet: no route to host"):
+        stages.close_session(found.deployment, HALF_DAY)
+    assert_frame_equal(found.store.read(PROMOTIONS), before)
+    assert found.rows(PERFORMANCE, HALF_DAY).empty
+    assert stages.pending_sessions(found.deployment) == (HALF_DAY,)
+    found.clock.now = CLOSES + 3 * HOUR
+    assert stages.close_session(found.deployment, HALF_DAY).gaps == 0
+    assert stages.pending_sessions(found.deployment) == ()
+
+
+def test_when_patience_is_over_the_session_is_closed_with_its_gaps(polled: Path) -> None:
+    found = after(polled, down(CLOSES + 99 * HOUR), CLOSES + PATIENCE)
+    closed = stages.close_session(found.deployment, HALF_DAY)
+    assert (closed.bars, closed.gaps) == (0, 8)
+    gaps = found.rows(GAPS, HALF_DAY)
+    assert set(gaps["cause"]) == {"source_down"}
+    assert set(gaps["detail"]) == {"no route to host"}
+    assert set(gaps["bar_ts"]) == set(minutes(SESSION, 206, 207, 208, 209))
+    assert all(closed.folds.values())
+    assert len(found.rows(OUTCOMES, HALF_DAY)) == 2 * 206
+    assert stages.pending_sessions(found.deployment) == ()
+
+
+def test_a_day_without_any_bar_is_closed_once_and_not_for_ever(history: Path, tmp_path: Path) -> None:
+    folder = copy_of(history, tmp_path / "data")
+    found = after(folder, down(CLOSES + 99 * HOUR), CLOSES + PATIENCE)
+    assert stages.pending_sessions(found.deployment) == (HALF_DAY,)
+    closed = stages.close_session(found.deployment, HALF_DAY)
+    assert (closed.bars, closed.gaps, closed.folds) == (0, 420, {s: [] for s in SYMBOLS})
+    assert stages.pending_sessions(found.deployment) == ()
+
+
+def test_a_symbol_the_source_does_not_know_keeps_no_session_open(polled: Path) -> None:
+    unknown = SymbolUnknown("no symbol SIMX")
+    market = FakeMarket(outages=[("SIMX", OPENS, CLOSES + 99 * HOUR, unknown)])
+    found = watch(polled, market, SETTLED, symbols=(*SYMBOLS, "SIMX"))
+    for label in stages.pending_sessions(found.deployment):
+        stages.close_session(found.deployment, label)
+    assert stages.pending_sessions(found.deployment) == ()
+    assert all(found.deployment.ledger(s).state.last_session == HALF_DAY for s in SYMBOLS)
+
+
+# -- days nobody watched -------------------------------------------------------------------------
+
+
+def test_a_missed_day_is_caught_up_as_history(history: Path, tmp_path: Path) -> None:
+    now = dt.datetime(2024, 12, 2, 22, tzinfo=dt.UTC)
+    found = watch(copy_of(history, tmp_path / "data"), FakeMarket(), now)
+    pending = stages.pending_sessions(found.deployment)
+    assert pending == (HALF_DAY, FULL_DAY)
+    for label in pending:
+        closed = stages.close_session(found.deployment, label)
+        assert closed.bars == 2 * calendar_of("XNYS").session(label).bars
+        served = found.served(label)
+        assert set(served["mode"]) == {"backfill"}
+        assert (served["decided_at"] == served["bar_ts"] + MINUTE).all()
+        assert served["prediction"].notna().all()
+        assert {s: x[-1].entry["labels"] for s, x in closed.folds.items()} == dict.fromkeys(
+            SYMBOLS, 0
+        )
+    assert stages.pending_sessions(found.deployment) == ()
+
+
+def test_a_session_folded_by_a_training_is_closed_all_the_same(polled: Path) -> None:
+    """The sensor may train between the end of the grace and the close."""
+    found = after(polled, FakeMarket(), CLOSES + 2 * HOUR)
+    found.clock.now = CLOSES + 10 * MINUTE
+    stages.mature_outcomes(found.deployment, HALF_DAY)
+    for symbol in SYMBOLS:
+        (fold,) = stages.fold_evidence(found.deployment, symbol)
+        assert fold.session == HALF_DAY
+    found.clock.now = SETTLED
+    assert stages.pending_sessions(found.deployment) == (HALF_DAY,)
+    closed = stages.close_session(found.deployment, HALF_DAY)
+    assert (closed.bars, closed.gaps) == (8, 0)
+    assert not any(closed.folds.values())
+    assert set(parts(polled).values()) == {1}
+
+
+# -- a first start -------------------------------------------------------------------------------
+
+SIMULATED = {"HEDGE_SOURCE": "simulated", "HEDGE_SYMBOLS": "SIMQ,SIMN", "HEDGE_MODE": "live"}
+
+
+@pytest.mark.parametrize("calendar", ["XNYS", "24/7"])
+def test_bootstrap_gives_a_first_model_and_predicts_nothing(tmp_path: Path, calendar: str) -> None:
+    settings = load_settings(
+        **{**SIMULATED, "HEDGE_DATA_URL": str(tmp_path), "HEDGE_CALENDAR": calendar}
+    )
+    now = dt.datetime(2024, 11, 28, 5, tzinfo=dt.UTC)
+
+    def start(moment: dt.datetime) -> stages.Deployment:
+        deployment = open_deployment(settings)
+        return stages.replace(deployment, clock=lambda: moment)
+
+    deployment = start(now)
+    sessions = stages.history_window(deployment, 8 if calendar == "XNYS" else 5)
+    assert len(sessions) == 6 if calendar == "XNYS" else 5
+    walked: list[str] = []
+    found = stages.bootstrap(deployment, sessions, advance=walked.append)
+    assert tuple(walked) == sessions
+    bars = deployment.calendar.session(sessions[0]).bars
+    assert (found["sessions"], found["gaps"], found["failures"]) == (len(sessions), 0, [])
+    assert found["bars"] == 2 * sum(deployment.calendar.session(x).bars for x in sessions)
+    assert bars == (390 if calendar == "XNYS" else 1440)
+    for symbol in deployment.symbols:
+        assert found["models"][symbol].startswith("version 1 on ")
+        assert deployment.shelf.versions(symbol) == (1,)
+    assert deployment.store.sessions(PREDICTION_LOG) == ()
+    assert stages.pending_sessions(deployment) == ()
+    before = files(tmp_path)
+    again = stages.bootstrap(start(now + HOUR), sessions)
+    assert set(again["models"].values()) == {"has a model already"}
+    assert files(tmp_path) == before
+
+
+def test_bootstrap_without_a_source_says_why_there_is_no_model(tmp_path: Path) -> None:
+    market = FakeMarket(outages=[("", dt.datetime(2024, 1, 1, tzinfo=dt.UTC), CLOSES, AWAY)])
+    deployment = deployment_in(tmp_path, market, lambda: OPENS - 9 * HOUR)
+    found = stages.bootstrap(deployment, BEFORE)
+    assert (found["bars"], found["failures"]) == (0, ["no route to host"])
+    expected = "0 of the 5 sessions a training needs have outcomes"
+    assert found["models"] == {symbol: f"{symbol}: {expected}" for symbol in SYMBOLS}
+
+
+def test_bootstrap_after_the_source_is_back_fills_the_gaps(tmp_path: Path) -> None:
+    market = FakeMarket(outages=[("SIMB", dt.datetime(2024, 1, 1, tzinfo=dt.UTC), OPENS, AWAY)])
+    first = deployment_in(tmp_path, market, lambda: OPENS - 9 * HOUR)
+    found = stages.bootstrap(first, BEFORE)
+    assert found["models"]["SIMB"].startswith("SIMB: 0 of the 5")
+    assert set(first.store.read(GAPS)["cause"]) == {"source_down"}
+    second = deployment_in(tmp_path, FakeMarket(), lambda: OPENS - 8 * HOUR)
+    found = stages.bootstrap(second, BEFORE)
+    assert found["models"]["SIMA"] == "has a model already"
+    assert found["models"]["SIMB"].startswith("version 1 on ")
+    assert second.store.read(GAPS).empty
+    assert (second.store.read(RAW_QUOTES)["available_at"] < pd.Timestamp(OPENS)).all()
+
+
+def test_every_table_of_a_closed_session_keeps_its_schema(polled: Path) -> None:
+    found = after(polled, FakeMarket())
+    stages.close_session(found.deployment, HALF_DAY)
+    problems = {t.name: t.violations(found.store.read(t, [HALF_DAY])) for t in TABLES}
+    assert problems == {table.name: {} for table in TABLES}
