@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import resource
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MARKER = "replay.json"
+_NIGHTS_AT_ONCE = 2
 _EXPECTED = (NoDataYet, WindowRefused)
 
 
@@ -55,9 +57,10 @@ class Registry(Protocol):
 
 @dataclass
 class Stopwatch:
-    """Seconds by activity."""
+    """Seconds by activity; threads add up."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
@@ -66,7 +69,9 @@ class Stopwatch:
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begun
+            spent = time.perf_counter() - begun
+            with self._lock:
+                self.seconds[name] = self.seconds.get(name, 0.0) + spent
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,13 @@ def _session(
         stages.log_predictions(deployment, label)
     with stopwatch.measure("outcomes"):
         stages.mature_outcomes(deployment, label)
-    nights = [_night(deployment, label, symbol, stopwatch) for symbol in deployment.symbols]
+    # symbols share nothing at night; XGBoost works outside the interpreter's lock
+    with ThreadPoolExecutor(_NIGHTS_AT_ONCE) as pool:
+        nights = list(
+            pool.map(
+                lambda symbol: _night(deployment, label, symbol, stopwatch), deployment.symbols
+            )
+        )
     with stopwatch.measure("score"):
         scores = stages.score_session(deployment, label, deployment.symbols)
     if registry is not None:

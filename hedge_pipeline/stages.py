@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -671,6 +672,7 @@ class ClosedSession:
 
 
 PATIENCE = dt.timedelta(hours=20)
+CLOSED = "live/closed.json"
 
 
 def close_session(deployment: Deployment, label: str) -> ClosedSession:
@@ -695,6 +697,7 @@ def close_session(deployment: Deployment, label: str) -> ClosedSession:
     folds = {symbol: fold_evidence(deployment, symbol) for symbol in deployment.symbols}
     if found.bars:
         score_session(deployment, label, deployment.symbols)
+    _mark_closed(deployment, label)
     return ClosedSession(label, found.new, found.gaps, predictions, outcomes, folds)
 
 
@@ -705,14 +708,32 @@ def compact_session(deployment: Deployment, label: str) -> None:
 
 
 def pending_sessions(deployment: Deployment) -> tuple[str, ...]:
-    """Sessions that are over and not closed yet, oldest first; see `sessions_to_close`."""
+    """Sessions that are over and not closed yet, oldest first; see `sessions_to_close`.
+
+    Folded is not closed: a training may fold a session before its gaps are known, and a symbol the
+    source does not know is never folded. Before anything was closed the last fold stands for it.
+    """
+    through = _closed_through(deployment)
+    folded = [deployment.ledger(symbol).state.last_session for symbol in deployment.symbols]
     return sessions_to_close(
         deployment.calendar,
         deployment.clock(),
         deployment.store.sessions(RAW_QUOTES),
-        [deployment.ledger(symbol).state.last_session for symbol in deployment.symbols],
+        [through] if through else folded,
         settling=SETTLING,
     )
+
+
+def _mark_closed(deployment: Deployment, label: str) -> None:
+    through = max(label, _closed_through(deployment) or label)
+    deployment.store.write_bytes(CLOSED, json.dumps({"through": through}).encode())
+
+
+def _closed_through(deployment: Deployment) -> str | None:
+    try:
+        return str(json.loads(deployment.store.read_bytes(CLOSED))["through"])
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return None
 
 
 # -- a first start ---------------------------------------------------------------------------------
@@ -756,6 +777,8 @@ def bootstrap(
             mature_outcomes(deployment, label)
         advance(label)
     models = {symbol: _first_model(deployment, symbol) for symbol in deployment.symbols}
+    if bars and not failures:
+        _mark_closed(deployment, sessions[-1])
     return {
         "sessions": len(sessions),
         "bars": bars,

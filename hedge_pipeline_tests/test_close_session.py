@@ -208,7 +208,9 @@ def test_when_patience_is_over_the_session_is_closed_with_its_gaps(polled: Path)
     assert stages.pending_sessions(found.deployment) == ()
 
 
-def test_a_day_without_any_bar_is_closed_once_and_not_for_ever(history: Path, tmp_path: Path) -> None:
+def test_a_day_without_any_bar_is_closed_once_and_not_for_ever(
+    history: Path, tmp_path: Path
+) -> None:
     folder = copy_of(history, tmp_path / "data")
     found = after(folder, down(CLOSES + 99 * HOUR), CLOSES + PATIENCE)
     assert stages.pending_sessions(found.deployment) == (HALF_DAY,)

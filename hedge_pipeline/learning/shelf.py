@@ -6,6 +6,8 @@ and their sha256 is checked once, when they are loaded.
 
 from __future__ import annotations
 
+import threading
+
 from hedge_pipeline.learning.training import Model, ModelCard, ModelError, load_model
 from hedge_pipeline.store import Store
 
@@ -15,6 +17,7 @@ class ModelShelf:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._lock = threading.Lock()
         self._models: dict[tuple[str, int], Model] = {}
         self._cards: dict[tuple[str, int], ModelCard] = {}
 
@@ -57,8 +60,9 @@ class ModelShelf:
         if key not in self._models:
             card = self._bytes(symbol, version, "json")
             self._models[key] = load_model(card, self.content(symbol, version))
-            while len(self._models) > 64:
-                self._models.pop(next(iter(self._models)))
+            with self._lock:
+                while len(self._models) > 64:
+                    self._models.pop(next(iter(self._models)))
         return self._models[key]
 
     def put_content(self, symbol: str, version: int, content: bytes) -> None:

@@ -83,7 +83,9 @@ def hits_by_hour(rows: pd.DataFrame, session: str) -> Figure:
     """Share of right directions by hour of the session (UTC); rows carry `hit`."""
     figure, axes = _figure(f"hit rate by hour in {session} (UTC)")
     by_hour = rows.groupby(rows["bar_ts"].dt.hour)["hit"].mean()
-    axes.bar(by_hour.index.astype(str), by_hour.to_numpy(dtype=float), color=_BLUE)
+    hours = [int(str(hour)) for hour in by_hour.index]
+    axes.bar(hours, by_hour.to_numpy(dtype=float), color=_BLUE)
+    axes.set_xticks(hours)
     axes.axhline(0.5, color=_INK, linewidth=0.6, linestyle=":")
     axes.set_ylim(0, 1)
     return figure

@@ -468,6 +468,23 @@ def test_a_cache_folder_that_cannot_be_made_is_named(
     assert yahoo.requests == []
 
 
+@pytest.mark.parametrize("name", ["tkr-tz.db", "cookies.db"])
+def test_a_broken_cache_file_is_told_with_its_folder(
+    yahoo: YahooDouble,
+    seconds: Seconds,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    monkeypatch.setattr(yahoo_source, "CACHE_ATTEMPTS", 2)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / name).write_bytes(b"no database" * 1000)
+    source = make_source(tmp_path, seconds)
+    with pytest.raises(BadInput, match=f"{tmp_path}/cache: Yahoo's cache cannot be read"):
+        source.bars("SPY", SESSION, NOW)
+    assert yahoo.requests == []
+
+
 # -- patience --------------------------------------------------------------------------------------
 
 

@@ -54,6 +54,7 @@ DEPTH_DAYS = {60: 29}
 DEFAULT_DEPTH_DAYS = 59
 REQUESTS_PER_MINUTE = 60
 TIMEOUT_SECONDS = 10.0
+CACHE_ATTEMPTS = 10
 SETTLED = dt.timedelta(hours=1)
 COOL_DOWN_SECONDS = (60.0, 300.0, 900.0)
 PRICE_DECIMALS = 4
@@ -232,7 +233,7 @@ class YahooSource:
                 warnings.filterwarnings("ignore", category=DeprecationWarning, module="yfinance")
                 logging.getLogger("yfinance").setLevel(logging.CRITICAL)
                 if self._cache_dir:
-                    yfinance.set_tz_cache_location(str(_private(Path(self._cache_dir))))
+                    _keep_caches_in(_private(Path(self._cache_dir)), yfinance)
                 yfinance.config.debug.hide_exceptions = False
                 self._session = metered_session(self._meter)
                 self._client = yfinance
@@ -240,6 +241,7 @@ class YahooSource:
 
     def _outcome(self, symbol: str, session: Session, error: Exception, ticker: Any) -> SourceError:
         """The outcome an exception of yfinance stands for, judged by the HTTP status first."""
+        from peewee import PeeweeException
         from yfinance import exceptions as yahoo
 
         status = self._meter.last_status
@@ -250,6 +252,8 @@ class YahooSource:
             return RateLimited(f"{symbol}: Yahoo answers 429, too many requests")
         if isinstance(error, OSError):
             return SourceDown(f"{symbol}: Yahoo cannot be reached ({_first_line(error)})")
+        if isinstance(error, PeeweeException):
+            return SourceDown(f"{symbol}: yfinance's cache fails ({_first_line(error)})")
         if status == 404 and reason and symbol not in self._delivered:
             return SymbolUnknown(f"Yahoo has no symbol {symbol}")
         if status in (400, 422) and reason:
@@ -320,6 +324,25 @@ def _private(folder: Path) -> Path:
     except OSError as error:
         raise BadInput(f"{folder}: Yahoo's cache cannot be kept there: {error.strerror}") from error
     return folder
+
+
+def _keep_caches_in(folder: Path, client: Any) -> None:
+    """Makes yfinance's SQLite files before two threads or processes do so at once.
+
+    SQLite does not wait for the lock when a new file is given its write-ahead log.
+    """
+    import peewee
+
+    client.set_tz_cache_location(str(folder))
+    for attempts_left in reversed(range(CACHE_ATTEMPTS)):
+        try:
+            client.cache.get_tz_cache().lookup("")
+            client.cache.get_cookie_cache().lookup("")
+            return
+        except peewee.PeeweeException as error:
+            if not attempts_left:
+                raise BadInput(f"{folder}: Yahoo's cache cannot be read: {error}") from error
+        time.sleep(0.1)
 
 
 def _first_line(error: BaseException) -> str:

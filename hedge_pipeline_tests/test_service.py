@@ -1,0 +1,307 @@
+"""The service as a user starts it: real processes, killed and started again; nothing is left over.
+
+One data folder goes through the whole story, so the tests of this module run in order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from hedge_pipeline.live.supervision import Heartbeat
+from hedge_pipeline.market.tables import PREDICTION_LOG, RAW_QUOTES
+from hedge_pipeline.store import Store
+from hedge_pipeline_tests.markets import MINUTE
+from hedge_pipeline_tests.replays import command, environment
+
+pytestmark = pytest.mark.slow
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+MARK = "HEDGE_TEST_MARK"
+
+
+@dataclass
+class Service:
+    """A service of the test's own; its processes are found by a mark in their environment."""
+
+    data: Path
+    port: int
+    mlflow_port: int
+    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def variables(self) -> dict[str, str]:
+        return environment(
+            HEDGE_SOURCE="simulated",
+            HEDGE_CALENDAR="24/7",
+            HEDGE_SYMBOLS="SIMQ",
+            HEDGE_DATA_URL=str(self.data),
+            POLLING_INTERVAL="10",
+            DAGSTER_HOME=str(self.data / "dagster_home"),
+            **{MARK: self.mark},
+        )
+
+    @property
+    def store(self) -> Store:
+        return Store(str(self.data))
+
+    def run(self, *arguments: str) -> str:
+        done = subprocess.run(
+            command(*arguments),
+            cwd=REPOSITORY,
+            env=self.variables,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    def start(self, *arguments: str) -> None:
+        ports = ("--port", str(self.port), "--mlflow-port", str(self.mlflow_port))
+        with (self.data / "service.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                command("up", *ports, *arguments),
+                cwd=REPOSITORY,
+                env=self.variables,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def processes(self) -> dict[int, str]:
+        """Command lines of the living processes that carry the mark, by id."""
+        wanted = f"{MARK}={self.mark}".encode()
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if wanted in (folder / "environ").read_bytes().split(b"\0"):
+                    text = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                    if text:  # a zombie has none
+                        found[int(folder.name)] = text.strip()
+        return found
+
+    def kill_everything(self) -> None:
+        """What a power loss does; again until nothing new has come up."""
+        while found := self.processes():
+            for pid in found:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if self.process is not None:
+                self.process.wait(10)
+            time.sleep(0.05)
+
+    def runs(self, job: str = "poll_market") -> list[dict[str, Any]]:
+        """Runs of a job, newest first, from the run storage itself."""
+        import dagster as dg
+
+        with dg.DagsterInstance.from_config(str(self.data / "dagster_home")) as instance:
+            records = instance.get_run_records(dg.RunsFilter(job_name=job))
+            return [
+                {
+                    "id": record.dagster_run.run_id,
+                    "status": record.dagster_run.status.value,
+                    "said": [
+                        event.message
+                        for event in instance.all_logs(
+                            record.dagster_run.run_id, of_type=dg.DagsterEventType.RUN_FAILURE
+                        )
+                    ],
+                }
+                for record in records
+            ]
+
+    def heartbeat(self) -> Heartbeat | None:
+        return Heartbeat.read(self.store)
+
+    def poller(self) -> int:
+        """Process id of the poll run, as the run itself has reported it."""
+        import dagster as dg
+
+        beat = self.heartbeat()
+        assert beat is not None
+        with dg.DagsterInstance.from_config(str(self.data / "dagster_home")) as instance:
+            for event in instance.all_logs(beat.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT):
+                data = event.dagster_event and event.dagster_event.engine_event_data.metadata
+                if data and "pid" in data:
+                    return int(str(data["pid"].value))
+        raise AssertionError(f"run {beat.run_id} names no process")
+
+    def get(self, port: int, path: str) -> Any:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            return answer.read().decode()
+
+    def ask(self, query: str) -> Any:
+        """An answer of Dagster's GraphQL."""
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/graphql",
+            json.dumps({"query": query}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return json.load(answer)["data"]
+
+    def tail(self) -> str:
+        return (self.data / "service.log").read_text(errors="replace")[-4000:]
+
+    def wait_for(self, what: str, seconds: float, true: Callable[[], Any]) -> Any:
+        """The first answer that is not empty."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            assert self.process is not None
+            assert self.process.poll() is None, f"the service ended: {self.tail()}"
+            with contextlib.suppress(OSError, ValueError):
+                if found := true():
+                    return found
+            time.sleep(0.5)
+        raise AssertionError(f"no {what} within {seconds} s\n{self.tail()}")
+
+    def live_rows(self) -> pd.DataFrame:
+        rows = self.store.read(PREDICTION_LOG)
+        return rows[(rows["role"] == "served") & rows["mode"].isin(["live", "catch_up"])]
+
+    def assert_no_minute_is_missing_or_doubled(self) -> None:
+        """From midnight to the last bar, in bars and in predictions."""
+        for label in self.store.sessions(PREDICTION_LOG):
+            bars = self.store.read(RAW_QUOTES, [label])["bar_ts"]
+            assert (bars.diff().dropna() == MINUTE).all()
+            assert bars.iloc[0] == pd.Timestamp(label, tz="UTC")
+            rows = self.store.read(PREDICTION_LOG, [label])
+            served = rows[rows["role"] == "served"]
+            assert served["bar_ts"].tolist() == bars.tolist()[: len(served)]
+            assert len(bars) - len(served) <= 1  # one may be on its way
+
+    def assert_ends_on(self, number: signal.Signals) -> None:
+        """Every process is gone within 20 s of the signal."""
+        assert self.process is not None
+        begun = time.monotonic()
+        self.process.send_signal(number)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"still running: {self.processes()}\n{self.tail()}")
+        while self.processes() and time.monotonic() - begun < 20:
+            time.sleep(0.2)
+        assert self.processes() == {}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    data = tmp_path_factory.mktemp("service") / "data"
+    data.mkdir()
+    made = Service(data, free_port(), free_port())
+    try:
+        said = made.run("bootstrap", "--days", "6")
+        assert "SIMQ: version 1 on " in said
+        made.start()
+        yield made
+    finally:
+        made.kill_everything()
+
+
+def test_a_poll_run_predicts_and_the_uis_show_it(service: Service) -> None:
+    service.wait_for("live prediction", 120, lambda: len(service.live_rows()))
+    assert "live" in set(service.live_rows()["mode"])
+    assert service.live_rows()["prediction"].notna().all()
+    info = json.loads(
+        service.wait_for("web server", 20, lambda: service.get(service.port, "/server_info"))
+    )
+    assert "dagster_webserver_version" in info
+    assert (
+        service.wait_for("MLflow", 40, lambda: service.get(service.mlflow_port, "/health")) == "OK"
+    )
+    query = """{
+        instance { daemonHealth { allDaemonStatuses { daemonType healthy required } } }
+        assetNodes { assetKey { path } assetMaterializations(limit: 1) { runId partition } }
+    }"""
+
+    def shown() -> dict[str, str]:
+        nodes = service.ask(query)["assetNodes"]
+        return {
+            node["assetKey"]["path"][0]: node["assetMaterializations"][0]["runId"]
+            for node in nodes
+            if node["assetMaterializations"]
+        }
+
+    stages = ("raw_quotes", "features", "prediction_log")
+    found = service.wait_for(
+        "materialization", 20, lambda: all(x in shown() for x in stages) and shown()
+    )
+    beat = service.heartbeat()
+    assert beat is not None
+    assert {found[name] for name in stages} == {beat.run_id}
+    daemons = service.ask(query)["instance"]["daemonHealth"]["allDaemonStatuses"]
+    ill = [x["daemonType"] for x in daemons if x["required"] and not x["healthy"]]
+    assert ill == []
+
+
+def test_a_killed_poll_run_is_replaced_and_the_service_ends_on_sigterm(service: Service) -> None:
+    first = service.heartbeat()
+    assert first is not None
+    os.kill(service.poller(), signal.SIGKILL)
+
+    def another() -> bool:
+        beat = service.heartbeat()
+        return beat is not None and beat.run_id != first.run_id
+
+    service.wait_for("new poll run", 100, another)
+    runs = {run["id"]: run["status"] for run in service.runs()}
+    assert runs.pop(first.run_id) == "FAILURE"
+    assert list(runs.values()) == ["STARTED"]
+    service.assert_no_minute_is_missing_or_doubled()
+    service.assert_ends_on(signal.SIGTERM)
+
+
+def test_after_a_power_loss_polling_resumes(service: Service) -> None:
+    service.start("--headless")
+    before = service.heartbeat()
+    assert before is not None
+
+    def another() -> bool:
+        beat = service.heartbeat()
+        return beat is not None and beat.run_id != before.run_id
+
+    service.wait_for("poll run", 100, another)
+    lost = service.heartbeat()
+    assert lost is not None
+    service.kill_everything()
+    assert service.runs()[0]["status"] == "STARTED"  # nobody could say that it is dead
+    service.start("--headless")
+    service.wait_for(
+        "report of the lost run",
+        30,
+        lambda: {run["id"]: run["status"] for run in service.runs()}[lost.run_id] == "FAILURE",
+    )
+    (failed,) = [run for run in service.runs() if run["id"] == lost.run_id]
+    assert any("stopped while this run was under way" in line for line in failed["said"])
+
+    def resumed() -> bool:
+        beat = service.heartbeat()
+        return beat is not None and beat.run_id != lost.run_id
+
+    service.wait_for("poll run", 100, resumed)
+    service.assert_no_minute_is_missing_or_doubled()
+    service.assert_ends_on(signal.SIGINT)
