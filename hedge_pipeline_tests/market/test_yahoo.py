@@ -411,6 +411,29 @@ def test_a_fault_has_its_outcome_and_the_next_call_asks_again(
     assert_frame_equal(source.bars("SPY", session, NOW), truth("SPY", session, last))
 
 
+def test_impossible_rows_are_no_bars_and_the_newest_row_waits_for_the_next(
+    yahoo: YahooDouble, source: YahooSource
+) -> None:
+    rows = {  # open, high, low, close, volume; no last trade in the metadata
+        "09:30": (5.0, 6.0, 4.0, 5.5, 10),
+        "09:31": (5.0, 5.4, 4.0, 5.5, 10),
+        "09:32": (5.0, 6.0, 5.1, 5.5, 10),
+        "09:33": (5.0, 6.0, 0.0, 5.5, 10),
+        "09:34": (5.0, None, 4.0, 5.5, 10),
+        "09:35": (-5.0, 6.0, -6.0, 5.5, 10),
+        "09:37": (5.0, 6.0, 4.0, 5.5, None),
+        "09:36": (5.0, 6.0, 4.0, 5.5, 0),
+        "09:38": (5.0, 6.0, 4.0, 5.5, 10),
+    }
+    quote = dict(zip(COLUMNS, map(list, zip(*rows.values(), strict=True)), strict=True))
+    body = body_of(quote, timestamp=[epoch(start) for start in rows])
+    yahoo.fault(Fault("answer", body=body))
+    bars = source.bars("SPY", SESSION, NOW)
+    kept = [pd.Timestamp(at(start)) for start in ("09:30", "09:36", "09:37")]
+    assert bars["bar_ts"].tolist() == kept
+    assert bars["volume"].tolist() == [10, 0, 0]
+
+
 def test_a_bad_answer_to_a_past_window_is_not_remembered(
     yahoo: YahooDouble, source: YahooSource
 ) -> None:
@@ -637,6 +660,10 @@ def test_a_poll_is_one_request(yahoo: YahooDouble, source: YahooSource) -> None:
         for symbol in ("SPY", "QQQ"):
             source.bars(symbol, SESSION, NOW)
     assert len(yahoo.requests) == cold + 6
+    query = dict(yahoo.requests[-1].query)
+    assert len(query.pop("crumb")) == 11
+    wanted = {"range": "1d", "interval": "1m", "includePrePost": "false"}
+    assert query == {**wanted, "events": "div,splits,capitalGains"}
 
 
 def test_two_threads_at_once_get_their_own_answers(yahoo: YahooDouble, source: YahooSource) -> None:
