@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 MARKER = "replay.json"
 _NIGHTS_AT_ONCE = 2
+_PUBLISH_EVERY = 10
 _EXPECTED = (NoDataYet, WindowRefused)
 
 
@@ -160,14 +161,27 @@ def _session(
         scores = stages.score_session(deployment, label, deployment.symbols)
     if registry is not None:
         with stopwatch.measure("registry"):
-            for symbol, fold, _, _ in nights:
-                registry.publish(deployment, symbol)
-                if fold is not None and fold.event is not None:
-                    registry.draw(deployment, symbol)
+            _publish(deployment, label, registry, {symbol: fold for symbol, fold, _, _ in nights})
     return [
         Night(label, symbol, fold, verdicts, card, scores[scores["symbol"] == symbol])
         for symbol, fold, verdicts, card in nights
     ]
+
+
+def _publish(
+    deployment: Deployment,
+    label: str,
+    registry: Registry,
+    folds: dict[str, stages.Fold | None],
+) -> None:
+    """Publishes now and then, and with plots whenever the state of a symbol changed."""
+    due = deployment.calendar.ordinal(label) % _PUBLISH_EVERY == 0
+    for symbol, fold in folds.items():
+        changed = fold is not None and fold.event is not None
+        if due or changed:
+            registry.publish(deployment, symbol)
+        if changed:
+            registry.draw(deployment, symbol)
 
 
 def _night(

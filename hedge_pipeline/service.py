@@ -82,14 +82,16 @@ def commands(settings: Settings, ports: Ports, folder: Path, *, headless: bool) 
         f"load_from:\n  - grpc_server: {{socket: {socket}, location_name: hedge_pipeline}}\n"
     )
     run = shlex.quote(sys.executable)
+    # a daemon that is there before the code server sees its schedules a minute later
+    ready = f"while [ ! -S {socket} ]; do sleep 0.2; done; exec {run}"
     found = {
         "code": f"exec {run} -m dagster api grpc --socket {socket} "
         "--module-name hedge_pipeline.definitions --location-name hedge_pipeline",
-        "daemon": f"exec {run} -m dagster._daemon run -w {workspace}",
+        "daemon": f"{ready} -m dagster._daemon run -w {workspace}",
     }
     if not headless:
         found["dagster"] = (
-            f"exec {run} -m dagster_webserver -w {workspace} -h {LOOPBACK} -p {ports.dagster}"
+            f"{ready} -m dagster_webserver -w {workspace} -h {LOOPBACK} -p {ports.dagster}"
         )
         found["mlflow"] = (
             f"exec {run} -m mlflow server --workers 1 --host {LOOPBACK} --port {ports.mlflow} "

@@ -1,6 +1,7 @@
 """The service as a user starts it: real processes, killed and started again; nothing is left over.
 
-One data folder goes through the whole story, so the tests of this module run in order.
+Schedules tick by the minute, so two services go through their stories side by side: one with the
+web UIs whose poll run is killed, and one without them that loses its power.
 """
 
 from __future__ import annotations
@@ -8,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 import uuid
@@ -173,6 +174,11 @@ class Service:
             time.sleep(0.5)
         raise AssertionError(f"no {what} within {seconds} s\n{self.tail()}")
 
+    def polls_after(self, earlier: Heartbeat) -> bool:
+        """Whether another run than this one polls."""
+        beat = self.heartbeat()
+        return beat is not None and beat.run_id != earlier.run_id
+
     def live_rows(self) -> pd.DataFrame:
         rows = self.store.read(PREDICTION_LOG)
         return rows[(rows["role"] == "served") & rows["mode"].isin(["live", "catch_up"])]
@@ -209,17 +215,50 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    data = tmp_path_factory.mktemp("service") / "data"
-    data.mkdir()
-    made = Service(data, free_port(), free_port())
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, Service]]:
+    """With and without the UIs, each with a first model, just started."""
+    folder = tmp_path_factory.mktemp("service")
+    (folder / "data").mkdir()
+    first = Service(folder / "data", free_port(), free_port())
+    second = Service(folder / "headless", free_port(), free_port())
     try:
-        said = made.run("bootstrap", "--days", "6")
-        assert "SIMQ: version 1 on " in said
-        made.start()
-        yield made
+        assert "SIMQ: version 1 on " in first.run("bootstrap", "--days", "6")
+        shutil.copytree(first.data, second.data)
+        first.start()
+        second.start("--headless")
+        yield first, second
     finally:
-        made.kill_everything()
+        first.kill_everything()
+        second.kill_everything()
+
+
+@pytest.fixture(scope="module")
+def service(services: tuple[Service, Service]) -> Service:
+    return services[0]
+
+
+@dataclass(frozen=True)
+class Struck:
+    """A service that was started again after a power loss.
+
+    Attributes:
+        lost: last sign of life of the poll run that was under way.
+        status: of that run, before the new start.
+    """
+
+    service: Service
+    lost: Heartbeat
+    status: str
+
+
+@pytest.fixture(scope="module")
+def struck(services: tuple[Service, Service]) -> Struck:
+    headless = services[1]
+    lost: Heartbeat = headless.wait_for("poll run", 120, headless.heartbeat)
+    headless.kill_everything()
+    statuses = {run["id"]: run["status"] for run in headless.runs()}
+    headless.start("--headless")
+    return Struck(headless, lost, statuses[lost.run_id])
 
 
 def test_a_poll_run_predicts_and_the_uis_show_it(service: Service) -> None:
@@ -258,50 +297,36 @@ def test_a_poll_run_predicts_and_the_uis_show_it(service: Service) -> None:
     assert ill == []
 
 
-def test_a_killed_poll_run_is_replaced_and_the_service_ends_on_sigterm(service: Service) -> None:
+def test_a_killed_poll_run_is_reported_and_replaced(service: Service, struck: Struck) -> None:
     first = service.heartbeat()
     assert first is not None
     os.kill(service.poller(), signal.SIGKILL)
-
-    def another() -> bool:
-        beat = service.heartbeat()
-        return beat is not None and beat.run_id != first.run_id
-
-    service.wait_for("new poll run", 100, another)
+    service.wait_for("new poll run", 100, lambda: service.polls_after(first))
     runs = {run["id"]: run["status"] for run in service.runs()}
     assert runs.pop(first.run_id) == "FAILURE"
     assert list(runs.values()) == ["STARTED"]
     service.assert_no_minute_is_missing_or_doubled()
-    service.assert_ends_on(signal.SIGTERM)
 
 
-def test_after_a_power_loss_polling_resumes(service: Service) -> None:
-    service.start("--headless")
-    before = service.heartbeat()
-    assert before is not None
-
-    def another() -> bool:
-        beat = service.heartbeat()
-        return beat is not None and beat.run_id != before.run_id
-
-    service.wait_for("poll run", 100, another)
-    lost = service.heartbeat()
-    assert lost is not None
-    service.kill_everything()
-    assert service.runs()[0]["status"] == "STARTED"  # nobody could say that it is dead
-    service.start("--headless")
-    service.wait_for(
-        "report of the lost run",
-        30,
-        lambda: {run["id"]: run["status"] for run in service.runs()}[lost.run_id] == "FAILURE",
-    )
-    (failed,) = [run for run in service.runs() if run["id"] == lost.run_id]
+def test_after_a_power_loss_the_lost_run_is_reported_and_polling_resumes(struck: Struck) -> None:
+    assert struck.status == "STARTED"  # nobody was left to say that it is dead
+    service = struck.service
+    service.wait_for("poll run", 120, lambda: service.polls_after(struck.lost))
+    (failed,) = [run for run in service.runs() if run["id"] == struck.lost.run_id]
+    assert failed["status"] == "FAILURE"
     assert any("stopped while this run was under way" in line for line in failed["said"])
-
-    def resumed() -> bool:
-        beat = service.heartbeat()
-        return beat is not None and beat.run_id != lost.run_id
-
-    service.wait_for("poll run", 100, resumed)
     service.assert_no_minute_is_missing_or_doubled()
+
+
+@pytest.mark.parametrize(("which", "number"), [(0, signal.SIGTERM), (1, signal.SIGINT)])
+def test_a_signal_ends_every_process_and_the_poll_run_says_that_it_was_ended(
+    services: tuple[Service, Service], which: int, number: signal.Signals
+) -> None:
+    services[which].assert_ends_on(number)
+    assert {run["status"] for run in services[which].runs()} <= {"FAILURE", "CANCELED"}
+
+
+def test_ctrl_c_ends_a_service_that_is_still_starting(service: Service) -> None:
+    service.start()
+    service.wait_for("daemon", 20, lambda: "dagster._daemon" in str(service.processes()))
     service.assert_ends_on(signal.SIGINT)

@@ -250,8 +250,9 @@ class MlflowRegistry:
         when = _milliseconds(verdict["decided_at"])
         run_id = self._runs.get(key) or self._create_run(card, verdict, when, source_run)
         self._runs[key] = run_id
-        self.client.log_batch(run_id, metrics=_card_metrics(card, when), params=_params(card))
         source, model_id = self._log_model(run_id, model)
+        # after the model: MLflow would copy to it, one by one, what the run has by then
+        self.client.log_batch(run_id, metrics=_card_metrics(card, when), params=_params(card))
         if self.plots:
             self._log_plots(run_id, card, deployment, card.symbol)
             self._newest_drawn[card.symbol] = card.version

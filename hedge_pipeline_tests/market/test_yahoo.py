@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import os
 import socket
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -371,6 +373,7 @@ EMPTY_COLUMNS = body_of(COLUMNS, timestamp=[])
 NO_VOLUME = body_of({name: [1.0] for name in COLUMNS if name != "volume"}, timestamp=[1763735400])
 FAULTS = {
     "401": (Fault("answer", status=401, body=b'{"finance":{"error":{}}}'), SourceDown, "401"),
+    "422 HTML": (Fault("answer", status=422, body=b"<html>"), SourceDown, "answers 422"),
     "500 JSON": (Fault("answer", status=500, body=ERROR), SourceDown, "answers 500"),
     "503 HTML": (Fault("answer", status=503, body=b"<html>"), SourceDown, "answers 503"),
     "error with 200": (Fault("answer", body=ERROR), SourceDown, "fake"),
@@ -506,6 +509,16 @@ def test_a_broken_cache_file_is_told_with_its_folder(
     with pytest.raises(BadInput, match=f"{tmp_path}/cache: Yahoo's cache cannot be read"):
         source.bars("SPY", SESSION, NOW)
     assert yahoo.requests == []
+
+
+def test_a_cache_that_breaks_later_is_a_source_that_is_down(
+    yahoo: YahooDouble, source: YahooSource, tmp_path: Path
+) -> None:
+    source.bars("SPY", SESSION, NOW)
+    with contextlib.closing(sqlite3.connect(tmp_path / "cache" / "tkr-tz.db")) as cache:
+        cache.execute("DROP TABLE _tz_kv")
+    with pytest.raises(SourceDown, match=r"yfinance's cache fails \(no such table"):
+        source.bars("SPY", SESSION, NOW)
 
 
 # -- patience --------------------------------------------------------------------------------------
