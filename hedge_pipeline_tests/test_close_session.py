@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -280,7 +281,7 @@ def test_bootstrap_gives_a_first_model_and_predicts_nothing(tmp_path: Path, cale
 
     def start(moment: dt.datetime) -> stages.Deployment:
         deployment = open_deployment(settings)
-        return stages.replace(deployment, clock=lambda: moment)
+        return replace(deployment, clock=lambda: moment)
 
     deployment = start(now)
     sessions = stages.history_window(deployment, 8 if calendar == "XNYS" else 5)

@@ -410,7 +410,7 @@ def test_a_hole_that_fills_later_is_stored_and_abstains(folder: Path) -> None:
     assert len(found.rows(RAW_QUOTES, HALF_DAY, "SIMA")) == 14
     served = found.served(HALF_DAY, "SIMA").set_index("bar_ts")
     late = served.loc[hole]
-    assert pd.isna(late["prediction"])
+    assert bool(served["prediction"].isna().loc[hole])
     assert (late["reason"], late["mode"]) == (LATE_BAR, "catch_up")
     assert served.drop(hole)["prediction"].notna().all()
     features = found.rows(FEATURE_ROWS, HALF_DAY, "SIMA").set_index("bar_ts")
