@@ -7,6 +7,7 @@ over a socket in a fresh folder; a python-module workspace would start a new one
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shlex
 import shutil
@@ -15,6 +16,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from hedge_pipeline.settings import SettingsError
 
 if TYPE_CHECKING:
     from hedge_pipeline.settings import Settings
@@ -101,10 +104,23 @@ def commands(settings: Settings, ports: Ports, folder: Path, *, headless: bool) 
 
 
 def serve(settings: Settings, ports: Ports, configuration: Path, *, headless: bool) -> int:
-    """Runs the service until it is told to stop or a process ends; returns the exit code."""
+    """Runs the service until it is told to stop or a process ends; returns the exit code.
+
+    Raises:
+        SettingsError: another service runs in the same home.
+    """
     from honcho.manager import Manager
 
-    left_over = prepare(dagster_home(settings), configuration)
+    home = dagster_home(settings)
+    home.mkdir(parents=True, exist_ok=True)
+    lock = (home / "service.lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise SettingsError(
+            f"another service, or what a killed one left running, uses {home}: stop it first"
+        ) from None
+    left_over = prepare(home, configuration)
     if left_over:
         print(f"{left_over} runs were left over and are reported as failed", file=sys.stderr)
     environment = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -336,3 +337,14 @@ def test_retraining_by_hand_is_json_for_machines(
         "cutoff": "2024-01-12",
     }
     assert found["verdict"].startswith("hold: ")
+
+
+def test_a_second_service_in_the_same_home_is_refused(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    Path("dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    with (home / "service.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        done = invoke("up", "--headless", DAGSTER_HOME=str(home), HEDGE_DATA_URL=str(tmp_path))
+    assert done.exit_code == 1
+    assert f"uses {home}: stop it first" in done.stderr

@@ -112,6 +112,8 @@ class Fetcher:
                         nominal_arrival=False,
                         ingested_at=now,
                     )
+            except Exception as error:  # a plug-in's own fault costs its symbol, not the loop
+                answer.set_result(Collected(RAW_QUOTES.empty(), {symbol: _fault(symbol, error)}))
             except BaseException as error:  # raised again where the answer is read
                 answer.set_exception(error)
             else:
@@ -119,6 +121,11 @@ class Fetcher:
 
         Thread(target=ask, name=f"fetch-{symbol}", daemon=True).start()
         return answer
+
+
+def _fault(symbol: str, error: Exception) -> SourceDown:
+    log.exception("%s: the source is broken", symbol, exc_info=error)
+    return SourceDown(f"{symbol}: the source fails with {type(error).__name__}: {error}")
 
 
 def poll(

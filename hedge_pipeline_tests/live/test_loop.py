@@ -22,6 +22,7 @@ from hedge_pipeline.live import loop
 from hedge_pipeline.live.loop import AFTER_FINAL, Fetcher, next_poll, poll
 from hedge_pipeline.live.predicting import LATE_BAR, NO_LEVEL, NO_MODEL
 from hedge_pipeline.live.supervision import Heartbeat
+from hedge_pipeline.market.calendar import Session
 from hedge_pipeline.market.sources import RateLimited, SourceDown, SymbolUnknown
 from hedge_pipeline.market.tables import (
     FEATURE_ROWS,
@@ -296,6 +297,23 @@ def test_a_failing_symbol_costs_only_itself(folder: Path, error: Any) -> None:
     assert len(found.rows(OUTCOMES, HALF_DAY, "SIMA")) == 3
     assert found.rows(RAW_QUOTES, HALF_DAY, "SIMB").empty
     assert found.polls[-1].failures == {"SIMB": str(error)}
+
+
+class Broken(FakeMarket):
+    """A plug-in with a mistake of its own in one symbol."""
+
+    def bars(self, symbol: str, session: Session, now: dt.datetime) -> pd.DataFrame:
+        if symbol == "SIMB":
+            raise ZeroDivisionError("division by zero")
+        return super().bars(symbol, session, now)
+
+
+def test_a_mistake_in_a_source_costs_its_symbol_not_the_loop(folder: Path) -> None:
+    found = watch(folder, Broken(), at(9, 1))
+    found.run(until=at(13, 2))
+    assert len(found.served(HALF_DAY, "SIMA")) == 13
+    reason = "SIMB: the source fails with ZeroDivisionError: division by zero"
+    assert found.polls[-1].failures == {"SIMB": reason}
 
 
 def test_a_slow_symbol_does_not_delay_the_other(folder: Path) -> None:
