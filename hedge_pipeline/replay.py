@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import resource
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -119,19 +120,35 @@ def replay(
     """
     stopwatch = Stopwatch()
     resumed = deployment.store.sessions(PERFORMANCE)
-    for label in sessions:
-        # the last session may have been interrupted during its night: it is run again
-        if not resumed or label >= resumed[-1]:
-            for night in _session(deployment, label, registry, stopwatch):
-                watch(night)
-        advance(label)
-    if registry is not None:
-        with stopwatch.measure("registry"):
-            for symbol in deployment.symbols:
-                registry.publish(deployment, symbol)
-                registry.draw(deployment, symbol)
-            registry.finish()
+    with _quick_turns():
+        for label in sessions:
+            # the last session may have been interrupted during its night: it is run again
+            if not resumed or label >= resumed[-1]:
+                for night in _session(deployment, label, registry, stopwatch):
+                    watch(night)
+            advance(label)
+        if registry is not None:
+            with stopwatch.measure("registry"):
+                for symbol in deployment.symbols:
+                    registry.publish(deployment, symbol)
+                    registry.draw(deployment, symbol)
+                registry.finish()
     return stopwatch
+
+
+@contextmanager
+def _quick_turns() -> Iterator[None]:
+    """Lets threads take turns ten times as often as usual.
+
+    Every file operation gives the interpreter's lock away; with the usual 5 ms the thread would
+    wait so long for it each time while another computes (measured: a fifth of the whole replay).
+    """
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(usual / 10)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(usual)
 
 
 def _session(
