@@ -10,7 +10,9 @@ import pytest
 
 from hedge_pipeline.market.calendar import SessionCalendar
 
-hypothesis.settings.register_profile("hedge", deadline=None, max_examples=25)
+# the same code gives the same answer; `--hypothesis-profile=search` looks for new examples
+hypothesis.settings.register_profile("hedge", deadline=None, max_examples=25, derandomize=True)
+hypothesis.settings.register_profile("search", deadline=None, max_examples=500)
 hypothesis.settings.load_profile("hedge")
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -234,7 +234,8 @@ def test_a_bounded_feature_keeps_its_bounds_whatever_the_price_does(
     factor[place] = 1.0 / jump
     prices = {field: getattr(bars, field) * factor for field in ("open", "high", "low", "close")}
     found = vectors(replace(bars, **prices))[..., PLACE[name]]
-    assert np.nanmax(np.abs(found)) <= bound + 1e-6
+    known = found[np.isfinite(found)]  # with many holes a feature may be unknown throughout
+    assert (np.abs(known) <= bound + 1e-6).all()
 
 
 def test_an_autocorrelation_stays_within_one_after_a_violent_open() -> None:
