@@ -5,8 +5,10 @@ called with a `SourceOptions` and returns a `MarketSource`.
 """
 
 from hedge_pipeline.market.sources.protocol import (
+    CHAIN_COLUMNS,
     BadInput,
     Capabilities,
+    ChainSource,
     MarketSource,
     NoDataYet,
     RateLimited,
@@ -22,8 +24,10 @@ from hedge_pipeline.market.sources.protocol import (
 )
 
 __all__ = [
+    "CHAIN_COLUMNS",
     "BadInput",
     "Capabilities",
+    "ChainSource",
     "MarketSource",
     "NoDataYet",
     "RateLimited",
