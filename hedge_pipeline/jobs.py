@@ -10,6 +10,7 @@ import dagster as dg
 
 from hedge_pipeline.assets.champion_model import champion_model
 from hedge_pipeline.assets.model_performance import model_performance
+from hedge_pipeline.assets.signal_report import signal_report
 from hedge_pipeline.assets.trained_model import trained_model
 from hedge_pipeline.resources.loop import LoopResource
 
@@ -22,7 +23,7 @@ REPORT_EVERY = dt.timedelta(minutes=5)
 
 train_model = dg.define_asset_job(
     "train_model",
-    selection=[trained_model, champion_model, model_performance],
+    selection=[trained_model, champion_model, model_performance, signal_report],
     description="Fit a candidate for a symbol, judge it, score every version.",
     tags=TRAIN_LANE,
 )

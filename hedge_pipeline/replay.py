@@ -1,6 +1,7 @@
 """The whole loop over history, in order of arrival, by the same stages as live.
 
-Each session: collect -> features -> predict -> outcomes -> fold -> (retrain -> verdict) -> score.
+Each session: collect -> levels -> features -> predict -> outcomes -> fold -> (retrain -> verdict)
+-> score.
 A replay that was interrupted goes on where it stopped; nothing it wrote is changed by going on, or
 by replaying further.
 """
@@ -18,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hedge_pipeline import stages
+from hedge_pipeline import chains, stages
 from hedge_pipeline.learning import scoring
 from hedge_pipeline.learning.training import ModelCard
 from hedge_pipeline.market.sources import NoDataYet, WindowRefused
@@ -161,6 +162,9 @@ def _session(
             raise error
     if collected.bars == 0:
         return []
+    with stopwatch.measure("levels"):
+        stages.collect_session_chains(deployment, label)
+        chains.build_levels(deployment, label)
     with stopwatch.measure("features"):
         stages.build_features(deployment, label)
     with stopwatch.measure("predict"):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hedge_pipeline import chains
 from hedge_pipeline.learning import gate, labels, ledger, scoring
 from hedge_pipeline.learning.dataset import LabelledSessions, assemble
 from hedge_pipeline.learning.gate import Event, GateRule, GateState
@@ -32,20 +33,31 @@ from hedge_pipeline.learning.training import (
     margins,
     skill_in_nats,
 )
+from hedge_pipeline.levels.confidence import PRIOR, LevelEvidence, cell_sums
+from hedge_pipeline.levels.joining import in_force, level_grid
+from hedge_pipeline.levels.rules import LevelRules
+from hedge_pipeline.levels.signals import SignalRules
+from hedge_pipeline.levels.trades import reliability, report, score_trades
 from hedge_pipeline.live.predicting import predict
+from hedge_pipeline.live.signalling import Signalling, at_levels
 from hedge_pipeline.live.supervision import sessions_to_close
 from hedge_pipeline.market.bars import collect_bars, find_gaps, on_grid
 from hedge_pipeline.market.calendar import UTC, Session, SessionCalendar
 from hedge_pipeline.market.features import compute_features, no_previous, remember
 from hedge_pipeline.market.sources import MarketSource, SourceError
 from hedge_pipeline.market.tables import (
+    CHAIN_FETCHES,
     FEATURE_ROWS,
     GAPS,
+    HEDGE_LEVELS,
+    LEVEL_EVIDENCE,
+    OPTION_CHAINS,
     OUTCOMES,
     PERFORMANCE,
     PREDICTION_LOG,
     PROMOTIONS,
     RAW_QUOTES,
+    TRADES,
     feature_names,
     without,
 )
@@ -78,6 +90,13 @@ class Deployment:
         replay: the store holds a replay of history: times are those a live system would have had,
             rows say `replay`, and that is what counts as evidence here.
         clock: the time now.
+        level_rules: constants of the hedge levels.
+        dealer_sign: the assumption about dealers in words, for the log.
+        chain_max_age: levels older than this are stale.
+        cache_ttl: time between two requests for a symbol's option chain.
+        signal_rules: what makes a prediction a signal.
+        evidence_prior: effective outcomes that outcomes at a level are weighed against.
+        cost_bps: cost of a trade per side, basis points.
         settled: (symbol, session) pairs known to be settled; a settled session stays so.
     """
 
@@ -92,6 +111,13 @@ class Deployment:
     min_samples: int = 100
     retrain_hour: int | None = 2
     replay: bool = False
+    level_rules: LevelRules = field(default_factory=LevelRules)
+    dealer_sign: str = "calls+puts-"
+    chain_max_age: dt.timedelta = dt.timedelta(hours=1)
+    cache_ttl: dt.timedelta = dt.timedelta(minutes=5)
+    signal_rules: SignalRules = field(default_factory=SignalRules)
+    evidence_prior: float = PRIOR
+    cost_bps: float = 1.0
     clock: Callable[[], dt.datetime] = field(default=lambda: dt.datetime.now(UTC))
     settled: set[tuple[str, str]] = field(default_factory=set, compare=False, repr=False)
     _ledgers: dict[str, tuple[object, Ledger]] = field(
@@ -183,8 +209,32 @@ def deploy(
         min_samples=settings.min_samples_for_retrain,
         retrain_hour=settings.retrain_hour,
         replay=settings.mode == "replay",
+        level_rules=_level_rules(settings),
+        dealer_sign=settings.dealer_sign,
+        chain_max_age=dt.timedelta(seconds=settings.chain_max_age),
+        cache_ttl=dt.timedelta(seconds=settings.cache_ttl),
+        signal_rules=SignalRules(
+            sides=settings.signal_sides,
+            min_strength=settings.min_strength,
+            max_strength=settings.max_strength,
+            min_confidence=settings.min_confidence,
+            cooldown=settings.alert_cooldown,
+            horizon=settings.horizon_bars,
+        ),
+        evidence_prior=settings.evidence_prior,
+        cost_bps=settings.cost_bps,
     )
     return replace(made, clock=clock) if clock else made
+
+
+def _level_rules(settings: Settings) -> LevelRules:
+    calls, puts = settings.dealer_signs
+    return LevelRules(
+        call_sign=calls,
+        put_sign=puts,
+        rate=settings.risk_free_rate,
+        dividend_yield=settings.dividend_yield,
+    )
 
 
 # -- bars ------------------------------------------------------------------------------------------
@@ -316,6 +366,7 @@ def features_of(deployment: Deployment, label: str, first: int = 0) -> pd.DataFr
     values = compute_features(
         on_grid(stored, symbols, session),
         memory,
+        level_grid(levels_in_force(deployment, label, stored), stored, symbols, session),
         bar_seconds=session.bar_seconds,
         session_bars=session.bars,
         first=first,
@@ -329,6 +380,18 @@ def features_of(deployment: Deployment, label: str, first: int = 0) -> pd.DataFr
     )
     keys = stored.loc[wanted, ["symbol", "bar_ts", "available_at"]].reset_index(drop=True)
     return FEATURE_ROWS.conform(pd.concat([keys, block], axis=1))
+
+
+def levels_in_force(deployment: Deployment, label: str, rows: pd.DataFrame) -> pd.DataFrame:
+    """Hedge levels that were in force at rows of a session; see `levels/joining.py`.
+
+    Args:
+        deployment: where the levels are.
+        label: the session.
+        rows: with symbol and available_at.
+    """
+    levels = deployment.store.read(HEDGE_LEVELS, [label])
+    return in_force(levels, rows, deployment.chain_max_age)
 
 
 # -- predictions -----------------------------------------------------------------------------------
@@ -357,17 +420,39 @@ def log_predictions(deployment: Deployment, label: str) -> int:
     rows = without(features, known[known["role"] == "served"])
     rows = rows.merge(bars, on=["symbol", "bar_ts"])
     rows = _decided(deployment, session, rows.reset_index(drop=True))
+    levels = pd.concat([rows[["bar_ts"]], levels_in_force(deployment, label, rows)], axis=1)
     pieces = [
-        predict(
-            own.reset_index(drop=True),
-            deployment.ledger(str(symbol)),
-            deployment.shelf.load,
+        at_levels(
+            predict(
+                own.reset_index(drop=True), deployment.ledger(str(symbol)), deployment.shelf.load
+            ),
+            levels.loc[own.index],
+            session,
+            _signalling(deployment, session, str(symbol)),
         )
-        for symbol, own in rows.groupby("symbol", sort=True)
+        for symbol, own in rows.sort_values("bar_ts").groupby("symbol", sort=True)
     ]
     if not pieces:
         return 0
     return deployment.store.append(PREDICTION_LOG, label, pd.concat(pieces, ignore_index=True))
+
+
+def _signalling(deployment: Deployment, session: Session, symbol: str) -> Signalling:
+    """Rules, the newest signal, and what was seen at levels in the sessions before."""
+    calendar = deployment.calendar
+    place = calendar.ordinal(session.label)
+    window = calendar.labels[max(0, place - deployment.plan.window_sessions) : place]
+    sums = deployment.store.read(LEVEL_EVIDENCE, window, symbols=[symbol])
+    recent = [*window[-1:], session.label]
+    columns = ("symbol", "bar_ts", "role", "signal_fired")
+    log = deployment.store.read(PREDICTION_LOG, recent, symbols=[symbol], columns=columns)
+    fired = log.loc[(log["role"] == "served") & log["signal_fired"], "bar_ts"]
+    return Signalling(
+        deployment.signal_rules,
+        LevelEvidence.of(sums) if len(sums) else LevelEvidence(),
+        deployment.evidence_prior,
+        fired.max().to_pydatetime() if len(fired) else None,
+    )
 
 
 def _decided(deployment: Deployment, session: Session, rows: pd.DataFrame) -> pd.DataFrame:
@@ -643,7 +728,60 @@ def score_session(deployment: Deployment, label: str, symbols: Sequence[str]) ->
     outcomes = outcomes[outcomes["horizon_bars"] == deployment.horizon]
     sums = scoring.performance(log, outcomes, label)
     deployment.store.append(PERFORMANCE, label, sums)
+    _score_levels(deployment, label, log, outcomes)
     return sums
+
+
+def _score_levels(
+    deployment: Deployment, label: str, log: pd.DataFrame, outcomes: pd.DataFrame
+) -> None:
+    """What the price did at the levels, and what became of the signals."""
+    rows = log.merge(
+        outcomes[["symbol", "bar_ts", "actual_direction"]], on=["symbol", "bar_ts"], how="left"
+    )
+    sums = cell_sums(rows, deployment.horizon).assign(session=label)
+    deployment.store.append(LEVEL_EVIDENCE, label, sums)
+    signals = log[(log["role"] == "served") & log["signal_fired"]]
+    if len(signals):
+        session = deployment.calendar.session(label)
+        bars = deployment.store.read(RAW_QUOTES, [label])
+        trades = score_trades(
+            signals, bars, session, horizon=deployment.horizon, cost_bps=deployment.cost_bps
+        )
+        deployment.store.append(TRADES, label, trades)
+
+
+REPORTED_SESSIONS = 250
+
+
+def signal_report(deployment: Deployment, symbol: str) -> dict[str, Any]:
+    """What became of a symbol's signals in its last 250 sessions; see `levels/trades.py`.
+
+    Returns:
+        Ready for JSON: first and last session, sessions, predictions scored, the report of the
+        trades, and `reliability`: confidence against the share of right directions.
+    """
+    labels = settled_sessions(deployment, symbol, last=REPORTED_SESSIONS)
+    modes = deployment.evidence_modes
+    trades = deployment.store.read(TRADES, labels, symbols=[symbol])
+    said = ("symbol", "bar_ts", "role", "mode", "prediction", "confidence")
+    log = deployment.store.read(PREDICTION_LOG, labels, symbols=[symbol], columns=said)
+    log = log[(log["role"] == "served") & log["mode"].isin(modes) & log["prediction"].notna()]
+    trades = trades.merge(log[["symbol", "bar_ts"]], on=["symbol", "bar_ts"])
+    happened = ("symbol", "bar_ts", "horizon_bars", "actual_direction")
+    known = deployment.store.read(OUTCOMES, labels, symbols=[symbol], columns=happened)
+    known = known[known["horizon_bars"] == deployment.horizon]
+    rows = log.merge(known, on=["symbol", "bar_ts"])
+    rows = rows[rows["actual_direction"].notna()]
+    hit = (rows["prediction"] == rows["actual_direction"]).to_numpy(dtype=float)
+    return {
+        "first_session": labels[0] if labels else None,
+        "last_session": labels[-1] if labels else None,
+        "sessions": len(labels),
+        "predictions_scored": len(rows),
+        **report(trades),
+        "reliability": reliability(rows["confidence"].to_numpy(dtype=float), hit),
+    }
 
 
 def score_pending(deployment: Deployment, symbol: str) -> int:
@@ -689,11 +827,14 @@ def close_session(deployment: Deployment, label: str) -> ClosedSession:
     if waiting and deployment.clock() < session.closes + PATIENCE:
         raise StageError(f"{label} is not closed yet: {waiting[0]}")
     predictions = outcomes = 0
+    collect_session_chains(deployment, label)
+    build_all_missing_levels(deployment, label)
     if found.bars:
         build_missing_features(deployment, label)
         predictions = log_predictions(deployment, label)
         outcomes = mature_outcomes(deployment, label)
         compact_session(deployment, label)
+    deployment.store.compact(OPTION_CHAINS, label)
     folds = {symbol: fold_evidence(deployment, symbol) for symbol in deployment.symbols}
     if found.bars:
         score_session(deployment, label, deployment.symbols)
@@ -701,9 +842,26 @@ def close_session(deployment: Deployment, label: str) -> ClosedSession:
     return ClosedSession(label, found.new, found.gaps, predictions, outcomes, folds)
 
 
+def collect_session_chains(deployment: Deployment, label: str) -> chains.CollectedChains:
+    """Asks for the option chains the source still has of a session; no failure costs anything else.
+
+    What is added to a session that somebody polled is available only now, as with bars.
+    """
+    watched = _watched_live(deployment, deployment.calendar.session(label))
+    return chains.collect_chains(deployment, label, watched_live=watched)
+
+
+def build_all_missing_levels(deployment: Deployment, label: str) -> int:
+    """Levels of the session's snapshots that have none yet, of every symbol; returns how many."""
+    return sum(
+        chains.build_missing_levels(deployment, label, symbol) for symbol in deployment.symbols
+    )
+
+
 def compact_session(deployment: Deployment, label: str) -> None:
     """Rewrites the session's many small files as one per table."""
-    for table in (RAW_QUOTES, FEATURE_ROWS, PREDICTION_LOG, OUTCOMES):
+    small = (RAW_QUOTES, CHAIN_FETCHES, HEDGE_LEVELS, FEATURE_ROWS, PREDICTION_LOG, OUTCOMES)
+    for table in small:
         deployment.store.compact(table, label)
 
 
@@ -772,6 +930,8 @@ def bootstrap(
         found = collect(deployment, label)
         failures |= {str(error): None for error in found.failures.values()}
         bars, gaps = bars + found.bars, gaps + found.gaps
+        collect_session_chains(deployment, label)
+        build_all_missing_levels(deployment, label)
         if found.bars:
             build_missing_features(deployment, label)
             mature_outcomes(deployment, label)

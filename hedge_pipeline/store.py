@@ -169,6 +169,22 @@ class Store:
         frame: pd.DataFrame = rows.to_pandas(types_mapper=_pandas_type)
         return frame
 
+    def distinct(self, table: Table, session: str, columns: Sequence[str]) -> pd.DataFrame:
+        """The different values of some columns in a session, without reading the others.
+
+        Raises:
+            StoreError: a file is not a whole Parquet file.
+        """
+        pieces: list[pa.Table] = []
+        for part in self._parts(table, session):
+            with contextlib.suppress(FileNotFoundError):  # compacted meanwhile: read elsewhere
+                piece = self._load(part, list(columns))
+                pieces.append(piece.group_by(list(columns)).aggregate([]))
+        if not pieces:
+            return table.empty()[list(columns)]
+        rows: pd.DataFrame = pa.concat_tables(pieces).to_pandas(types_mapper=_pandas_type)
+        return rows.drop_duplicates().sort_values(list(columns)).reset_index(drop=True)
+
     def fingerprint(self, table: Table) -> tuple[Any, ...]:
         """Changes whenever a file of the table is added, replaced or removed."""
         folder = str(self._root / table.name)

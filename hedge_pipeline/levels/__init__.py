@@ -1,5 +1,6 @@
-"""Hedge levels as plain functions: from option chains and daily bars to levels, and what they say.
+"""Hedge levels in plain Python: from one option-chain snapshot to one row of levels.
 
-Nothing in this room reads a file, a clock, a network or an orchestrator; callers bring the rows and
-store the results.
+Arrays in, numbers out. No framework, no file, no clock and no network: the caller brings the
+snapshot, the spot and the daily bars. Unknown is NaN throughout. What gamma exposure says is a
+regime of volatility (positive damps moves, negative amplifies them), never a direction.
 """

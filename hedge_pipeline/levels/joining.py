@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 DAILY_LEVELS = ("hg_below", "hg_above")
 RANKS = ("gex_rank", "vanna_rank")
-NO_CHAIN = "no option chain yet"
+NO_CHAIN = "no option chain"
 _FROM_CHAIN = tuple(x for x in LEVEL_COLUMNS if x not in (*DAILY_LEVELS, "age_minutes"))
 
 
@@ -63,8 +63,9 @@ def _fill(
     seen = newest >= 0
     for name in DAILY_LEVELS:
         found[name][where[seen]] = own[name].to_numpy(dtype=float)[newest[seen]]
-    why = own["unusable_reason"].to_numpy(dtype=object)
-    reason[where[seen]] = why[newest[seen]]
+    why = own["unusable_reason"]
+    told = np.where(why.isna(), None, why.to_numpy(dtype=object))
+    reason[where[seen]] = told[newest[seen]]
 
     usable = own[own["usable"].astype(bool)]
     available = _plain(usable["available_at"])

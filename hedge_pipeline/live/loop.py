@@ -17,6 +17,7 @@ from threading import Semaphore, Thread
 from typing import TYPE_CHECKING, Any
 
 from hedge_pipeline import stages
+from hedge_pipeline.live.chain_polling import ChainPoller
 from hedge_pipeline.live.supervision import Heartbeat, session_at
 from hedge_pipeline.market.bars import Collected, collect_bars
 from hedge_pipeline.market.sources import NoDataYet, SourceDown, SourceError
@@ -203,12 +204,15 @@ def run_loop(
         report: called after every poll.
     """
     fetcher = Fetcher(deployment, patience=max(5.0, 0.5 * interval.total_seconds()))
+    chain_poller = ChainPoller(deployment)
     count = 0
     session = _polled_at(deployment, deployment.clock())
     while session is not None and deployment.clock() < until:
+        chain_poller.begin(session)
         done = poll(deployment, fetcher, session, catch_up=count == 0)
         count += 1
         _tell(deployment, done)
+        chain_poller.advance(session)
         Heartbeat(run_id, deployment.clock().isoformat(), session.label).write(deployment.store)
         report(done)
         if count % COMPACT_EVERY == 0:

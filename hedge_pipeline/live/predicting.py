@@ -1,4 +1,7 @@
-"""Predictions for feature rows: pick what is in force, ask the model, shrink, write the log row."""
+"""Predictions for feature rows: pick what is in force, ask the model, shrink, write the log row.
+
+What hedge levels say of a prediction is added by `signalling.py`.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ import numpy as np
 
 from hedge_pipeline.learning.gate import trusted_probability
 from hedge_pipeline.learning.ledger import InForce, Ledger
+from hedge_pipeline.levels.signals import NO_LEVEL
+from hedge_pipeline.levels.strength import PARTS
 from hedge_pipeline.market.tables import FEATURE_ROWS, PREDICTION_LOG, feature_names
 
 if TYPE_CHECKING:
@@ -17,12 +22,12 @@ if TYPE_CHECKING:
 
     from hedge_pipeline.learning.training import Model
 
+STRENGTH_PARTS = tuple(f"strength_{part}" for part in (*PARTS, "overlap"))
 LoadModel = Callable[[str, int], "Model"]
 
 NO_MODEL = "no model was accepted yet"
 LATE_BAR = "the bar came after a later one"
 OTHER_FEATURES = "the model was trained on other features"
-NO_LEVEL = "no hedge level near"
 
 
 def predict(rows: pd.DataFrame, ledger: Ledger, load: LoadModel) -> pd.DataFrame:
@@ -89,6 +94,9 @@ def _stream(
             "strength_score": np.nan,
             "level_type": "none",
             "level_source": "none",
+            "level_price": np.nan,
+            **dict.fromkeys(STRENGTH_PARTS, np.nan),
+            "strength_missing": "",
             "signal_fired": False,
             "reason": reason,
             "model_version": version,

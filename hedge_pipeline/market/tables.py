@@ -219,6 +219,23 @@ GAPS = Table(
     key=("symbol", "bar_ts"),
 )
 
+DAILY_BARS = Table(
+    "daily_bars",
+    "One bar per session that is over, frozen when first stored.",
+    (
+        _SYMBOL,
+        Column("session", "text", "session of the bar"),
+        Column("open", "float", "first trade, quote currency", least=1e-6),
+        Column("high", "float", "highest trade, quote currency", least=1e-6),
+        Column("low", "float", "lowest trade, quote currency", least=1e-6),
+        Column("close", "float", "last trade, quote currency", least=1e-6),
+        Column("volume", "float", "shares traded; NULL = unknown", nullable=True, least=0),
+        _AVAILABLE_AT,
+    ),
+    key=("symbol", "session"),
+    first_by="available_at",
+)
+
 OPTION_CHAINS = Table(
     "option_chains",
     "Snapshots of option chains as they were fetched; one row per contract and snapshot.",
@@ -366,8 +383,20 @@ FEATURE_ROWS = Table(
     first_by="available_at",
 )
 
-ROLES = ("served", "newest", "baseline")
-MODES = ("live", "catch_up", "backfill", "replay")
+ROLES = ("served", "newest", "baseline", "legacy")
+MODES = ("live", "catch_up", "backfill", "replay", "legacy")
+
+
+def _part(name: str, most: float, of: str) -> Column:
+    return Column(
+        f"strength_{name}",
+        "float32",
+        f"points for {of}, 0..{most:g}; NULL = unknown",
+        nullable=True,
+        least=0,
+        most=most,
+    )
+
 
 PREDICTION_LOG = Table(
     "prediction_log",
@@ -413,6 +442,16 @@ PREDICTION_LOG = Table(
         Column(
             "level_source", "text", "kind of that hedge level", among=("HP", "MHP", "HG", "none")
         ),
+        Column(
+            "level_price", "float", "that hedge level, quote currency; NULL = none", nullable=True
+        ),
+        _part("gex", 20, "the size of the gamma exposure"),
+        _part("vanna", 15, "the size of the vanna exposure"),
+        _part("hp", 10, "nearness to a front wall"),
+        _part("mhp", 20, "nearness to a monthly wall"),
+        _part("hg", 25, "nearness to a half gap"),
+        _part("overlap", 10, "further levels beside the nearest"),
+        Column("strength_missing", "text", "parts of the strength that are unknown, by name"),
         Column("signal_fired", "flag", "whether every signal rule held"),
         Column("reason", "text", "why no prediction was made, or which signal rule failed first"),
         Column(
@@ -541,9 +580,79 @@ PERFORMANCE = Table(
     key=("symbol", "session", "model_version", "role", "mode"),
 )
 
+_LEVEL_TYPES = ("support", "resistance", "all")
+_LEVEL_SOURCES = ("HP", "MHP", "HG", "all")
+
+LEVEL_EVIDENCE = Table(
+    "level_evidence",
+    "What the price did at hedge levels, by session and kind of level; moves the confidence.",
+    (
+        _SYMBOL,
+        Column("session", "text", "session of the outcomes"),
+        Column("level_type", "text", "side of the level; all = every bar", among=_LEVEL_TYPES),
+        Column("level_source", "text", "kind of the level; all = every bar", among=_LEVEL_SOURCES),
+        Column("strength_band", "text", "band of the strength score; all = every bar"),
+        Column("labels", "integer", "up or down outcomes", least=1),
+        Column("ups", "integer", "those that were up", least=0),
+        Column("effective_labels", "float", "labels over the horizon", least=0),
+        Column("effective_ups", "float", "ups over the horizon", least=0),
+    ),
+    key=("symbol", "session", "level_type", "level_source", "strength_band"),
+)
+
+TRADES = Table(
+    "trades",
+    "Signals scored as the trades they ask for, from observed bars.",
+    (
+        _SYMBOL,
+        Column("session", "text", "session of the signal"),
+        _BAR_TS,
+        Column("side", "text", "long at support, short at resistance", among=("long", "short")),
+        Column("level_source", "text", "kind of the level", among=("HP", "MHP", "HG")),
+        Column("strength_band", "text", "band of the strength score"),
+        Column("confidence", "float", "of the prediction, a probability", least=0, most=1),
+        Column(
+            "entry_price",
+            "float",
+            "open of the next bar, quote currency; NULL = unscorable",
+            nullable=True,
+        ),
+        Column("exit_price", "float", "quote currency; NULL = unscorable", nullable=True),
+        Column(
+            "exit_reason",
+            "text",
+            "what ended the trade",
+            among=("target", "stop", "time", "unscorable"),
+        ),
+        Column("reason", "text", "why unscorable; NULL = scored", nullable=True),
+        Column(
+            "return_pct",
+            "float",
+            "of the entry price, after costs; NULL = unscorable",
+            nullable=True,
+        ),
+        Column("win", "flag", "return_pct above 0; NULL = unscorable", nullable=True),
+    ),
+    key=("symbol", "bar_ts"),
+)
+
+ALERTS = Table(
+    "alerts",
+    "Every alert that was tried; at most one per signal.",
+    (
+        _SYMBOL,
+        _BAR_TS,
+        Column("sent_at", "time", "moment of the answer, UTC"),
+        Column("status", "text", "what came of it", among=("sent", "failed")),
+        Column("detail", "text", "services and errors, secrets masked; NULL = none", nullable=True),
+    ),
+    key=("symbol", "bar_ts"),
+)
+
 TABLES: tuple[Table, ...] = (
     RAW_QUOTES,
     GAPS,
+    DAILY_BARS,
     OPTION_CHAINS,
     CHAIN_FETCHES,
     HEDGE_LEVELS,
@@ -552,6 +661,9 @@ TABLES: tuple[Table, ...] = (
     OUTCOMES,
     PROMOTIONS,
     PERFORMANCE,
+    LEVEL_EVIDENCE,
+    TRADES,
+    ALERTS,
 )
 
 

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 VERSION_TAG = "hedge.version"
 SCORED_TAG = "hedge.scored_through"
+SIGNALS_TAG = "hedge.signals"
 ROLE_PREFIX = {"served": "live", "baseline": "baseline", "newest": "newest"}
 
 
@@ -103,6 +104,48 @@ class MlflowRegistry:
             self._experiments.pop(symbol, None)
             raise
         return added
+
+    def publish_signals(self, symbol: str, found: dict[str, Any], table: str) -> None:
+        """Shows the signal report of a symbol in a run of its own, which is kept up to date.
+
+        Args:
+            symbol: ticker symbol.
+            found: see `stages.signal_report`.
+            table: its groups in Markdown.
+
+        Raises:
+            RegistryError: MLflow cannot be reached.
+        """
+        from hedge_pipeline.resources import plots
+
+        with self._reachable():
+            self._open(symbol)
+            run_id = self._signal_run(symbol)
+            self.client.set_tag(run_id, "mlflow.note.content", table)
+            self.client.set_tag(run_id, "hedge.sessions", str(found["sessions"]))
+            self.client.log_dict(run_id, found, "signal_report.json")
+            if found["predictions_scored"]:
+                figure = plots.reliability(found["reliability"], symbol)
+                self.client.log_figure(run_id, figure, "reliability.png")
+            numbers = {
+                f"signals/{name}": float(value)
+                for name, value in found["overall"].items()
+                if isinstance(value, int | float)
+            }
+            for name, value in numbers.items():
+                self.client.log_metric(run_id, name, value, step=found["sessions"])
+
+    def _signal_run(self, symbol: str) -> str:
+        """The run that shows the symbol's signals; made on first use."""
+        experiment = self._experiments[symbol]
+        known = self.client.search_runs([experiment], f"tags.`{SIGNALS_TAG}` = '{symbol}'")
+        if known:
+            return str(known[0].info.run_id)
+        run = self.client.create_run(
+            experiment, tags={SIGNALS_TAG: symbol}, run_name=f"{symbol} signals"
+        )
+        self.client.set_terminated(run.info.run_id)
+        return str(run.info.run_id)
 
     def draw(self, deployment: Deployment, symbol: str) -> None:
         """Adds the plots of the newest published version, if they are not there yet."""

@@ -18,9 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hedge_pipeline import stages
+from hedge_pipeline.levels.joining import NO_CHAIN
+from hedge_pipeline.levels.signals import NO_LEVEL
 from hedge_pipeline.live import loop
 from hedge_pipeline.live.loop import AFTER_FINAL, Fetcher, next_poll, poll
-from hedge_pipeline.live.predicting import LATE_BAR, NO_LEVEL, NO_MODEL
+from hedge_pipeline.live.predicting import LATE_BAR, NO_MODEL
 from hedge_pipeline.live.supervision import Heartbeat
 from hedge_pipeline.market.calendar import Session
 from hedge_pipeline.market.sources import RateLimited, SourceDown, SymbolUnknown
@@ -169,7 +171,7 @@ def test_every_prediction_is_live_and_made_a_second_after_its_bar(half_day: Watc
     assert (served["decided_at"] - served["bar_ts"] == length(half_day) + SECOND).all()
     assert set(served["mode"]) == {"live"}
     assert served["prediction"].notna().all()
-    assert set(served["reason"]) == {NO_LEVEL}
+    assert set(served["reason"]) == {f"{NO_LEVEL}: {NO_CHAIN}"}
     assert set(served["model_version"]) == {1}
 
 

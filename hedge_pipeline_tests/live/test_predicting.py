@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from hedge_pipeline.learning.gate import GateRule, GateState, SessionEvidence
 from hedge_pipeline.learning.ledger import Ledger, fold_entry, verdict_entry
 from hedge_pipeline.learning.training import Model
+from hedge_pipeline.levels.signals import NO_LEVEL
 from hedge_pipeline.live.predicting import (
     LATE_BAR,
-    NO_LEVEL,
     NO_MODEL,
     OTHER_FEATURES,
     predict,
