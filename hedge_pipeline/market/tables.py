@@ -216,6 +216,23 @@ GAPS = Table(
     key=("symbol", "bar_ts"),
 )
 
+DAILY_BARS = Table(
+    "daily_bars",
+    "One bar per session that is over, frozen when first stored.",
+    (
+        _SYMBOL,
+        Column("session", "text", "session of the bar"),
+        Column("open", "float", "first trade, quote currency", least=1e-6),
+        Column("high", "float", "highest trade, quote currency", least=1e-6),
+        Column("low", "float", "lowest trade, quote currency", least=1e-6),
+        Column("close", "float", "last trade, quote currency", least=1e-6),
+        Column("volume", "float", "shares traded; NULL = unknown", nullable=True, least=0),
+        _AVAILABLE_AT,
+    ),
+    key=("symbol", "session"),
+    first_by="available_at",
+)
+
 FEATURE_ROWS = Table(
     "features",
     "The feature vector of every bar; NULL = not computable from what was available.",
@@ -410,6 +427,7 @@ PERFORMANCE = Table(
 TABLES: tuple[Table, ...] = (
     RAW_QUOTES,
     GAPS,
+    DAILY_BARS,
     FEATURE_ROWS,
     PREDICTION_LOG,
     OUTCOMES,

@@ -7,6 +7,7 @@ called with a `SourceOptions` and returns a `MarketSource`.
 from hedge_pipeline.market.sources.protocol import (
     BadInput,
     Capabilities,
+    DailySource,
     MarketSource,
     NoDataYet,
     RateLimited,
@@ -24,6 +25,7 @@ from hedge_pipeline.market.sources.protocol import (
 __all__ = [
     "BadInput",
     "Capabilities",
+    "DailySource",
     "MarketSource",
     "NoDataYet",
     "RateLimited",

@@ -9,7 +9,7 @@ import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +28,7 @@ BAR_COLUMNS = (
     "support",
     "resistance",
 )
+DAILY_COLUMNS = ("session", "open", "high", "low", "close", "volume")
 GROUP = "hedge_pipeline.sources"
 
 
@@ -128,6 +129,29 @@ class MarketSource(Protocol):
         Returns:
             Frame with the columns `BAR_COLUMNS`, ascending `bar_ts` (datetime64[us, UTC]), bar
             starts only on the session's grid, NaN = unknown (volume, bid, ask, levels).
+
+        Raises:
+            SourceError: one of its subclasses, by what went wrong.
+        """
+        ...
+
+
+@runtime_checkable
+class DailySource(MarketSource, Protocol):
+    """A source that serves daily bars too; what has a method `daily` is one."""
+
+    def daily(self, symbol: str, first: str, last: str, now: dt.datetime) -> pd.DataFrame:
+        """Daily bars of the sessions that are over at `now`; never the unfinished one.
+
+        Args:
+            symbol: ticker symbol.
+            first: first session wanted.
+            last: last session wanted; included.
+            now: aware time of asking.
+
+        Returns:
+            Frame with the columns `DAILY_COLUMNS`, ascending `session`, prices as in `bars`,
+            NaN = unknown (volume); sessions the source has nothing of are left out.
 
         Raises:
             SourceError: one of its subclasses, by what went wrong.

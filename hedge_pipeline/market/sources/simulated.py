@@ -25,6 +25,7 @@ from functools import lru_cache
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
+from hedge_pipeline.market.bars import days_of
 from hedge_pipeline.market.calendar import SessionCalendar
 from hedge_pipeline.market.sources.protocol import (
     BAR_COLUMNS,
@@ -316,3 +317,11 @@ class SimulatedSource:
         frame = pd.DataFrame([vars(row) for row in rows])
         frame.insert(0, "bar_ts", pd.to_datetime(session.bar_ts[:count], utc=True).as_unit("us"))
         return frame[list(BAR_COLUMNS)].astype({"volume": "float64"})
+
+    def daily(self, symbol: str, first: str, last: str, now: dt.datetime) -> pd.DataFrame:
+        """See the protocol; made of the minute bars."""
+        labels = self._calendar.between(max(first, EPOCH), last)
+        over = [x for x in map(self._calendar.session, labels) if x.closes + self.delay <= now]
+        if not over:
+            raise NoDataYet(f"no simulated session from {first} to {last} is over")
+        return days_of((session.label, self.bars(symbol, session, now)) for session in over)
