@@ -41,12 +41,13 @@ from hedge_pipeline.levels.trades import reliability, report, score_trades
 from hedge_pipeline.live.predicting import predict
 from hedge_pipeline.live.signalling import Signalling, at_levels
 from hedge_pipeline.live.supervision import sessions_to_close
-from hedge_pipeline.market.bars import collect_bars, find_gaps, on_grid
+from hedge_pipeline.market.bars import collect_bars, collect_days, find_gaps, on_grid
 from hedge_pipeline.market.calendar import UTC, Session, SessionCalendar
 from hedge_pipeline.market.features import compute_features, no_previous, remember
-from hedge_pipeline.market.sources import MarketSource, SourceError
+from hedge_pipeline.market.sources import DailySource, MarketSource, NoDataYet, SourceError
 from hedge_pipeline.market.tables import (
     CHAIN_FETCHES,
+    DAILY_BARS,
     FEATURE_ROWS,
     GAPS,
     HEDGE_LEVELS,
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
 
 SETTLING = dt.timedelta(minutes=15)
 PREVIOUS_SESSION_SHARE = 0.25
+DAYS_OF_HISTORY = 60
 
 
 class StageError(RuntimeError):
@@ -242,16 +244,23 @@ def _level_rules(settings: Settings) -> LevelRules:
 
 @dataclass(frozen=True)
 class CollectedSession:
-    """Counts of one collection; `failures` are one line per symbol that did not answer."""
+    """Counts of one collection; `failures` are one line per symbol that did not answer.
+
+    `without_days` are those of the daily bars; no other stage needs them to go on.
+    """
 
     bars: int
     new: int
     gaps: int
     failures: dict[str, SourceError]
+    without_days: dict[str, SourceError] = field(default_factory=dict)
 
 
 def collect(deployment: Deployment, label: str) -> CollectedSession:
-    """Asks the source for a session and stores bars and gaps. Stored bars are never changed."""
+    """Asks the source for a session and stores bars and gaps. Stored bars are never changed.
+
+    Daily bars up to the session come with it, see `collect_daily_bars`.
+    """
     session = deployment.calendar.session(label)
     asked_at = deployment.asked_at(session)
     watched_live = _watched_live(deployment, session)
@@ -268,7 +277,49 @@ def collect(deployment: Deployment, label: str) -> CollectedSession:
         )
         failures.update(answer.failures)
         new += store_bars(deployment, label, answer.bars)
-    return _account_for_gaps(deployment, session, new, failures)
+    found = _account_for_gaps(deployment, session, new, failures)
+    return replace(found, without_days=collect_daily_bars(deployment, label))
+
+
+def collect_daily_bars(deployment: Deployment, label: str) -> dict[str, SourceError]:
+    """Stores the daily bars that are missing of the last sessions up to this one.
+
+    Only sessions that are over have one; as many are wanted as hedge levels look back. A bar is
+    available at the close, but one that came after the symbol was watched in a later session is
+    available only now.
+
+    Returns:
+        The error of each symbol whose daily bars could not be asked for.
+    """
+    import pandas as pd
+
+    source = deployment.source
+    if not isinstance(source, DailySource):
+        return {}
+    asked_at = deployment.asked_at(deployment.calendar.session(label))
+    until = asked_at - source.delay
+    wanted = deployment.calendar.between(None, label)[-DAYS_OF_HISTORY:]
+    wanted = tuple(x for x in wanted if deployment.calendar.session(x).closes <= until)
+    stored = deployment.store.read(DAILY_BARS, wanted, columns=DAILY_BARS.key)
+    known = set(zip(stored["symbol"], stored["session"], strict=True))
+    failures: dict[str, SourceError] = {}
+    found: list[pd.DataFrame] = []
+    for symbol in deployment.symbols:
+        missing = [x for x in wanted if (symbol, x) not in known]
+        if not missing:
+            continue
+        try:
+            found.append(collect_days(source, symbol, missing, asked_at))
+        except NoDataYet:
+            continue
+        except SourceError as error:
+            failures[symbol] = error
+    for day, bars in pd.concat(found).groupby("session") if found else ():
+        closed = deployment.calendar.session(str(day)).closes + source.delay
+        late = bars["symbol"].isin(_watched_after(deployment, str(day)))
+        available = late.map({True: pd.Timestamp(asked_at), False: pd.Timestamp(closed)})
+        deployment.store.append(DAILY_BARS, str(day), bars.assign(available_at=available))
+    return failures
 
 
 def store_bars(deployment: Deployment, label: str, bars: pd.DataFrame) -> int:
@@ -287,6 +338,15 @@ def _watched_live(deployment: Deployment, session: Session) -> frozenset[str]:
     nominal = dt.timedelta(seconds=session.bar_seconds) + deployment.source.delay
     polled = stored["available_at"] > stored["bar_ts"] + nominal
     return frozenset(stored.loc[polled, "symbol"])
+
+
+def _watched_after(deployment: Deployment, label: str) -> frozenset[str]:
+    """Symbols somebody polled in a later session; in a replay nobody does."""
+    if deployment.replay:
+        return frozenset()
+    later = [x for x in deployment.store.sessions(RAW_QUOTES) if x > label]
+    watched = (_watched_live(deployment, deployment.calendar.session(x)) for x in later)
+    return frozenset().union(*watched)
 
 
 def _account_for_gaps(
@@ -810,6 +870,7 @@ class ClosedSession:
 
 
 PATIENCE = dt.timedelta(hours=20)
+PATIENCE_FOR_DAYS = dt.timedelta(hours=2)
 CLOSED = "live/closed.json"
 
 
@@ -823,9 +884,14 @@ def close_session(deployment: Deployment, label: str) -> ClosedSession:
     """
     session = deployment.calendar.session(label)
     found = collect(deployment, label)
-    waiting = [e for e in found.failures.values() if e.cause != "vendor_hole"]
-    if waiting and deployment.clock() < session.closes + PATIENCE:
-        raise StageError(f"{label} is not closed yet: {waiting[0]}")
+    since = deployment.clock() - session.closes
+    for failures, patience in (
+        (found.failures, PATIENCE),
+        (found.without_days, PATIENCE_FOR_DAYS),
+    ):
+        waiting = [e for e in failures.values() if e.cause != "vendor_hole"]
+        if waiting and since < patience:
+            raise StageError(f"{label} is not closed yet: {waiting[0]}")
     predictions = outcomes = 0
     collect_session_chains(deployment, label)
     build_all_missing_levels(deployment, label)
@@ -926,9 +992,11 @@ def bootstrap(
     """
     bars = gaps = 0
     failures: dict[str, None] = {}
+    without_days: list[str] = []
     for label in sessions:
         found = collect(deployment, label)
         failures |= {str(error): None for error in found.failures.values()}
+        without_days = [str(error) for error in found.without_days.values()]
         bars, gaps = bars + found.bars, gaps + found.gaps
         collect_session_chains(deployment, label)
         build_all_missing_levels(deployment, label)
@@ -944,7 +1012,7 @@ def bootstrap(
         "bars": bars,
         "gaps": gaps,
         "models": models,
-        "failures": list(failures),
+        "failures": [*failures, *without_days],
     }
 
 

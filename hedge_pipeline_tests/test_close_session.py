@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -12,8 +13,10 @@ from pandas.testing import assert_frame_equal
 
 from hedge_pipeline import stages
 from hedge_pipeline.live.predicting import LATE_BAR
-from hedge_pipeline.market.sources import SourceDown, SymbolUnknown
+from hedge_pipeline.market.bars import days_of
+from hedge_pipeline.market.sources import SchemaDrift, SourceDown, SourceError, SymbolUnknown
 from hedge_pipeline.market.tables import (
+    DAILY_BARS,
     FEATURE_ROWS,
     GAPS,
     OUTCOMES,
@@ -25,7 +28,7 @@ from hedge_pipeline.market.tables import (
 )
 from hedge_pipeline.opening import open_deployment
 from hedge_pipeline.settings import load_settings
-from hedge_pipeline.stages import PATIENCE, SETTLING, StageError
+from hedge_pipeline.stages import PATIENCE, PATIENCE_FOR_DAYS, SETTLING, StageError
 from hedge_pipeline.store import Store
 from hedge_pipeline_tests.markets import (
     BEFORE,
@@ -42,6 +45,7 @@ from hedge_pipeline_tests.markets import (
     deployment_in,
     history_in,
     minutes,
+    walk,
     watch,
 )
 from hedge_pipeline_tests.runs import files
@@ -265,6 +269,141 @@ def test_a_session_folded_by_a_training_is_closed_all_the_same(polled: Path) -> 
     assert (closed.bars, closed.gaps) == (8, 0)
     assert not any(closed.folds.values())
     assert set(parts(polled).values()) == {1}
+
+
+# -- daily bars ----------------------------------------------------------------------------------
+
+
+@dataclass
+class MarketWithDays(FakeMarket):
+    """Random walks that serve daily bars too, unless they fail for a reason of their own.
+
+    Attributes:
+        failing: error raised for daily bars until a moment.
+        windows: what was asked for: symbol, first and last session.
+    """
+
+    failing: tuple[SourceError, dt.datetime] | None = None
+    windows: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def daily(self, symbol: str, first: str, last: str, now: dt.datetime) -> pd.DataFrame:
+        self.windows.append((symbol, first, last))
+        if self.failing and now < self.failing[1]:
+            raise self.failing[0]
+        calendar = calendar_of("XNYS")
+        over = [x for x in calendar.between(first, last) if calendar.session(x).closes <= now]
+        return days_of((label, walk(symbol, calendar.session(label))) for label in over)
+
+
+def true_days(labels: Sequence[str]) -> pd.DataFrame:
+    """What the store shall hold of sessions nobody was late for."""
+    calendar = calendar_of("XNYS")
+    pieces = [
+        days_of((label, walk(symbol, calendar.session(label))) for label in labels).assign(
+            symbol=symbol, available_at=[calendar.session(label).closes for label in labels]
+        )
+        for symbol in SYMBOLS
+    ]
+    return DAILY_BARS.conform(pd.concat(pieces))
+
+
+def assert_days(store: Store, labels: Sequence[str]) -> None:
+    order = ["symbol", "session"]
+    found = store.read(DAILY_BARS).sort_values(order).reset_index(drop=True)
+    assert_frame_equal(found, true_days(labels).reset_index(drop=True), check_exact=True)
+
+
+@pytest.fixture
+def unwatched(history: Path, tmp_path: Path) -> Path:
+    """The sessions before the half day, and nobody polls on it."""
+    return copy_of(history, tmp_path / "data")
+
+
+def test_closing_stores_the_days_that_levels_look_back_on_and_asks_once(unwatched: Path) -> None:
+    market = MarketWithDays()
+    found = after(unwatched, market)
+    stages.close_session(found.deployment, HALF_DAY)
+    labels = calendar_of("XNYS").between(None, HALF_DAY)[-60:]
+    assert_days(found.store, labels)
+    assert market.windows == [(symbol, labels[0], HALF_DAY) for symbol in SYMBOLS]
+    before = files(unwatched)
+    stages.close_session(after(unwatched, market, SETTLED + HOUR).deployment, HALF_DAY)
+    assert files(unwatched) == before
+    assert len(market.windows) == 2
+
+
+def test_the_day_that_is_not_over_has_no_daily_bar(unwatched: Path) -> None:
+    found = after(unwatched, MarketWithDays(), CLOSES - MINUTE)
+    stages.collect_daily_bars(found.deployment, HALF_DAY)
+    assert_days(found.store, calendar_of("XNYS").between(None, BEFORE[-1])[-59:])
+    found.clock.now = SETTLED
+    stages.close_session(found.deployment, HALF_DAY)
+    assert_days(found.store, calendar_of("XNYS").between(None, HALF_DAY)[-60:])
+
+
+def test_daily_bars_that_fail_keep_a_session_open_only_for_a_while(polled: Path) -> None:
+    found = after(polled, MarketWithDays(failing=(AWAY, CLOSES + 99 * HOUR)))
+    with pytest.raises(StageError, match=f"{HALF_DAY} is not closed yet: no route to host"):
+        stages.close_session(found.deployment, HALF_DAY)
+    assert stages.pending_sessions(found.deployment) == (HALF_DAY,)
+    found.clock.now = CLOSES + PATIENCE_FOR_DAYS
+    assert all(stages.close_session(found.deployment, HALF_DAY).folds.values())
+    assert stages.pending_sessions(found.deployment) == ()
+    assert found.store.read(DAILY_BARS).empty
+
+
+def test_a_source_that_does_not_know_the_symbol_s_days_keeps_nothing_open(polled: Path) -> None:
+    unknown = SymbolUnknown("no such symbol")
+    found = after(polled, MarketWithDays(failing=(unknown, CLOSES + 99 * HOUR)))
+    stages.close_session(found.deployment, HALF_DAY)
+    assert stages.pending_sessions(found.deployment) == ()
+
+
+def test_a_day_that_came_after_the_next_session_was_watched_is_available_only_then(
+    polled: Path,
+) -> None:
+    stages.close_session(after(polled, FakeMarket()).deployment, HALF_DAY)
+    opens = calendar_of("XNYS").session(FULL_DAY).opens
+    found = watch(polled, FakeMarket(), opens + 5 * MINUTE + SECOND, ["SIMA"])
+    found.run(until=opens + 8 * MINUTE)
+    late = opens + HOUR
+    found = after(polled, MarketWithDays(), late)
+    stages.collect_daily_bars(found.deployment, FULL_DAY)
+    stored = found.store.read(DAILY_BARS, [HALF_DAY]).set_index("symbol")["available_at"]
+    assert stored.to_dict() == {"SIMA": pd.Timestamp(late), "SIMB": pd.Timestamp(CLOSES)}
+
+
+def test_a_first_start_has_the_days_before_its_oldest_session(tmp_path: Path) -> None:
+    deployment = deployment_in(tmp_path, MarketWithDays(), lambda: OPENS - 9 * HOUR)
+    found = stages.bootstrap(deployment, BEFORE)
+    assert found["failures"] == []
+    first = calendar_of("XNYS").between(None, BEFORE[0])[-60]
+    assert_days(deployment.store, calendar_of("XNYS").between(first, BEFORE[-1]))
+
+
+def test_a_first_start_without_daily_bars_says_so_and_goes_on(tmp_path: Path) -> None:
+    market = MarketWithDays(failing=(SourceDown("no days today"), CLOSES))
+    deployment = deployment_in(tmp_path, market, lambda: OPENS - 9 * HOUR)
+    found = stages.bootstrap(deployment, BEFORE)
+    assert found["failures"] == ["no days today"] * len(SYMBOLS)
+    assert all(words.startswith("version 1 on ") for words in found["models"].values())
+    assert stages.pending_sessions(deployment) == ()
+
+
+@pytest.mark.parametrize("column", ["session", "high", "close"])
+def test_days_that_cannot_be_stored_are_the_source_s_fault(polled: Path, column: str) -> None:
+    class Drifting(MarketWithDays):
+        def daily(self, symbol: str, first: str, last: str, now: dt.datetime) -> pd.DataFrame:
+            days = super().daily(symbol, first, last, now)
+            return days.drop(columns=column) if symbol == "SIMA" else days.assign(**{column: None})
+
+    found = after(polled, Drifting())
+    failures = stages.collect_daily_bars(found.deployment, HALF_DAY)
+    assert {symbol: (type(error), str(error)) for symbol, error in failures.items()} == {
+        "SIMA": (SchemaDrift, f"fake: the daily bars lack {column}"),
+        "SIMB": (SchemaDrift, f"fake: a daily bar has no {column}"),
+    }
+    assert found.store.read(DAILY_BARS).empty
 
 
 # -- a first start -------------------------------------------------------------------------------

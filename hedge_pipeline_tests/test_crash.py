@@ -96,9 +96,9 @@ def test_a_replay_killed_at_every_write_ends_with_the_same_tables_and_models(
         except Killed:
             continue
     monkeypatch.undo()
-    # raw_quotes, features, prediction_log, outcomes, performance and a fold per session; from the
-    # fifth on a model, its description and a verdict
-    assert len(kills.seen) == 6 * SHORT + 3 * (SHORT - 4)
+    # raw_quotes, daily_bars, features, prediction_log, outcomes, performance and a fold per
+    # session; from the fifth on a model, its description and a verdict
+    assert len(kills.seen) == 7 * SHORT + 3 * (SHORT - 4)
     found = replay_in(tmp_path, ("SIMQ",))
     assert_equal_tables(found.store, demo.store, sessions, ["SIMQ"])
     wanted = replay_in(demo.out).shelf

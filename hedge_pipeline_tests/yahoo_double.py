@@ -236,6 +236,7 @@ class YahooDouble:
         forming: how the minute in progress is told. `null`: a row of nulls, then the last trade as
             a row at mm:ss with volume 0, as recorded; `absent`: only that row; `partial`: a bar so
             far, then that row; `none`: not at all.
+        trade_after_days: whether daily rows are followed by the last trade as a row of its own.
         behind: seconds its feed is behind its clock.
         expirations: how many daily expirations are listed beside the monthlies.
         holes: (symbol, minute start in epoch seconds) told as nulls, and when it is filled.
@@ -261,6 +262,7 @@ class YahooDouble:
     def reset(self) -> None:
         """Forgets requests and faults, and tells everything as it is."""
         self.forming: FORMS = "null"
+        self.trade_after_days = False
         self.behind = 0
         self.expirations = 10
         self.holes: dict[tuple[str, int], dt.datetime | None] = {}
@@ -357,7 +359,8 @@ class YahooDouble:
         if refusal:
             return 422, _chart_error("Unprocessable Entity", refusal)
         rows, sessions = self._rows(symbol, interval, first, last, now)
-        if rows and "period1" in query and rows[-1][0] < now - 120:
+        appended = self.trade_after_days if interval == "1d" else "period1" in query
+        if rows and appended and rows[-1][0] < now - 120:
             rows.append(self._last_trade(symbol, now - self.behind))  # as recorded
         return 200, self._told(symbol, interval, told, rows, sessions, now)
 
@@ -405,7 +408,7 @@ class YahooDouble:
         """Sessions that have had their first print, ascending."""
         calendar = calendar_of(symbol)
         day = dt.datetime.fromtimestamp(now, dt.UTC).date()
-        labels = calendar.between(str(day - dt.timedelta(days=45)), str(day))
+        labels = calendar.between(str(day - dt.timedelta(days=120)), str(day))
         sessions = [calendar.session(label) for label in labels]
         return [session for session in sessions if session.opens.timestamp() <= now]
 

@@ -19,7 +19,8 @@ from hedge_pipeline.resources.loop import LoopResource
 def prediction_log(context: dg.AssetExecutionContext, loop: LoopResource) -> None:
     """Probability of a higher price after the horizon, with the model accepted at the time.
 
-    Beside it the strength of the hedge levels, confidence, and whether it is a signal. Bars that have a served row are left alone; abstentions say why.
+    Beside it the strength of the hedge levels, confidence, and whether it is a signal. Bars that
+    have a served row are left alone; abstentions say why.
     """
     from hedge_pipeline import stages
     from hedge_pipeline.assets import pictures

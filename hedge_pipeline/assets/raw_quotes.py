@@ -26,6 +26,8 @@ def raw_quotes(context: dg.AssetExecutionContext, loop: LoopResource) -> None:
     def work(label: str) -> dict[str, object]:
         found = stages.collect(loop.deployment, label)
         failures.extend(str(error) for error in found.failures.values())
+        for error in found.without_days.values():
+            context.log.warning(f"{label}: no daily bars: {error}")
         return pictures.quotes(loop.deployment, label, found)
 
     for_each_session(context, work)

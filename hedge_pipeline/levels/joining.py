@@ -63,9 +63,8 @@ def _fill(
     seen = newest >= 0
     for name in DAILY_LEVELS:
         found[name][where[seen]] = own[name].to_numpy(dtype=float)[newest[seen]]
-    why = own["unusable_reason"]
-    told = np.where(why.isna(), None, why.to_numpy(dtype=object))
-    reason[where[seen]] = told[newest[seen]]
+    told = [None if why != why else why for why in own["unusable_reason"]]
+    reason[where[seen]] = np.array(told, dtype=object)[newest[seen]]
 
     usable = own[own["usable"].astype(bool)]
     available = _plain(usable["available_at"])

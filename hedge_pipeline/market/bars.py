@@ -6,7 +6,7 @@ Every expected minute of a session is a bar or a gap with a cause; nothing is ev
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,8 @@ from hedge_pipeline.market.calendar import Session
 from hedge_pipeline.market.features import Bars
 from hedge_pipeline.market.sources.protocol import (
     BAR_COLUMNS,
+    DAILY_COLUMNS,
+    DailySource,
     MarketSource,
     NoDataYet,
     SchemaDrift,
@@ -97,6 +99,54 @@ def _refuse_drift(source: MarketSource, frame: pd.DataFrame) -> None:
     for name in ("bar_ts", "open", "high", "low", "close"):
         if frame[name].isna().any():
             raise SchemaDrift(f"{source.name}: the answer has a bar without {name}")
+
+
+def days_of(sessions: Iterable[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
+    """Daily bars of sessions from the minute bars there are, with the columns `DAILY_COLUMNS`.
+
+    Args:
+        sessions: label and ascending bars, at least one, of each session; a volume that is unknown
+            for a minute is unknown for the day.
+    """
+    import pandas as pd
+
+    rows = [
+        (
+            label,
+            bars["open"].iloc[0],
+            bars["high"].max(),
+            bars["low"].min(),
+            bars["close"].iloc[-1],
+            bars["volume"].sum(skipna=False),
+        )
+        for label, bars in sessions
+    ]
+    return pd.DataFrame(rows, columns=list(DAILY_COLUMNS))
+
+
+def collect_days(
+    source: DailySource, symbol: str, labels: Sequence[str], now: dt.datetime
+) -> pd.DataFrame:
+    """The source's daily bars of these sessions, as far as it has them.
+
+    Args:
+        source: whom to ask.
+        symbol: which symbol.
+        labels: sessions that are over, ascending; other sessions of the answer are left out.
+        now: aware time of asking.
+
+    Raises:
+        SourceError: the source did not answer, or with something else.
+    """
+    frame = source.daily(symbol, labels[0], labels[-1], now)
+    missing = [name for name in DAILY_COLUMNS if name not in frame.columns]
+    if missing:
+        raise SchemaDrift(f"{source.name}: the daily bars lack {', '.join(missing)}")
+    for name in ("session", "open", "high", "low", "close"):
+        if frame[name].isna().any():
+            raise SchemaDrift(f"{source.name}: a daily bar has no {name}")
+    wanted: pd.DataFrame = frame[frame["session"].isin(labels)]
+    return wanted[list(DAILY_COLUMNS)].assign(symbol=symbol)
 
 
 def find_gaps(

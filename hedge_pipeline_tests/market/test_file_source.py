@@ -19,7 +19,7 @@ from hedge_pipeline.market.sources import (
     SymbolUnknown,
 )
 from hedge_pipeline.market.sources.file import FileSource, read_bars
-from hedge_pipeline.market.sources.protocol import BAR_COLUMNS, CHAIN_COLUMNS
+from hedge_pipeline.market.sources.protocol import BAR_COLUMNS, CHAIN_COLUMNS, DAILY_COLUMNS
 
 CALENDAR = SessionCalendar(end=dt.date(2026, 12, 31))
 SESSION = CALENDAR.session("2026-03-10")
@@ -232,6 +232,32 @@ def test_what_a_caller_does_to_an_answer_does_not_reach_the_source(write: Write)
     answer = source.bars("QQQ", SESSION, SESSION.closes)
     answer.loc[:, "close"] = -1.0
     assert source.bars("QQQ", SESSION, SESSION.closes)["close"].tolist() == [100.5] * 3
+
+
+def test_a_day_is_made_of_its_minutes(tmp_path: Path) -> None:
+    after = CALENDAR.session("2026-03-11")
+    frame = bars_frame(count=390)
+    later = frame.assign(ts=frame["ts"] + pd.Timedelta(days=1), close=frame["close"] - 0.5)
+    later.loc[7, "volume"] = np.nan
+    path = tmp_path / "bars.parquet"
+    pd.concat([frame, later[:200]]).to_parquet(path)
+    source = opened(path)
+    days = source.daily("QQQ", "2026-03-01", "2026-03-31", after.closes)
+    assert tuple(days.columns) == DAILY_COLUMNS
+    assert days.astype(object).where(days.notna(), None).to_numpy().tolist() == [
+        ["2026-03-10", 100.0, 490.0, 99.0, 489.0, 3900.0],
+        ["2026-03-11", 100.0, 300.0, 99.0, 298.5, None],
+    ]
+    before = source.daily("QQQ", "2026-03-10", "2026-03-31", after.closes - MINUTE)
+    assert before["session"].tolist() == ["2026-03-10"]
+
+
+def test_without_a_session_that_is_over_there_is_no_day(write: Write) -> None:
+    source = opened(write())
+    with pytest.raises(NoDataYet, match="no file has a whole session of QQQ from 2026-03-10"):
+        source.daily("QQQ", "2026-03-10", "2026-03-10", SESSION.closes - MINUTE)
+    with pytest.raises(SymbolUnknown, match="no file has bars of SPY"):
+        source.daily("SPY", "2026-03-10", "2026-03-10", SESSION.closes)
 
 
 # -- bad files: one line that names file, row and column -----------------------------------------

@@ -20,7 +20,7 @@ from hedge_pipeline.market.sources import (
     SymbolUnknown,
     WindowRefused,
 )
-from hedge_pipeline.market.sources.protocol import BAR_COLUMNS
+from hedge_pipeline.market.sources.protocol import BAR_COLUMNS, DAILY_COLUMNS
 from hedge_pipeline.market.sources.simulated import (
     HORIZON,
     MINUTES,
@@ -259,6 +259,26 @@ def test_a_half_day_is_the_beginning_of_a_full_one() -> None:
     ordinal = SOURCE.ordinal("2026-11-27")
     assert len(frame) == 210
     assert frame["close"].tolist() == [close_price(7, "SIMQ", ordinal, m) for m in range(210)]
+
+
+def test_a_day_is_made_of_its_minutes_and_comes_when_it_is_over() -> None:
+    minutes = [bar(7, "SIMQ", 1, minute) for minute in range(MINUTES)]
+    days = SOURCE.daily("SIMQ", "2023-12-01", "2024-01-31", SESSION.closes)
+    assert tuple(days.columns) == DAILY_COLUMNS
+    assert days["session"].tolist() == ["2024-01-02", "2024-01-03"]
+    assert days.iloc[1, 1:].tolist() == [
+        minutes[0].open,
+        max(x.high for x in minutes),
+        min(x.low for x in minutes),
+        minutes[-1].close,
+        sum(x.volume for x in minutes),
+    ]
+    before = SOURCE.daily("SIMQ", "2024-01-02", "2024-01-31", SESSION.closes - MINUTE)
+    assert before["session"].tolist() == ["2024-01-02"]
+    with pytest.raises(NoDataYet, match="no simulated session from 2024-01-03 to 2024-01-04"):
+        SOURCE.daily("SIMQ", "2024-01-03", "2024-01-04", SESSION.closes - MINUTE)
+    with pytest.raises(SymbolUnknown):
+        SOURCE.daily("SPY", "2024-01-02", "2024-01-03", SESSION.closes)
 
 
 def test_bars_tell_nothing_of_the_oracle() -> None:

@@ -25,7 +25,7 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 from hedge_pipeline import stages
-from hedge_pipeline.market.bars import collect_bars
+from hedge_pipeline.market.bars import collect_bars, days_of
 from hedge_pipeline.market.calendar import Session, SessionCalendar
 from hedge_pipeline.market.sources import (
     BadInput,
@@ -42,7 +42,7 @@ from hedge_pipeline.market.sources import (
     yahoo as yahoo_source,
 )
 from hedge_pipeline.market.sources.file import FileSource
-from hedge_pipeline.market.sources.protocol import BAR_COLUMNS, CHAIN_COLUMNS
+from hedge_pipeline.market.sources.protocol import BAR_COLUMNS, CHAIN_COLUMNS, DAILY_COLUMNS
 from hedge_pipeline.market.sources.yahoo import BreakerOpen, Meter, YahooSource
 from hedge_pipeline.market.sources.yahoo_chains import expirations_to_ask, read_page, snapshot
 from hedge_pipeline.market.tables import GAPS, RAW_QUOTES
@@ -289,6 +289,107 @@ def test_a_closed_market_asked_for_as_if_it_were_open_has_no_data_yet(
     yahoo.clock.set(at("12:00", "2025-11-24"))
     with pytest.raises(NoDataYet, match="Yahoo has nothing of 2025-11-22"):
         source.bars("SPY", saturday, at("12:00", "2025-11-24"))
+
+
+# -- daily bars ------------------------------------------------------------------------------------
+
+
+def true_days(
+    symbol: str, first: str, last: str, calendar: SessionCalendar = CALENDAR
+) -> pd.DataFrame:
+    labels = calendar.between(first, last)
+    return days_of((label, true_bars(symbol, calendar.session(label))) for label in labels)
+
+
+@pytest.mark.parametrize(
+    ("first", "asked_at", "last"),
+    [
+        ("2025-08-27", NOW, "2025-11-20"),  # sixty sessions over the change of the clocks
+        ("2025-11-20", NOW, "2025-11-20"),
+        ("2025-11-17", at("16:01:30"), "2025-11-21"),
+        ("2025-11-17", at("12:00", "2025-11-22"), "2025-11-21"),
+        ("2025-11-24", at("13:01:29", "2025-11-28"), "2025-11-26"),  # a half day in its last second
+        ("2025-11-24", at("13:01:30", "2025-11-28"), "2025-11-28"),
+    ],
+)
+def test_a_daily_bar_is_delivered_when_its_session_is_over(
+    yahoo: YahooDouble, source: YahooSource, first: str, asked_at: dt.datetime, last: str
+) -> None:
+    yahoo.clock.set(asked_at)
+    days = source.daily("SPY", first, "2025-11-28", asked_at)
+    assert_frame_equal(days, true_days("SPY", first, last), check_exact=True)
+    assert tuple(days.columns) == DAILY_COLUMNS
+    assert yahoo.count() == 1
+
+
+@pytest.mark.parametrize(("moment", "whole"), [("16:13:59", False), ("16:14", True)])
+def test_a_daily_bar_waits_for_a_slow_feed_to_reach_the_close(
+    yahoo: YahooDouble, source: YahooSource, moment: str, whole: bool
+) -> None:
+    yahoo.behind = 900
+    yahoo.clock.set(at(moment))
+    days = source.daily("SPY", "2025-11-17", SESSION.label, at(moment))
+    expected = true_days("SPY", "2025-11-17", SESSION.label if whole else "2025-11-20")
+    assert_frame_equal(days, expected, check_exact=True)
+
+
+def test_days_of_a_calendar_without_nights(
+    yahoo: YahooDouble, seconds: Seconds, tmp_path: Path
+) -> None:
+    calendar = SessionCalendar("24/7")
+    source = make_source(tmp_path, seconds, calendar)
+    days = source.daily("BTC-USD", "2025-11-01", SESSION.label, NOW)
+    expected = true_days("BTC-USD", "2025-11-01", "2025-11-20", calendar)
+    assert_frame_equal(days, expected, check_exact=True)
+
+
+def test_a_null_day_is_left_out_until_it_is_there(yahoo: YahooDouble, source: YahooSource) -> None:
+    opens = int(CALENDAR.session("2025-11-19").opens.timestamp())
+    yahoo.holes["SPY", opens] = at("10:38:30")
+    whole = true_days("SPY", "2025-11-17", "2025-11-20")
+    days = source.daily("SPY", "2025-11-17", "2025-11-20", NOW)
+    assert days["session"].tolist() == ["2025-11-17", "2025-11-18", "2025-11-20"]
+    yahoo.clock.set(at("10:38:31"))
+    days = source.daily("SPY", "2025-11-17", "2025-11-20", at("10:38:31"))
+    assert_frame_equal(days, whole, check_exact=True)
+
+
+def test_a_quote_in_the_place_of_a_day_is_no_day(yahoo: YahooDouble, source: YahooSource) -> None:
+    yahoo.trade_after_days = True
+    yahoo.clock.set(at("16:30"))
+    days = source.daily("SPY", "2025-11-17", SESSION.label, at("16:30"))
+    expected = true_days("SPY", "2025-11-17", "2025-11-20")
+    assert_frame_equal(days, expected, check_exact=True)
+
+
+def test_without_a_day_that_is_over_nobody_is_asked(
+    yahoo: YahooDouble, source: YahooSource
+) -> None:
+    with pytest.raises(NoDataYet, match="no session from 2025-11-21 to 2025-11-24 is over"):
+        source.daily("SPY", "2025-11-21", "2025-11-24", NOW)
+    assert yahoo.requests == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "outcome"),
+    [
+        (THROTTLED, RateLimited),
+        (Fault("answer", status=503, body=b"<html>busy</html>"), SourceDown),
+        (Fault("answer", body=b"{"), SourceDown),
+        (Fault("drop"), SourceDown),
+    ],
+)
+def test_days_have_the_outcomes_of_minutes(
+    yahoo: YahooDouble, source: YahooSource, fault: Fault, outcome: type[SourceError]
+) -> None:
+    yahoo.fault(replace(fault))
+    with pytest.raises(outcome, match="SPY: Yahoo"):
+        source.daily("SPY", "2025-11-17", "2025-11-20", NOW)
+
+
+def test_days_of_an_unknown_symbol(yahoo: YahooDouble, source: YahooSource) -> None:
+    with pytest.raises(SymbolUnknown, match="Yahoo has no symbol NOSUCH"):
+        source.daily("NOSUCH", "2025-11-17", "2025-11-20", NOW)
 
 
 # -- what is refused -------------------------------------------------------------------------------

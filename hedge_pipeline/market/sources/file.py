@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hedge_pipeline.market.bars import days_of
 from hedge_pipeline.market.sources import chain_files
 from hedge_pipeline.market.sources.columns import (
     check_columns,
@@ -87,10 +88,7 @@ class FileSource:
         """See the protocol; bid, ask and levels are unknown."""
         import pandas as pd
 
-        if symbol not in self.symbols:
-            raise SymbolUnknown(
-                f"no file has bars of {symbol}; they have {', '.join(self.symbols)}"
-            )
+        self._refuse_unknown(symbol)
         found = self._bars.get((symbol, session.label))
         if found is None:
             raise NoDataYet(f"no file has bars of {symbol} in session {session.label}")
@@ -130,6 +128,24 @@ class FileSource:
             (str(symbol), str(label)): group[list(CHAIN_COLUMNS)]
             for (symbol, label), group in chains.groupby(["symbol", "session"], sort=False)
         }
+
+    def daily(self, symbol: str, first: str, last: str, now: dt.datetime) -> pd.DataFrame:
+        """See the protocol; made of the minute bars, whatever minutes the file lacks."""
+        self._refuse_unknown(symbol)
+        over = [
+            label
+            for label in self._calendar.between(first, last)
+            if (symbol, label) in self._bars and self._calendar.session(label).closes <= now
+        ]
+        if not over:
+            raise NoDataYet(f"no file has a whole session of {symbol} from {first} to {last}")
+        return days_of((label, self._bars[symbol, label]) for label in over)
+
+    def _refuse_unknown(self, symbol: str) -> None:
+        if symbol not in self.symbols:
+            raise SymbolUnknown(
+                f"no file has bars of {symbol}; they have {', '.join(self.symbols)}"
+            )
 
     def _in_session(self, path: Path, bars: pd.DataFrame) -> pd.DataFrame:
         labels = session_of(bars["bar_ts"], self._calendar)

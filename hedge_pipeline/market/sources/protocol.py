@@ -9,7 +9,7 @@ import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,6 +41,7 @@ CHAIN_COLUMNS = (
     "ask",
     "last",
 )
+DAILY_COLUMNS = ("session", "open", "high", "low", "close", "volume")
 GROUP = "hedge_pipeline.sources"
 
 
@@ -168,6 +169,29 @@ class ChainSource(Protocol):
             volume are contracts, implied volatility is per year, prices are in quote currency;
             NaN = unknown. `as_of` is the moment the data describe, `available_at` the moment they
             could first be had.
+
+        Raises:
+            SourceError: one of its subclasses, by what went wrong.
+        """
+        ...
+
+
+@runtime_checkable
+class DailySource(MarketSource, Protocol):
+    """A source that serves daily bars too; what has a method `daily` is one."""
+
+    def daily(self, symbol: str, first: str, last: str, now: dt.datetime) -> pd.DataFrame:
+        """Daily bars of the sessions that are over at `now`; never the unfinished one.
+
+        Args:
+            symbol: ticker symbol.
+            first: first session wanted.
+            last: last session wanted; included.
+            now: aware time of asking.
+
+        Returns:
+            Frame with the columns `DAILY_COLUMNS`, ascending `session`, prices as in `bars`,
+            NaN = unknown (volume); sessions the source has nothing of are left out.
 
         Raises:
             SourceError: one of its subclasses, by what went wrong.

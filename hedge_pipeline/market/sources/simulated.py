@@ -28,6 +28,7 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 
+from hedge_pipeline.market.bars import days_of
 from hedge_pipeline.market.calendar import SessionCalendar
 from hedge_pipeline.market.sources.protocol import (
     BAR_COLUMNS,
@@ -411,6 +412,14 @@ class SimulatedSource:
         for name in ("as_of", "available_at"):
             found[name] = pd.to_datetime(found[name], utc=True).dt.as_unit("us")
         return found[list(CHAIN_COLUMNS)]
+
+    def daily(self, symbol: str, first: str, last: str, now: dt.datetime) -> pd.DataFrame:
+        """See the protocol; made of the minute bars."""
+        labels = self._calendar.between(max(first, EPOCH), last)
+        over = [x for x in map(self._calendar.session, labels) if x.closes + self.delay <= now]
+        if not over:
+            raise NoDataYet(f"no simulated session from {first} to {last} is over")
+        return days_of((session.label, self.bars(symbol, session, now)) for session in over)
 
     def _refuse(self, symbol: str, session: Session) -> None:
         if not symbol.startswith("SIM"):

@@ -8,7 +8,7 @@ What is delivered: minutes on the session's grid only, final at their end plus 9
 Until the session is long over, a minute must also have ended by Yahoo's own clock: a delayed feed
 shows an old minute in progress. A null minute is no bar. The row of the running minute, rows
 between minutes, the closing print and the previous session's rows (Yahoo's answer before the first
-print) are dropped.
+print) are dropped. A daily bar is delivered when its session is over, by Yahoo's clock too.
 
 Yahoo's data are for personal use; see the terms of use of Yahoo and the notes of yfinance.
 """
@@ -32,6 +32,7 @@ import numpy as np
 from hedge_pipeline.market.sources import yahoo_chains
 from hedge_pipeline.market.sources.protocol import (
     BAR_COLUMNS,
+    DAILY_COLUMNS,
     BadInput,
     Capabilities,
     NoDataYet,
@@ -199,7 +200,10 @@ class YahooSource:
                 f"{symbol}: Yahoo keeps {self._interval} bars for {self._depth.days} days; "
                 f"{session.label} is older"
             )
-        frame, metadata = self._ask(symbol, session, now)
+        window: dict[str, Any] = {"period": "1d"}
+        if not session.opens <= now < session.closes:
+            window = {"start": session.opens, "end": session.closes}
+        frame, metadata = self._ask(symbol, session.label, self._interval, window)
         bars = self._clean(symbol, frame, session, now, metadata)
         if bars.empty:
             raise NoDataYet(f"{symbol}: Yahoo has no bar of {session.label} yet")
@@ -277,15 +281,38 @@ class YahooSource:
             return SymbolUnknown(f"{symbol}: Yahoo has no options of it")
         return SourceDown(f"{symbol}: Yahoo answers {status} when asked for options")
 
+    def daily(self, symbol: str, first: str, last: str, now: dt.datetime) -> pd.DataFrame:
+        """See the protocol; adjusted for splits, not for dividends, with the auctions' volume."""
+        zone = ZoneInfo(self._calendar.timezone)
+        labels = self._calendar.between(first, last)
+        over = [x for x in map(self._calendar.session, labels) if x.closes + self.delay <= now]
+        if not over:
+            raise NoDataYet(f"{symbol}: no session from {first} to {last} is over")
+        days = [dt.date.fromisoformat(x.label) for x in (over[0], over[-1])]
+        begin, end = (dt.datetime.combine(day, dt.time(), zone) for day in days)
+        window = {"start": begin, "end": end + dt.timedelta(days=1)}
+        about = f"the days {first} to {last}"
+        frame, metadata = self._ask(symbol, about, "1d", window)
+        bars = _whole(_rows(symbol, frame))
+        bars["session"] = bars.pop("bar_ts").dt.tz_convert(zone).dt.strftime("%Y-%m-%d")
+        last_trade = metadata.get("regularMarketTime")
+        final = {x.label for x in over if now >= x.closes + SETTLED or _over(x, last_trade)}
+        # yfinance takes a quote that follows the day's row for the day itself
+        quote = (bars["high"] == bars["low"]) & (bars["volume"] == 0)
+        bars = bars[bars["session"].isin(final) & ~quote].drop_duplicates("session")
+        if bars.empty:
+            raise NoDataYet(f"{symbol}: Yahoo has nothing of {about} yet")
+        return bars.sort_values("session").reset_index(drop=True)[list(DAILY_COLUMNS)]
+
     # -- asking ----------------------------------------------------------------------------------
 
-    def _ask(self, symbol: str, session: Session, now: dt.datetime) -> tuple[pd.DataFrame, Any]:
-        """Rows as yfinance gives them, and the metadata of the answer."""
+    def _ask(
+        self, symbol: str, about: str, interval: str, window: dict[str, Any]
+    ) -> tuple[pd.DataFrame, Any]:
+        """Rows as yfinance gives them, and the metadata of the answer; `about` is for errors."""
         client = self._open()
-        window: dict[str, Any] = {"period": "1d"}
-        if not session.opens <= now < session.closes:
+        if "start" in window:
             client.data.YfData.cache_get.cache_clear()  # it remembers bad answers for ever
-            window = {"start": session.opens, "end": session.closes}
         ticker = None
         try:
             zones = client.cache.get_tz_cache()
@@ -293,7 +320,7 @@ class YahooSource:
                 zones.store(symbol, self._calendar.timezone)
             ticker = client.Ticker(symbol, session=self._session)
             frame: pd.DataFrame = ticker.history(
-                interval=self._interval,
+                interval=interval,
                 prepost=False,
                 auto_adjust=False,
                 actions=False,
@@ -301,7 +328,7 @@ class YahooSource:
                 **window,
             )
         except Exception as error:  # every one of them is given its outcome
-            raise self._outcome(symbol, session, error, ticker) from error
+            raise self._outcome(symbol, about, error, ticker) from error
         return frame, ticker.history_metadata
 
     def _open(self) -> Any:
@@ -318,7 +345,7 @@ class YahooSource:
                 self._client = yfinance
             return self._client
 
-    def _outcome(self, symbol: str, session: Session, error: Exception, ticker: Any) -> SourceError:
+    def _outcome(self, symbol: str, about: str, error: Exception, ticker: Any) -> SourceError:
         """The outcome an exception of yfinance stands for, judged by the HTTP status first."""
         from peewee import PeeweeException
         from yfinance import exceptions as yahoo
@@ -336,7 +363,7 @@ class YahooSource:
         if status == 404 and reason and symbol not in self._delivered:
             return SymbolUnknown(f"Yahoo has no symbol {symbol}")
         if status in (400, 422) and reason:
-            return WindowRefused(f"{symbol}: Yahoo refuses {session.label} ({_first_line(error)})")
+            return WindowRefused(f"{symbol}: Yahoo refuses {about} ({_first_line(error)})")
         if status is not None and status >= 400:
             return SourceDown(f"{symbol}: Yahoo answers {status}")
         if isinstance(error, json.JSONDecodeError | yahoo.YFDataException):
@@ -346,7 +373,7 @@ class YahooSource:
                 return SourceDown(f"{symbol}: Yahoo answers with an error ({_first_line(error)})")
             if "symbol" not in ticker.history_metadata:
                 return SourceDown(f"{symbol}: Yahoo answers with nothing")
-            return NoDataYet(f"{symbol}: Yahoo has nothing of {session.label}")
+            return NoDataYet(f"{symbol}: Yahoo has nothing of {about}")
         return SchemaDrift(f"{symbol}: Yahoo's answer has an unknown shape ({_first_line(error)})")
 
     # -- cleaning --------------------------------------------------------------------------------
@@ -359,31 +386,49 @@ class YahooSource:
         now: dt.datetime,
         metadata: Any,
     ) -> pd.DataFrame:
-        import pandas as pd
-
-        names = {"Open": "open", "High": "high", "Low": "low", "Close": "close", "Volume": "volume"}
-        missing = [name for name in names if name not in frame.columns]
-        if missing or not isinstance(frame.index, pd.DatetimeIndex) or frame.index.tz is None:
-            raise SchemaDrift(f"{symbol}: Yahoo's answer lacks {', '.join(missing) or 'times'}")
-        bars = frame[list(names)].rename(columns=names).astype("float64")
-        bars.insert(0, "bar_ts", frame.index.tz_convert("UTC").as_unit("us"))
-        bars = bars.reset_index(drop=True)
+        bars = _rows(symbol, frame)
         times = bars["bar_ts"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
         on_grid = session.index_of(times) >= 0
         ends = bars["bar_ts"] + dt.timedelta(seconds=session.bar_seconds)
         final = ends + self.delay <= now
         if now < session.closes + SETTLED:
             final &= ends <= _seen(bars["bar_ts"], metadata)
-        prices = bars[["open", "high", "low", "close"]]
-        known = (prices.notna() & (prices > 0)).all(axis=1)
-        torn = (prices["high"] < prices.max(axis=1)) | (prices["low"] > prices.min(axis=1))
-        bars = bars[on_grid & final & known & ~torn].drop_duplicates("bar_ts")
+        bars = _whole(bars[on_grid & final]).drop_duplicates("bar_ts")
         bars = bars.sort_values("bar_ts").reset_index(drop=True)
-        for column in ("open", "high", "low", "close"):
-            bars[column] = bars[column].round(PRICE_DECIMALS)
         for column in ("bid", "ask", "support", "resistance"):
             bars[column] = np.nan
         return bars[list(BAR_COLUMNS)]
+
+
+def _rows(symbol: str, frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows of yfinance: bar_ts (UTC), open, high, low, close, volume; NaN where Yahoo has null."""
+    import pandas as pd
+
+    names = {"Open": "open", "High": "high", "Low": "low", "Close": "close", "Volume": "volume"}
+    missing = [name for name in names if name not in frame.columns]
+    if missing or not isinstance(frame.index, pd.DatetimeIndex) or frame.index.tz is None:
+        raise SchemaDrift(f"{symbol}: Yahoo's answer lacks {', '.join(missing) or 'times'}")
+    rows = frame[list(names)].rename(columns=names).astype("float64")
+    rows.insert(0, "bar_ts", frame.index.tz_convert("UTC").as_unit("us"))
+    return rows.reset_index(drop=True)
+
+
+def _whole(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows that are bars, in rounded prices: nothing unknown, nothing outside high and low."""
+    prices = rows[["open", "high", "low", "close"]]
+    known = (prices.notna() & (prices > 0)).all(axis=1)
+    torn = (prices["high"] < prices.max(axis=1)) | (prices["low"] > prices.min(axis=1))
+    bars = rows[known & ~torn].copy()
+    bars[prices.columns] = bars[prices.columns].round(PRICE_DECIMALS)
+    return bars
+
+
+def _over(session: Session, last_trade: Any) -> bool:
+    """Whether Yahoo's feed has reached the last minute of the session."""
+    import pandas as pd
+
+    last_minute = session.closes - dt.timedelta(seconds=60)
+    return isinstance(last_trade, pd.Timestamp) and bool(last_trade >= last_minute)
 
 
 def _seen(bar_ts: pd.Series[Any], metadata: Any) -> Any:
