@@ -21,6 +21,7 @@ from hedge_pipeline.levels.gaps import DailyBars
 from hedge_pipeline.levels.joining import NO_CHAIN
 from hedge_pipeline.levels.snapshot import CHAIN_LEVELS, prepare, row_of
 from hedge_pipeline.levels.strength import RANK_SESSIONS, ranks
+from hedge_pipeline.market.calendar import to_datetime64
 from hedge_pipeline.market.sources import (
     CHAIN_COLUMNS,
     BadInput,
@@ -108,8 +109,7 @@ def store(
     new = _new_snapshots(deployment, label, fetched)
     if available_at is not None:
         new = new.assign(available_at=pd.Timestamp(available_at).as_unit("us"))
-    for _as_of, snapshot in new.groupby("as_of", sort=True):
-        deployment.store.append(OPTION_CHAINS, label, snapshot)
+    deployment.store.append(OPTION_CHAINS, label, new)
     failure = fetched.failure
     status = "ok" if len(new) else "nothing_new"
     row = {
@@ -227,15 +227,13 @@ def _session_rows(
     chains = deployment.store.read(OPTION_CHAINS, [label], symbols=[symbol])
     prices = _Prices(deployment, session, symbol)
     earlier: Chain | None = None
-    moments = chains[["available_at", "as_of"]].drop_duplicates("as_of")
-    moments = moments.sort_values(["available_at", "as_of"])
-    for available_at, as_of in zip(moments["available_at"], moments["as_of"], strict=True):
-        spot = prices.at(as_of, available_at)
+    for key, contracts in chains.groupby(["available_at", "as_of"], sort=True):
+        available_at, as_of = cast("tuple[pd.Timestamp, pd.Timestamp]", key)
         snapshot = prepare(
-            chains[chains["as_of"] == as_of],
+            contracts,
             as_of=as_of.to_pydatetime(),
             available_at=available_at.to_pydatetime(),
-            spot=spot,
+            spot=prices.at(as_of, available_at),
             earlier=earlier if _is_before(earlier, as_of) else None,
             rules=rules,
         )
@@ -320,18 +318,21 @@ class _Prices:
     """Closes of a symbol's bars by the moment they were known; yesterday's before the first."""
 
     def __init__(self, deployment: Deployment, session: Session, symbol: str) -> None:
-        self._length = np.timedelta64(session.bar_seconds, "s")
+        length = np.timedelta64(session.bar_seconds, "s")
         before = deployment.calendar.previous(session.label)
         labels = [session.label] if before is None else [before, session.label]
         columns = ("symbol", "bar_ts", "close", "available_at")
         bars = deployment.store.read(RAW_QUOTES, labels, symbols=[symbol], columns=columns)
-        self._bars = bars.sort_values("bar_ts")
+        bars = bars.sort_values("bar_ts")
+        self._ends = bars["bar_ts"].dt.tz_localize(None).to_numpy() + length
+        self._known = bars["available_at"].dt.tz_localize(None).to_numpy()
+        self._close = bars["close"].to_numpy(dtype=float)
 
     def at(self, as_of: pd.Timestamp, available_at: pd.Timestamp) -> float:
         """Close of the last bar that had ended at `as_of` and was known at `available_at`."""
-        bars = self._bars
-        known = (bars["bar_ts"] + self._length <= as_of) & (bars["available_at"] <= available_at)
-        return float(bars.loc[known, "close"].iloc[-1]) if known.any() else float("nan")
+        ended = self._ends <= to_datetime64(as_of)
+        seen = np.flatnonzero(ended & (self._known <= to_datetime64(available_at)))
+        return float(self._close[seen[-1]]) if len(seen) else float("nan")
 
 
 def _with_ranks(

@@ -198,6 +198,25 @@ def retrain(
 
 
 @app.command()
+def alert_test(as_json: AsJson = False) -> None:
+    """Send a test alert to every HEDGE_ALERT_URLS and say what came of it."""
+    with _one_line():
+        from hedge_pipeline.opening import open_notifier
+
+        notifier = open_notifier(load_settings())
+        if not notifier:
+            raise SettingsError("HEDGE_ALERT_URLS is empty: there is nobody to tell")
+        found = notifier.send("This is a test; no signal fired.", "hedge: test alert")
+        if as_json:
+            _print_json([delivery._asdict() for delivery in found])
+        else:
+            for delivery in found:
+                _say(f"{'ok' if delivery.ok else 'FAIL':<5} {delivery.url}: {delivery.detail}")
+        if not all(delivery.ok for delivery in found):
+            raise typer.Exit(1)
+
+
+@app.command()
 def bootstrap(
     days: Annotated[int, typer.Option(min=1, help="calendar days to look back")] = 29,
     as_json: AsJson = False,

@@ -42,7 +42,8 @@ class Store:
     Args:
         url: local folder or fsspec URL. It is created on the first write.
 
-    Safe for several processes: an append creates its file exclusively, a replacement is one rename.
+    Safe for several processes: an append creates its file exclusively, so of several that add the
+    same rows at once one is told that it did; a replacement is one rename.
     """
 
     def __init__(self, url: str) -> None:
@@ -76,8 +77,7 @@ class Store:
         path = self._folder(table, session) / _part_name(table, new)
         if table.bulky and str(path) in self._parts(table, session):
             return 0
-        self._write(path, table, new, first=True)
-        return len(new)
+        return len(new) if self._write(path, table, new, first=True) else 0
 
     def replace(self, table: Table, session: str, frame: pd.DataFrame) -> int:
         """Makes the session hold exactly these rows; returns how many.
@@ -337,7 +337,8 @@ class Store:
                 "materialize its session again"
             ) from error
 
-    def _write(self, path: PurePosixPath, table: Table, rows: pd.DataFrame, *, first: bool) -> None:
+    def _write(self, path: PurePosixPath, table: Table, rows: pd.DataFrame, *, first: bool) -> bool:
+        """Writes a part; see `_put` for the answer."""
         arrow = pa.Table.from_pandas(rows, schema=table.arrow, preserve_index=False)
         floats = [column.name for column in table.columns if column.kind in ("float", "float32")]
         buffer = io.BytesIO()
@@ -354,15 +355,27 @@ class Store:
             writer.write_table(arrow)
             writer.add_key_value_metadata({"schema_hash": table.schema_hash})
         with self._told("cannot be written"):
-            self._put(path, buffer.getvalue(), first=first)
+            return self._put(path, buffer.getvalue(), first=first)
 
-    def _put(self, path: PurePosixPath, content: bytes, *, first: bool) -> None:
+    def _put(self, path: PurePosixPath, content: bytes, *, first: bool) -> bool:
+        """Writes a file whole or not at all.
+
+        Args:
+            path: where to.
+            content: what.
+            first: leave a file that is there as it is.
+
+        Returns:
+            Whether this call wrote it; of several at once only one did.
+        """
         if not self._local:
-            if first and self._fs.exists(str(path)):
-                return
             self._fs.makedirs(str(path.parent), exist_ok=True)
-            self._fs.pipe_file(str(path), content)
-            return
+            try:
+                self._fs.pipe_file(str(path), content, mode="create" if first else "overwrite")
+            except FileExistsError:
+                return False
+            return True
+        written = True
         os.makedirs(path.parent, exist_ok=True)  # noqa: PTH103
         temporary = path.parent / f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp"
         try:
@@ -372,14 +385,17 @@ class Store:
                 file.flush()
                 os.fsync(file.fileno())
             if first:
-                with contextlib.suppress(FileExistsError):
+                try:
                     os.link(temporary, path)
+                except FileExistsError:
+                    written = False
             else:
                 os.replace(temporary, path)  # noqa: PTH105
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)  # noqa: PTH108
         _flush_folder(path.parent)
+        return written
 
     def _remove(self, paths: Iterable[PurePosixPath]) -> None:
         for path in paths:

@@ -190,6 +190,7 @@ def run_loop(
     until: dt.datetime,
     sleep: Callable[[float], None],
     report: Callable[[Poll], None] = lambda poll: None,
+    alert: Callable[[str], object] = lambda session: None,
 ) -> int:
     """Polls until the time box or the session ends; returns the number of polls.
 
@@ -202,6 +203,7 @@ def run_loop(
         until: end of the time box.
         sleep: waits so many seconds; raises to end the loop.
         report: called after every poll.
+        alert: called with the session after a poll that stored predictions.
     """
     fetcher = Fetcher(deployment, patience=max(5.0, 0.5 * interval.total_seconds()))
     chain_poller = ChainPoller(deployment)
@@ -212,6 +214,8 @@ def run_loop(
         done = poll(deployment, fetcher, session, catch_up=count == 0)
         count += 1
         _tell(deployment, done)
+        if done.predictions:
+            alert(session.label)
         chain_poller.advance(session)
         Heartbeat(run_id, deployment.clock().isoformat(), session.label).write(deployment.store)
         report(done)

@@ -638,13 +638,12 @@ TRADES = Table(
 
 ALERTS = Table(
     "alerts",
-    "Every alert that was tried; at most one per signal.",
+    "Every alert that was handed over for delivery; at most one per signal.",
     (
         _SYMBOL,
         _BAR_TS,
-        Column("sent_at", "time", "moment of the answer, UTC"),
-        Column("status", "text", "what came of it", among=("sent", "failed")),
-        Column("detail", "text", "services and errors, secrets masked; NULL = none", nullable=True),
+        Column("posted_at", "time", "moment of handing it over, UTC"),
+        Column("title", "text", "its first line"),
     ),
     key=("symbol", "bar_ts"),
 )

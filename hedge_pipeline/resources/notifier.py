@@ -16,21 +16,16 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from hedge_pipeline.levels.trades import STOP, TARGET
 from hedge_pipeline.settings import SettingsError
 
 if TYPE_CHECKING:
-    import datetime as dt
     from collections.abc import Iterator
 
     from apprise import Apprise
     from pydantic import SecretStr
-
-    from hedge_pipeline.levels.signals import Side
 
 log = logging.getLogger(__name__)
 
@@ -38,71 +33,6 @@ TIMEOUT: Final = 10.0
 CAPACITY: Final = 32
 OURS: Final = "hedge_pipeline"
 WITHHELD: Final = "(withheld: it may name an alert URL)"
-
-SKILL_WORDS: Final = {
-    "proven": "skill is proven",
-    "unproven": "skill is NOT proven",
-    "lost": "skill was proven and is LOST",
-}
-
-
-# -- the text --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Alert:
-    """What an alert says of a signal.
-
-    Attributes:
-        symbol: ticker symbol.
-        bar_ts: start of the signal's bar, aware.
-        side: long or short.
-        price: close of the bar, quote currency.
-        confidence: probability of the side, 0..1.
-        strength: strength score, 0..100.
-        level_source: HP, MHP or HG.
-        level_price: the level, quote currency.
-        model_version: which model.
-        skill: unproven, proven or lost.
-    """
-
-    symbol: str
-    bar_ts: dt.datetime
-    side: Side
-    price: float
-    confidence: float
-    strength: float
-    level_source: str
-    level_price: float
-    model_version: int
-    skill: str
-
-
-def alert_text(alert: Alert, *, target: float = TARGET, stop: float = STOP) -> tuple[str, str]:
-    """Title and text of an alert.
-
-    Args:
-        alert: the signal.
-        target: gain at which the trade is meant to end, a fraction of the price.
-        stop: loss at which it is.
-    """
-    sign = 1 if alert.side == "long" else -1
-    level = "support" if alert.side == "long" else "resistance"
-    stop_at, target_at = alert.price * (1 - sign * stop), alert.price * (1 + sign * target)
-    lines = (
-        f"confidence {alert.confidence:.1%}, strength {alert.strength:.1f}",
-        f"level {_price(alert.level_price)}, {alert.level_source} {level}",
-        f"stop {_price(stop_at)} ({-sign * stop * 100:+g} %), "
-        f"target {_price(target_at)} ({sign * target * 100:+g} %)",
-        f"model {alert.model_version}: {SKILL_WORDS[alert.skill]}",
-        f"bar of {alert.bar_ts:%Y-%m-%d %H:%M %Z}",
-    )
-    return f"{alert.symbol} {alert.side} at {_price(alert.price)}", "\n".join(lines)
-
-
-def _price(value: float) -> str:
-    return f"{value:.2f}" if value >= 1 else f"{value:.4g}"
-
 
 # -- secrecy ---------------------------------------------------------------------------------------
 

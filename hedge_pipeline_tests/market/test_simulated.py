@@ -361,7 +361,7 @@ def test_the_walls_of_the_chain_stand_at_the_planted_levels(symbol: str) -> None
     chain = SOURCE.chains(symbol, SESSION, SESSION.closes, sweep=True)
     bars = SOURCE.bars(symbol, SESSION, SESSION.closes).set_index("bar_ts")
     walls = front_walls(chain)
-    assert len(walls) == 2 * chain["as_of"].nunique() == 30
+    assert len(walls) == 2 * chain["as_of"].nunique() == 18
     for (as_of, right), strike in walls.items():
         level = "support" if right == "P" else "resistance"
         assert strike == bars.loc[as_of - MINUTE, level]

@@ -21,14 +21,8 @@ import pytest
 import urllib3
 from pydantic import SecretStr
 
-from hedge_pipeline.resources.notifier import (
-    SKILL_WORDS,
-    WITHHELD,
-    Alert,
-    Delivery,
-    Notifier,
-    alert_text,
-)
+from hedge_pipeline.live.alerting import SKILL_WORDS, Alert, alert_text
+from hedge_pipeline.resources.notifier import WITHHELD, Delivery, Notifier
 from hedge_pipeline.settings import SettingsError
 
 CANARY = "c4nary"

@@ -274,7 +274,7 @@ def oracle(seed: int, symbol: str, ordinal: int, minute: int) -> float | None:
     return 0.5 * (_cdf((mean + shift) / deviation) + _cdf((mean - shift) / deviation))
 
 
-CHAIN_EVERY = 30
+CHAIN_EVERY = 60
 LADDER = tuple(range(-6, 7))
 RUNG = 0.005
 MONTHLIES = 4
@@ -383,7 +383,7 @@ class SimulatedSource:
     def chains(
         self, symbol: str, session: Session, now: dt.datetime, *, sweep: bool
     ) -> pd.DataFrame:
-        """See the protocol. A snapshot every half hour and whenever the planted levels change.
+        """See the protocol. A snapshot every hour and whenever the planted levels change.
 
         Quotes are unknown, and every expiration is in every snapshot.
         """
@@ -396,22 +396,18 @@ class SimulatedSource:
         if not wanted:
             raise NoDataYet(f"there is no option chain of {session.label} yet")
         ordinal = self.ordinal(session.label)
-        frames = []
+        columns: dict[str, list[str | float]] = {}
+        moments: list[dt.datetime] = []
         for minute in wanted:
             as_of = session.opens + (minute + 1) * length
-            chain = option_chain(
-                self.seed,
-                symbol,
-                ordinal + minute // MINUTES,
-                minute % MINUTES,
-                _front(as_of),
-            )
-            times = {"as_of": as_of, "available_at": as_of + self.delay}
-            frames.append(pd.DataFrame(chain).assign(**times, **dict.fromkeys(_NO_QUOTE, np.nan)))
-        found = pd.concat(frames, ignore_index=True)
-        for name in ("as_of", "available_at"):
-            found[name] = pd.to_datetime(found[name], utc=True).dt.as_unit("us")
-        return found[list(CHAIN_COLUMNS)]
+            day, number = ordinal + minute // MINUTES, minute % MINUTES
+            chain = option_chain(self.seed, symbol, day, number, _front(as_of))
+            for name, values in chain.items():
+                columns.setdefault(name, []).extend(values)
+            moments.extend([as_of] * len(chain["strike"]))
+        at = pd.DatetimeIndex(moments).as_unit("us")
+        found = pd.DataFrame({"as_of": at, "available_at": at + self.delay, **columns})
+        return found.assign(**dict.fromkeys(_NO_QUOTE, np.nan))[list(CHAIN_COLUMNS)]
 
     def daily(self, symbol: str, first: str, last: str, now: dt.datetime) -> pd.DataFrame:
         """See the protocol; made of the minute bars."""
