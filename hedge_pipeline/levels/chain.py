@@ -177,24 +177,29 @@ def unusable_reason(
 ) -> str | None:
     """Why no level may be computed from the snapshot, None if it is usable.
 
+    Open interest is of the day of fetching, volume and volatility are of the day of the quotes; a
+    snapshot that was fetched after midnight mixes two days.
+
     Args:
         chain: the snapshot.
         spot: price of the underlying at `chain.as_of`; NaN = unknown.
-        taken_at: aware time of fetching. It decides whether the open interest is of this day,
-            however old the vendor's quotes are.
+        taken_at: aware time of fetching.
         rules: thresholds.
 
     Returns:
-        The first of these that holds: taken outside the hours, no spot, no contracts, spot
-        outside the strikes or far from the price that the quotes imply (a split, another symbol's
-        price), too few contracts near the spot, too many of them without open interest.
+        The first of these that holds: taken outside the hours or on another day than the quotes,
+        no spot, no contracts, spot outside the strikes or far from the price that the quotes imply
+        (a split, another symbol's price), too few contracts near the spot, too many of them
+        without open interest.
     """
-    clock = taken_at.astimezone(ZoneInfo(NEW_YORK)).time()
-    if not rules.taken_from <= clock <= rules.taken_until:
+    taken = taken_at.astimezone(ZoneInfo(NEW_YORK))
+    if not rules.taken_from <= taken.time() <= rules.taken_until:
         return (
-            f"taken at {clock:%H:%M} New York, outside "
+            f"taken at {taken:%H:%M} New York, outside "
             f"{rules.taken_from:%H:%M} to {rules.taken_until:%H:%M}"
         )
+    if np.datetime64(taken.date(), "D") != chain.day:
+        return f"quotes of {chain.day}, but taken on {taken.date()}"
     if not (np.isfinite(spot) and spot > 0):
         return "no spot price"
     if not len(chain):

@@ -14,6 +14,7 @@ import numpy as np
 
 from hedge_pipeline.levels.chain import Array, Chain, Flags
 from hedge_pipeline.levels.rules import DEFAULT_RULES, LevelRules
+from hedge_pipeline.levels.walls import nearest
 
 ONE_PERCENT = 0.01
 ONE_POINT = 0.01
@@ -31,8 +32,8 @@ class Exposure:
         gex_ex_front: the same without the first expiration; NaN if there is no other.
         gex_gross: sum of the absolute values, all expirations.
         vanna: dollars of delta per volatility point (0.01), all expirations.
-        flip: spot at which `gex` changes its sign, the nearest to the spot, in quote currency;
-            NaN if it does not within the grid.
+        flip: spot at which `gex` changes its sign, the nearest to the spot, of two the lower, in
+            quote currency; NaN if it does not within the grid.
         flip_count: sign changes within the grid; None = unknown.
     """
 
@@ -122,27 +123,40 @@ def priced(chain: Chain, rules: LevelRules = DEFAULT_RULES) -> Flags:
     )
 
 
+def gamma_is_known(chain: Chain, spot: float, rules: LevelRules = DEFAULT_RULES) -> bool:
+    """Whether at least half of the open interest near the spot has an implied volatility in range.
+
+    Before about 10:00 New York vendors serve placeholders for many contracts, and a sum over the
+    rest would be a different quantity.
+
+    Args:
+        chain: the snapshot.
+        spot: price of the underlying, in quote currency.
+        rules: range of volatilities and the least share.
+    """
+    near = chain.near(spot, rules)
+    interest = np.nan_to_num(chain.open_interest, nan=0.0)
+    total = float(interest[near].sum())
+    known = float(interest[near & priced(chain, rules)].sum())
+    return total > 0 and known >= rules.least_priced_share * total
+
+
 def exposure(chain: Chain, spot: float, rules: LevelRules = DEFAULT_RULES) -> Exposure:
     """Exposures of all contracts with open interest and a price.
 
     gex = sum of sign x gamma x open interest x 100 x S^2 x 0.01,
     vanna = sum of sign x vanna x open interest x 100 x S x 0.01.
 
-    All is unknown when less than half of the open interest near the spot has an implied
-    volatility in range: before about 10:00 New York vendors serve placeholders, and a sum over
-    the rest would be a different quantity.
+    All is unknown where `gamma_is_known` says so.
 
     Args:
         chain: the snapshot.
         spot: price of the underlying, in quote currency.
         rules: signs, rates and thresholds.
     """
-    near = chain.near(spot, rules)
-    interest = np.nan_to_num(chain.open_interest, nan=0.0)
-    known, total = float(interest[near & priced(chain, rules)].sum()), float(interest[near].sum())
-    if not (total > 0 and known >= rules.least_priced_share * total):
+    if not gamma_is_known(chain, spot, rules):
         return UNKNOWN_EXPOSURE
-    book = chain.part(priced(chain, rules) & (interest > 0))
+    book = chain.part(priced(chain, rules) & (chain.open_interest > 0))
     shares = _shares(book, rules)
     terms = (book.strike, book.years, book.implied_volatility, rules.rate, rules.dividend_yield)
     by_contract = shares * gamma(spot, *terms) * spot**2 * ONE_PERCENT
@@ -154,7 +168,7 @@ def exposure(chain: Chain, spot: float, rules: LevelRules = DEFAULT_RULES) -> Ex
         gex_ex_front=float(by_contract[later].sum()) if later.any() else float("nan"),
         gex_gross=float(np.abs(by_contract).sum()),
         vanna=float((shares * vanna(spot, *terms)).sum()) * spot * ONE_POINT,
-        flip=float(flips[np.argmin(np.abs(flips - spot))]) if len(flips) else float("nan"),
+        flip=nearest(flips, spot),
         flip_count=len(flips),
     )
 
@@ -173,8 +187,8 @@ def gamma_profile(book: Chain, spots: Array, rules: LevelRules = DEFAULT_RULES) 
     book = book.part(priced(book, rules) & (book.open_interest > 0))
     deviation = book.implied_volatility * np.sqrt(book.years)
     drift = (rules.rate - rules.dividend_yield) * book.years + deviation**2 / 2
-    # with d1 = slope x ln S + offset (both over sqrt 2) phi(d1) is exp of minus its square, and
-    # one row of the block costs four passes
+    # slope x ln S + offset is d1 over sqrt 2, so phi(d1) is exp of minus its square: one exp for
+    # each contract and spot, in blocks that stay in the processor's cache
     slope = _SQRT_HALF / deviation
     offset = (drift - np.log(book.strike)) * slope
     carry = np.exp(-rules.dividend_yield * book.years) / deviation

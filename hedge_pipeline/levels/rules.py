@@ -38,7 +38,9 @@ class LevelRules:
         least_gap: smallest gap, as a share of the previous close.
         call_sign: side that dealers are assumed to hold in calls, +1 long or -1 short.
         put_sign: side that dealers are assumed to hold in puts.
-        rate: continuously compounded interest per year.
+        rate: continuously compounded interest per year. Exposures feel the difference to the
+            dividends; 0.03 is what put-call parity in QQQ and SPY quotes of three to twelve
+            months implied in February 2026.
         dividend_yield: continuously compounded dividends per year.
         multiplier: shares per contract.
         least_volatility: implied volatilities at or below are placeholders, not prices.
@@ -69,8 +71,8 @@ class LevelRules:
     least_gap: float = 0.002
     call_sign: float = 1.0
     put_sign: float = -1.0
-    rate: float = 0.0
-    dividend_yield: float = 0.0
+    rate: float = 0.04
+    dividend_yield: float = 0.01
     multiplier: float = 100.0
     least_volatility: float = 1e-4
     most_volatility: float = 5.0

@@ -95,7 +95,7 @@ def prepare(
         frame: columns as for `Chain.from_frame`.
         as_of: aware time that the quotes describe: time of fetching less the source's delay.
         available_at: aware time of fetching.
-        spot: price of the underlying at `as_of`; NaN = unknown.
+        spot: price of the underlying at `as_of`; NaN or anything not positive = unknown.
         earlier: chain of the last usable `Snapshot` of the same session, None if there is none.
         rules: thresholds.
 
@@ -106,8 +106,8 @@ def prepare(
     chain = Chain.from_frame(frame, as_of)
     if available_at.tzinfo is None or available_at < as_of:
         raise ValueError(f"a snapshot of {as_of} cannot be available at {available_at}")
-    reused = False
-    whole = chain
+    spot = float(spot) if 0 < spot < float("inf") else float("nan")
+    whole, reused = chain, False
     if earlier is not None and len(chain):
         if blank_reason(chain, spot, rules):
             chain, reused = with_open_interest_of(chain, earlier), True
@@ -166,7 +166,7 @@ def row_of(
         number in the chain. usable, unusable_reason (None if usable) and oi_reused. Without a
         usable chain every level of `CHAIN_LEVELS` is NaN; half gaps do not depend on it.
     """
-    chain, spot = snapshot.chain, float(snapshot.spot)
+    chain, spot = snapshot.chain, snapshot.spot
     gaps = half_gaps(daily, spot, rules)
     levels: dict[str, object] = dict.fromkeys(CHAIN_LEVELS, float("nan"))
     levels["gamma_flip_count"] = None

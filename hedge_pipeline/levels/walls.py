@@ -179,6 +179,13 @@ def monthlies(expirations: Days, count: int) -> Days:
     return np.array(found[:count], dtype="datetime64[D]")
 
 
+def nearest(prices: Array, spot: float) -> float:
+    """The price nearest to the spot, of two the lower; NaN without prices. `prices` ascend."""
+    if not len(prices):
+        return float("nan")
+    return float(prices[np.argmin(np.abs(prices - spot))])
+
+
 def _walls_on(
     chain: Chain,
     strikes: Array,
@@ -208,10 +215,3 @@ def _most_confident(found: Walls, side: Flags, spot: float, least: float) -> flo
     confidence = np.where(side & (found.confidence > least), found.confidence, -1.0)
     best = float(confidence.max(initial=-1.0))
     return nearest(found.strike[confidence == best], spot) if best > 0 else float("nan")
-
-
-def nearest(strikes: Array, spot: float) -> float:
-    """The strike nearest to the spot, of two the lower; NaN without strikes."""
-    if not len(strikes):
-        return float("nan")
-    return float(strikes[np.argmin(np.abs(strikes - spot))])
