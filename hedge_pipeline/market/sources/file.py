@@ -69,6 +69,7 @@ class FileSource:
             (str(symbol), str(label)): group.drop(columns=["symbol", "session", "file"])
             for (symbol, label), group in bars.groupby(["symbol", "session"], sort=False)
         }
+        self._days: dict[str, pd.DataFrame] = {}
         self.symbols = tuple(sorted({symbol for symbol, _ in self._bars}))
         self.sessions = tuple(sorted({label for _, label in self._bars}))
 
@@ -89,14 +90,15 @@ class FileSource:
     def daily(self, symbol: str, first: str, last: str, now: dt.datetime) -> pd.DataFrame:
         """See the protocol; made of the minute bars, whatever minutes the file lacks."""
         self._refuse_unknown(symbol)
-        over = [
-            label
-            for label in self._calendar.between(first, last)
-            if (symbol, label) in self._bars and self._calendar.session(label).closes <= now
-        ]
-        if not over:
+        if symbol not in self._days:
+            own = [label for label in self.sessions if (symbol, label) in self._bars]
+            self._days[symbol] = days_of((label, self._bars[symbol, label]) for label in own)
+        days = self._days[symbol]
+        days = days[(days["session"] >= first) & (days["session"] <= last)]
+        over = [self._calendar.session(label).closes <= now for label in days["session"]]
+        if not any(over):
             raise NoDataYet(f"no file has a whole session of {symbol} from {first} to {last}")
-        return days_of((label, self._bars[symbol, label]) for label in over)
+        return days[over].reset_index(drop=True)
 
     def _refuse_unknown(self, symbol: str) -> None:
         if symbol not in self.symbols:
