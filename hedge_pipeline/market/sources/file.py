@@ -36,6 +36,8 @@ PRICES = ("open", "high", "low", "close")
 _WITH_ZONE = r":\d{2}(?:[.,]\d+)?\s*(?:Z|[+-]\d{2}(?::?\d{2})?)\s*$"
 LARGEST_PRICE = 1e7
 LARGEST_BAR_RANGE = 2.0
+LARGEST_STEP = 5.0
+STEP_WITHIN = dt.timedelta(hours=1)
 
 
 class FileSource:
@@ -285,8 +287,17 @@ def _refuse_bad_rows(path: Path, frame: pd.DataFrame) -> None:
     _refuse(path, frame["volume"] < 0, "volume is negative")
     _refuse(path, np.isinf(frame["volume"]), "volume is infinite")
     _refuse(path, frame.duplicated(["symbol", "bar_ts"]), "ts is there twice for its symbol")
-    earlier = frame.groupby("symbol", sort=False)["bar_ts"].diff() < dt.timedelta(0)
-    _refuse(path, earlier, "ts is earlier than in the row before it of its symbol")
+    own = frame.groupby("symbol", sort=False)
+    passed = own["bar_ts"].diff()
+    _refuse(path, passed < dt.timedelta(0), "ts is earlier than in the row before it of its symbol")
+    # overnight a split may do this, within the hour only a misplaced decimal point
+    step = frame["open"] / own["close"].shift()
+    torn = (step > LARGEST_STEP) | (step < 1 / LARGEST_STEP)
+    _refuse(
+        path,
+        torn & (passed <= STEP_WITHIN),
+        f"open is more than {LARGEST_STEP:g} times away from the close before it",
+    )
 
 
 def _refuse(path: Path, wrong: pd.Series[Any], what: str) -> None:
