@@ -732,7 +732,7 @@ def retraining_decision(
     Args:
         deployment: where to look.
         symbol: whose model.
-        hour: exchange-local hour now.
+        hour: exchange-local hour that counts now.
         in_flight: a training of the symbol runs or waits.
         min_samples: instead of MIN_SAMPLES_FOR_RETRAIN.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from dataclasses import dataclass
 
 
@@ -16,7 +17,7 @@ class RetrainingFacts:
         needed_samples: MIN_SAMPLES_FOR_RETRAIN.
         sessions: labelled sessions that a training could use.
         needed_sessions: sessions of a first training.
-        hour: exchange-local hour now.
+        hour: exchange-local hour that counts now; see `hour_that_counts`.
         retrain_hour: RETRAIN_HOUR; None = any.
         in_flight: a training of the symbol is running or waiting.
     """
@@ -37,6 +38,25 @@ class Decision:
 
     retrain: bool
     reason: str
+
+
+def hour_that_counts(now: dt.datetime, since: dt.datetime | None, retrain_hour: int | None) -> int:
+    """The hour of `now`, or RETRAIN_HOUR if it has begun since the last look.
+
+    Looks may be more than an hour apart, the machine may sleep at night, and in spring two o'clock
+    does not exist: an hour nobody looked in is made up for at the next look.
+
+    Args:
+        now: time of the look, in exchange time.
+        since: time of the look before; None if there was none.
+        retrain_hour: RETRAIN_HOUR; None = any.
+    """
+    if retrain_hour is None or since is None:
+        return now.hour
+    begun = now.replace(hour=retrain_hour, minute=0, second=0, microsecond=0)
+    if begun.astimezone(dt.UTC) > now.astimezone(dt.UTC):
+        begun -= dt.timedelta(days=1)
+    return retrain_hour if since < begun.astimezone(dt.UTC) else now.hour
 
 
 def decide(facts: RetrainingFacts) -> Decision:

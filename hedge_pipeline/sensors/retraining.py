@@ -1,8 +1,8 @@
 """Asks for a training when enough new outcomes have matured; see `learning/retraining.py`.
 
-It remembers nothing: new samples are counted from the store, trainings under way from the instance.
-So a restart changes nothing, a failed training is asked for again, and a rejected candidate,
-which is a version with a cutoff, is not.
+It remembers nothing: new samples are counted from the store, trainings under way and the time of
+the last look come from the instance. So a restart changes nothing, a failed training is asked for
+again, and a rejected candidate, which is a version with a cutoff, is not.
 """
 
 import datetime as dt
@@ -46,11 +46,14 @@ def build_retraining_sensor(
     ) -> Iterator[dg.RunRequest | dg.SkipReason]:
         """Requests `train_model` for each symbol with enough new matured outcomes."""
         from hedge_pipeline import stages
+        from hedge_pipeline.learning.retraining import hour_that_counts
 
         deployment = loop.deployment
         busy = _symbols_in_training(context.instance)
-        zone = ZoneInfo(deployment.calendar.timezone)
-        hour = deployment.clock().astimezone(zone).hour
+        now = deployment.clock().astimezone(ZoneInfo(deployment.calendar.timezone))
+        looked = context.last_tick_completion_time
+        since = dt.datetime.fromtimestamp(looked, dt.UTC) if looked else None
+        hour = hour_that_counts(now, since, deployment.retrain_hour)
         reasons = []
         for symbol in deployment.symbols:
             decision = stages.retraining_decision(

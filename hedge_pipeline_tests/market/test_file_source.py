@@ -299,6 +299,24 @@ def test_a_bad_value_is_refused_with_its_row_and_column(
     assert refusal(write(**{column: text})) == f"bars.csv row 2: {words}"
 
 
+@pytest.mark.parametrize("factor", [10.0, 0.1])
+def test_a_misplaced_decimal_point_is_refused_within_a_session_and_a_split_is_not(
+    tmp_path: Path, factor: float
+) -> None:
+    path = tmp_path / "bars.parquet"
+    prices = ["open", "high", "low", "close"]
+    frame = bars_frame(count=5)
+    frame.loc[3, prices] *= factor
+    frame.to_parquet(path)
+    expected = "row 4: open is more than 5 times away from the close before it"
+    assert refusal(path) == f"bars.parquet {expected}"
+    after = bars_frame(count=5)
+    after["ts"] += pd.Timedelta(days=1)
+    after[prices] *= factor
+    pd.concat([bars_frame(count=5), after]).to_parquet(path)
+    assert opened(path).sessions == ("2026-03-10", "2026-03-11")
+
+
 def test_the_row_of_a_parquet_file_is_counted_from_one_too(tmp_path: Path) -> None:
     path = tmp_path / "bars.parquet"
     frame = bars_frame()

@@ -195,6 +195,27 @@ def test_the_hour_is_the_exchange_s_in_summer_too(
     assert asked(instance, SUMMER_NIGHT.replace("T06", "T07")) == ()
 
 
+@pytest.mark.parametrize(
+    ("since", "now", "wanted"),
+    [
+        ("2024-01-09T06:59:58+00:00", "2024-01-09T08:00:01+00:00", SYMBOLS),
+        ("2024-01-09T03:00:00+00:00", "2024-01-09T14:00:00+00:00", SYMBOLS),
+        ("2024-01-09T07:10:00+00:00", "2024-01-09T08:10:00+00:00", ()),
+    ],
+)
+def test_an_hour_that_passed_between_two_ticks_is_made_up_for(
+    store: Path,
+    instance: dg.DagsterInstance,
+    monkeypatch: pytest.MonkeyPatch,
+    since: str,
+    now: str,
+    wanted: tuple[str, ...],
+) -> None:
+    before = dt.datetime.fromisoformat(since).timestamp()
+    monkeypatch.setattr(dg.SensorEvaluationContext, "last_tick_completion_time", before)
+    assert asked(instance, now) == wanted
+
+
 def test_without_an_hour_any_is_right(
     store: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,6 +46,8 @@ TIME_ALIASES = ("ts", "timestamp", "date", "datetime", "bar_ts")
 PRICES = ("open", "high", "low", "close")
 LARGEST_PRICE = 1e7
 LARGEST_BAR_RANGE = 2.0
+LARGEST_STEP = 5.0
+STEP_WITHIN = dt.timedelta(hours=1)
 
 
 class FileSource:
@@ -81,6 +83,7 @@ class FileSource:
         }
         self._chains = self._read_chains(chains)
         self.capabilities = Capabilities(has_chains=bool(self._chains))
+        self._days: dict[str, pd.DataFrame] = {}
         self.symbols = tuple(sorted({symbol for symbol, _ in self._bars}))
         self.sessions = tuple(sorted({label for _, label in self._bars}))
 
@@ -132,14 +135,15 @@ class FileSource:
     def daily(self, symbol: str, first: str, last: str, now: dt.datetime) -> pd.DataFrame:
         """See the protocol; made of the minute bars, whatever minutes the file lacks."""
         self._refuse_unknown(symbol)
-        over = [
-            label
-            for label in self._calendar.between(first, last)
-            if (symbol, label) in self._bars and self._calendar.session(label).closes <= now
-        ]
-        if not over:
+        if symbol not in self._days:
+            own = [label for label in self.sessions if (symbol, label) in self._bars]
+            self._days[symbol] = days_of((label, self._bars[symbol, label]) for label in own)
+        days = self._days[symbol]
+        days = days[(days["session"] >= first) & (days["session"] <= last)]
+        over = [self._calendar.session(label).closes <= now for label in days["session"]]
+        if not any(over):
             raise NoDataYet(f"no file has a whole session of {symbol} from {first} to {last}")
-        return days_of((label, self._bars[symbol, label]) for label in over)
+        return days[over].reset_index(drop=True)
 
     def _refuse_unknown(self, symbol: str) -> None:
         if symbol not in self.symbols:
@@ -258,5 +262,14 @@ def _refuse_bad_rows(path: Path, frame: pd.DataFrame) -> None:
     refuse(path, frame["volume"] < 0, "volume is negative")
     refuse(path, np.isinf(frame["volume"]), "volume is infinite")
     refuse(path, frame.duplicated(["symbol", "bar_ts"]), "ts is there twice for its symbol")
-    earlier = frame.groupby("symbol", sort=False)["bar_ts"].diff() < dt.timedelta(0)
-    refuse(path, earlier, "ts is earlier than in the row before it of its symbol")
+    own = frame.groupby("symbol", sort=False)
+    passed = own["bar_ts"].diff()
+    refuse(path, passed < dt.timedelta(0), "ts is earlier than in the row before it of its symbol")
+    # overnight a split may do this, within the hour only a misplaced decimal point
+    step = frame["open"] / own["close"].shift()
+    torn = (step > LARGEST_STEP) | (step < 1 / LARGEST_STEP)
+    refuse(
+        path,
+        torn & (passed <= STEP_WITHIN),
+        f"open is more than {LARGEST_STEP:g} times away from the close before it",
+    )

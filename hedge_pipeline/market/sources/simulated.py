@@ -354,6 +354,7 @@ class SimulatedSource:
                 calendar.name, start=dt.date.fromisoformat(EPOCH), end=calendar.end
             )
         self._calendar = calendar
+        self._days: dict[tuple[str, str], pd.DataFrame] = {}
         self._first = bisect.bisect_left(calendar.labels, EPOCH)
         self._per_day = -(-calendar.full_session_bars // MINUTES)
 
@@ -411,11 +412,17 @@ class SimulatedSource:
 
     def daily(self, symbol: str, first: str, last: str, now: dt.datetime) -> pd.DataFrame:
         """See the protocol; made of the minute bars."""
+        import pandas as pd
+
         labels = self._calendar.between(max(first, EPOCH), last)
         over = [x for x in map(self._calendar.session, labels) if x.closes + self.delay <= now]
         if not over:
             raise NoDataYet(f"no simulated session from {first} to {last} is over")
-        return days_of((session.label, self.bars(symbol, session, now)) for session in over)
+        for session in over:
+            if (symbol, session.label) not in self._days:
+                bars = self.bars(symbol, session, session.closes)
+                self._days[symbol, session.label] = days_of([(session.label, bars)])
+        return pd.concat([self._days[symbol, x.label] for x in over], ignore_index=True)
 
     def _refuse(self, symbol: str, session: Session) -> None:
         if not symbol.startswith("SIM"):
