@@ -18,21 +18,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hedge_pipeline.learning import gate, labels, ledger, scoring
-from hedge_pipeline.learning.dataset import LabelledSessions, assemble
+from hedge_pipeline.learning.dataset import LabelledSessions, TrainingSet, assemble
 from hedge_pipeline.learning.gate import Event, GateRule, GateState
 from hedge_pipeline.learning.guards import guard
 from hedge_pipeline.learning.ledger import Ledger
 from hedge_pipeline.learning.retraining import Decision, RetrainingFacts, decide
 from hedge_pipeline.learning.shelf import ModelShelf
 from hedge_pipeline.learning.training import (
+    Margins,
     ModelCard,
+    ModelError,
     TrainingPlan,
     fit,
     load_model,
     margins,
     skill_in_nats,
 )
-from hedge_pipeline.live.predicting import predict
+from hedge_pipeline.live.predicting import margins_of, predict
 from hedge_pipeline.live.supervision import sessions_to_close
 from hedge_pipeline.market.bars import collect_bars, find_gaps, on_grid
 from hedge_pipeline.market.calendar import UTC, Session, SessionCalendar
@@ -490,12 +492,12 @@ def fold_evidence(deployment: Deployment, symbol: str) -> list[Fold]:
     return folds
 
 
-def _append_entry(deployment: Deployment, session: str, entry: dict[str, object]) -> None:
+def _append_entry(deployment: Deployment, session: str, entry: dict[str, object]) -> bool:
     import pandas as pd
 
     frame = pd.DataFrame([entry])
     frame["decided_at"] = pd.to_datetime(frame["decided_at"], utc=True)
-    deployment.store.append(PROMOTIONS, session, frame)
+    return deployment.store.append(PROMOTIONS, session, frame) == 1
 
 
 # -- training --------------------------------------------------------------------------------------
@@ -529,7 +531,8 @@ def train_candidate(deployment: Deployment, symbol: str) -> Candidate:
             f"{symbol}: {len(sessions)} of the {plan.least_sessions} sessions a training needs "
             "have outcomes"
         )
-    data = assemble(deployment.labelled, symbol, sessions, plan, deployment.horizon)
+    known_by = deployment.asked_at(deployment.calendar.session(sessions[-1]))
+    data = assemble(deployment.labelled, symbol, sessions, plan, deployment.horizon, known_by)
     newest = deployment.shelf.newest(symbol)
     if newest and newest.data_hash == data.data_hash and newest.plan == asdict(plan):
         return Candidate(newest, new=False)
@@ -560,12 +563,35 @@ def train_candidate(deployment: Deployment, symbol: str) -> Candidate:
         plan=asdict(plan),
         gain={str(k): float(v) for k, v in booster.get_score(importance_type="total_gain").items()},
     )
-    served = load_model(card.to_json(), deployment.shelf.content(symbol, version))
-    spreads = [deployment.shelf.card(symbol, v).spread for v in log.accepted[-5:]]
-    failure = guard(served, trained, data, state.base_rate(rule), spreads)
+    failure = _guarded(deployment, card, trained, data, state.base_rate(rule), known_by)
     card = replace(card, guard_failure=failure)
-    deployment.shelf.put_card(card)
+    if not deployment.shelf.put_card(card):
+        raise StageError(f"{symbol}: another training has version {version} already")
     return Candidate(card, new=True)
+
+
+def _guarded(
+    deployment: Deployment,
+    card: ModelCard,
+    trained: Margins,
+    data: TrainingSet,
+    base_rate: float,
+    known_by: dt.datetime,
+) -> str | None:
+    """What the guards say of a candidate whose file is written, read back as it will be served."""
+    symbol, shelf = card.symbol, deployment.shelf
+    try:
+        served = load_model(card, shelf.written(symbol, card.version, card.sha256))
+    except ModelError as error:
+        return f"file: {error}"
+    recent = data.sessions[-deployment.plan.least_sessions :]
+    labelled = [deployment.labelled.read(symbol, x).known_by(known_by) for x in recent]
+    times = np.concatenate([session.bar_ts for session in labelled])
+    rows = deployment.store.read(FEATURE_ROWS, recent, symbols=[symbol])
+    wanted = np.isin(rows["bar_ts"].dt.tz_localize(None).to_numpy(), times)
+    spreads = [shelf.card(symbol, x).spread for x in deployment.ledger(symbol).accepted[-5:]]
+    logged = margins_of(rows[wanted], served)
+    return guard(card, logged, trained, data, base_rate, spreads)
 
 
 def training_window(deployment: Deployment, symbol: str, state: GateState) -> tuple[str, ...]:
@@ -620,7 +646,10 @@ def new_samples(deployment: Deployment, symbol: str) -> int:
 
 
 def judge(deployment: Deployment, symbol: str) -> list[dict[str, object]]:
-    """Gives every version without one its verdict and appends it to the promotion log."""
+    """Gives every version without one its verdict and appends it to the promotion log.
+
+    Returns the verdicts given here; one that another process gave meanwhile is not among them.
+    """
     log = deployment.ledger(symbol)
     pending = sorted(set(deployment.shelf.versions(symbol)) - log.judged)
     if not pending:
@@ -631,8 +660,9 @@ def judge(deployment: Deployment, symbol: str) -> list[dict[str, object]]:
         card = deployment.shelf.card(symbol, version)
         cutoff = deployment.calendar.session(card.cutoff)
         entry = ledger.verdict_entry(card, state, deployment.rule, deployment.judged_at(cutoff))
-        _append_entry(deployment, card.cutoff, entry)
-        entries.append(entry)
+        # whoever comes second finds the verdict given; there is one by version, for ever
+        if _append_entry(deployment, card.cutoff, entry):
+            entries.append(entry)
     return entries
 
 

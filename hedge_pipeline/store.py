@@ -61,6 +61,8 @@ class Store:
     def append(self, table: Table, session: str, frame: pd.DataFrame) -> int:
         """Adds the rows whose key is not stored yet; returns how many that were.
 
+        Of two processes that add the same keys at once one adds them and the other adds none.
+
         Raises:
             StoreError: the folder cannot be written or holds a broken file.
         """
@@ -72,8 +74,8 @@ class Store:
         if new.empty:
             return 0
         new = new.sort_values(list(table.key), kind="stable")
-        self._write(self._folder(table, session) / _part_name(table, new), table, new, first=True)
-        return len(new)
+        path = self._folder(table, session) / _part_name(table, new)
+        return len(new) if self._write(path, table, new, first=True) else 0
 
     def replace(self, table: Table, session: str, frame: pd.DataFrame) -> int:
         """Makes the session hold exactly these rows; returns how many.
@@ -209,6 +211,17 @@ class Store:
         with self._told("cannot be written"):
             self._put(self._root / name, content, first=False)
 
+    def create_bytes(self, name: str, content: bytes) -> bool:
+        """Writes a file below the root unless there is one; whether it was written.
+
+        Of several processes that create the same file at once one succeeds.
+
+        Raises:
+            StoreError: the folder cannot be written.
+        """
+        with self._told("cannot be written"):
+            return self._put(self._root / name, content, first=True)
+
     def read_bytes(self, name: str) -> bytes:
         """Content of a file below the root.
 
@@ -313,7 +326,7 @@ class Store:
                 "materialize its session again"
             ) from error
 
-    def _write(self, path: PurePosixPath, table: Table, rows: pd.DataFrame, *, first: bool) -> None:
+    def _write(self, path: PurePosixPath, table: Table, rows: pd.DataFrame, *, first: bool) -> bool:
         arrow = pa.Table.from_pandas(rows, schema=table.arrow, preserve_index=False)
         floats = [column.name for column in table.columns if column.kind in ("float", "float32")]
         buffer = io.BytesIO()
@@ -330,15 +343,17 @@ class Store:
             writer.write_table(arrow)
             writer.add_key_value_metadata({"schema_hash": table.schema_hash})
         with self._told("cannot be written"):
-            self._put(path, buffer.getvalue(), first=first)
+            return self._put(path, buffer.getvalue(), first=first)
 
-    def _put(self, path: PurePosixPath, content: bytes, *, first: bool) -> None:
+    def _put(self, path: PurePosixPath, content: bytes, *, first: bool) -> bool:
+        """Writes a file; with `first` only if there is none. Returns whether it was written."""
         if not self._local:
-            if first and self._fs.exists(str(path)):
-                return
             self._fs.makedirs(str(path.parent), exist_ok=True)
-            self._fs.pipe_file(str(path), content)
-            return
+            try:
+                self._fs.pipe_file(str(path), content, mode="create" if first else "overwrite")
+            except FileExistsError:
+                return False
+            return True
         os.makedirs(path.parent, exist_ok=True)  # noqa: PTH103
         temporary = path.parent / f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp"
         try:
@@ -348,14 +363,17 @@ class Store:
                 file.flush()
                 os.fsync(file.fileno())
             if first:
-                with contextlib.suppress(FileExistsError):
+                try:
                     os.link(temporary, path)
+                except FileExistsError:
+                    return False
             else:
                 os.replace(temporary, path)  # noqa: PTH105
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)  # noqa: PTH108
         _flush_folder(path.parent)
+        return True
 
     def _remove(self, paths: Iterable[PurePosixPath]) -> None:
         for path in paths:

@@ -489,7 +489,7 @@ def test_with_mlflow_down_the_loop_goes_on_and_a_later_run_completes_the_view(
 @pytest.fixture
 def tampered(copy: Path) -> str:
     """The line that must be shown; one byte of the model's file is changed."""
-    file = copy / "models" / "SIMQ" / "000001.ubj"
+    (file,) = (copy / "models" / "SIMQ").glob("000001-*.ubj")
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)

@@ -49,7 +49,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
 # -- a kill at every write -------------------------------------------------------------------------
 
 SHORT = 6
-Put = Callable[..., None]
+Put = Callable[..., bool]
 
 
 class Killed(BaseException):
@@ -64,10 +64,9 @@ class KillsEveryWriteOnce:
         self.how = how
         self.seen: set[str] = set()
 
-    def __call__(self, store: Store, path: PurePosixPath, content: bytes, *, first: bool) -> None:
+    def __call__(self, store: Store, path: PurePosixPath, content: bytes, *, first: bool) -> bool:
         if str(path) in self.seen:
-            self.real(store, path, content, first=first)
-            return
+            return self.real(store, path, content, first=first)
         self.seen.add(str(path))
         if self.how == "with half of the file written":
             Path(path.parent).mkdir(parents=True, exist_ok=True)

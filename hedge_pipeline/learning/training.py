@@ -198,14 +198,13 @@ def margins(
     return np.clip(above, -clip, clip).astype(np.float32).astype(np.float64)
 
 
-def load_model(card: bytes, content: bytes) -> Model:
+def load_model(described: ModelCard, content: bytes) -> Model:
     """Loads a model through the serving path.
 
     Raises:
         ModelError: the file's sha256 differs from the description, or it is no UBJ model.
     """
     xgboost = native_xgboost()
-    described = ModelCard.from_json(card)
     if hashlib.sha256(content).hexdigest() != described.sha256:
         raise ModelError(
             f"model {described.version} of {described.symbol} was changed after it was stored "

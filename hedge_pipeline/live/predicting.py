@@ -10,6 +10,7 @@ import numpy as np
 
 from hedge_pipeline.learning.gate import trusted_probability
 from hedge_pipeline.learning.ledger import InForce, Ledger
+from hedge_pipeline.learning.training import Margins
 from hedge_pipeline.market.tables import FEATURE_ROWS, PREDICTION_LOG, feature_names
 
 if TYPE_CHECKING:
@@ -51,6 +52,21 @@ def predict(rows: pd.DataFrame, ledger: Ledger, load: LoadModel) -> pd.DataFrame
     return PREDICTION_LOG.conform(pd.concat([served, baseline], ignore_index=True))
 
 
+def margins_of(rows: pd.DataFrame, model: Model) -> Margins:
+    """What the log gets as the margins of a model; NaN where it can say nothing.
+
+    Args:
+        rows: the feature columns; no feature known = the bar has no features.
+        model: verified.
+    """
+    features = rows[list(feature_names())].to_numpy(dtype=np.float32)
+    known = np.isfinite(features).any(axis=1)
+    margin = np.full(len(rows), np.nan)
+    if model.card.features == tuple(feature_names()):
+        margin[known] = model.margin(features[known])
+    return margin
+
+
 def _stream(
     rows: pd.DataFrame,
     ledger: Ledger,
@@ -66,9 +82,7 @@ def _stream(
     margin = np.full(len(rows), np.nan)
     for number in np.unique(version[(version > 0) & ~late]):
         chosen = (version == number) & ~late
-        model = load(ledger.symbol, int(number))
-        if model.card.features == tuple(feature_names()):
-            margin[chosen] = model.margin(features[chosen])
+        margin[chosen] = margins_of(rows[chosen], load(ledger.symbol, int(number)))
     abstains = np.isnan(margin)
     prob_up = np.full(len(rows), np.nan)
     made = ~abstains

@@ -584,12 +584,14 @@ class KillsAt:
     def put(self) -> Any:
         """What replaces `Store._put`."""
 
-        def put(store: Store, path: PurePosixPath, content: bytes, *, first: bool) -> None:
+        def put(store: Store, path: PurePosixPath, content: bytes, *, first: bool) -> bool:
             self.left -= 1
+            written = False
             if self.left or self.how == "after":
-                self.real(store, path, content, first=first)
+                written = self.real(store, path, content, first=first)
             if not self.left:
                 raise Killed(path)
+            return written
 
         return put
 
