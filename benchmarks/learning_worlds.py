@@ -29,13 +29,14 @@ from unittest import mock
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks import gate_power, guard_sabotage
+from benchmarks import gate_power, guard_sabotage, honest_table
 from benchmarks.naive_rules import RULES, Candidates
 from benchmarks.worlds import CHANGE, DemoSource, WorldSource, exchanged_outcomes
 from hedge_pipeline import stages
+from hedge_pipeline.learning import gate
 from hedge_pipeline.learning.gate import log_likelihood, logit
 from hedge_pipeline.market.calendar import SessionCalendar
-from hedge_pipeline.market.sources import MarketSource, SourceOptions, open_source
+from hedge_pipeline.market.sources import MarketSource, SourceOptions
 from hedge_pipeline.market.sources.simulated import SimulatedSource
 from hedge_pipeline.market.tables import OUTCOMES, PREDICTION_LOG
 from hedge_pipeline.replay import replay
@@ -656,23 +657,12 @@ def guard_claims(seed: int) -> list[Claim]:
 
 def real_claims(path: str, symbols: str, folder: Path) -> list[Claim]:
     """B12: real bars must stay unproven; E >= 20 there means a leak until shown otherwise."""
-    settings = load_settings(
-        HEDGE_MODE="replay",
-        HEDGE_DATA_URL=str(folder),
-        HEDGE_SYMBOLS=symbols,
-        HEDGE_SOURCE="file",
-        HEDGE_SOURCE_PATH=path,
-        RETRAIN_HOUR=2,
-    )
-    deployment = deploy(
-        settings, lambda calendar: open_source("file", SourceOptions(calendar, paths=(path,)))
-    )
-    replay(deployment, getattr(deployment.source, "sessions"))  # noqa: B009
+    deployment = honest_table.replayed(path, symbols, folder)
     lines = []
     for symbol in deployment.symbols:
         entries = deployment.ledger(symbol).entries
         folds = entries[entries["kind"] == "fold"]
-        highest = float(np.exp(folds["evidence"].max()))
+        highest = gate.evidence_number(float(folds["evidence"].max()))
         lines.append(
             Claim(
                 "B12",
