@@ -145,14 +145,14 @@ def test_a_verdict_is_given_once_whoever_gives_it(
     stages.train_candidate(trainer, SYMBOL)
     other = opened(Path(trainer.store.url))
     judged: list[Any] = []
-    append = stages._append_entry
+    append = stages.append_entry
 
     def interrupted(*arguments: Any) -> bool:
-        monkeypatch.setattr(stages, "_append_entry", append)
+        monkeypatch.setattr(stages, "append_entry", append)
         judged.extend(stages.judge(other, SYMBOL))
         return append(*arguments)
 
-    monkeypatch.setattr(stages, "_append_entry", interrupted)
+    monkeypatch.setattr(stages, "append_entry", interrupted)
     assert stages.judge(trainer, SYMBOL) == []
     assert [entry["event"] for entry in judged] == ["hold"]
     assert verdicts_in(trainer) == [(1, "hold")]
