@@ -104,6 +104,7 @@ def replay(
     sessions: Sequence[str],
     *,
     registry: Registry | None = None,
+    train: bool = True,
     watch: Callable[[Night], None] = lambda night: None,
     advance: Callable[[str], None] = lambda session: None,
 ) -> Stopwatch:
@@ -113,6 +114,7 @@ def replay(
         deployment: a replay deployment; see `open_replay`.
         sessions: ascending labels.
         registry: shows versions and scores; None = only the store.
+        train: retrain when it is due; otherwise the models that are there predict throughout.
         watch: called for every symbol after every session that was not done before.
         advance: called when a session is done.
 
@@ -125,7 +127,7 @@ def replay(
         for label in sessions:
             # the last session may have been interrupted during its night: it is run again
             if not resumed or label >= resumed[-1]:
-                for night in _session(deployment, label, registry, stopwatch):
+                for night in _session(deployment, label, registry, stopwatch, train):
                     watch(night)
             advance(label)
         if registry is not None:
@@ -153,7 +155,11 @@ def _quick_turns() -> Iterator[None]:
 
 
 def _session(
-    deployment: Deployment, label: str, registry: Registry | None, stopwatch: Stopwatch
+    deployment: Deployment,
+    label: str,
+    registry: Registry | None,
+    stopwatch: Stopwatch,
+    train: bool,
 ) -> list[Night]:
     with stopwatch.measure("collect"):
         collected = stages.collect(deployment, label)
@@ -175,7 +181,8 @@ def _session(
     with ThreadPoolExecutor(_NIGHTS_AT_ONCE) as pool:
         nights = list(
             pool.map(
-                lambda symbol: _night(deployment, label, symbol, stopwatch), deployment.symbols
+                lambda symbol: _night(deployment, label, symbol, stopwatch, train),
+                deployment.symbols,
             )
         )
     with stopwatch.measure("score"):
@@ -206,13 +213,13 @@ def _publish(
 
 
 def _night(
-    deployment: Deployment, label: str, symbol: str, stopwatch: Stopwatch
+    deployment: Deployment, label: str, symbol: str, stopwatch: Stopwatch, train: bool
 ) -> tuple[str, stages.Fold | None, list[dict[str, object]], ModelCard | None]:
     with stopwatch.measure("fold"):
         folds = stages.fold_evidence(deployment, symbol)
         decision = stages.retraining_decision(deployment, symbol, hour=deployment.retrain_hour or 0)
     card = None
-    if decision.retrain:
+    if train and decision.retrain:
         with stopwatch.measure("train"):
             card = stages.train_candidate(deployment, symbol).card
     with stopwatch.measure("fold"):

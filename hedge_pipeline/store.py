@@ -62,6 +62,8 @@ class Store:
     def append(self, table: Table, session: str, frame: pd.DataFrame) -> int:
         """Adds the rows whose key is not stored yet; returns how many that were.
 
+        Of two processes that add the same keys at once one adds them and the other adds none.
+
         Raises:
             StoreError: the folder cannot be written or holds a broken file.
         """
@@ -228,6 +230,17 @@ class Store:
         """
         with self._told("cannot be written"):
             self._put(self._root / name, content, first=False)
+
+    def create_bytes(self, name: str, content: bytes) -> bool:
+        """Writes a file below the root unless there is one; whether it was written.
+
+        Of several processes that create the same file at once one succeeds.
+
+        Raises:
+            StoreError: the folder cannot be written.
+        """
+        with self._told("cannot be written"):
+            return self._put(self._root / name, content, first=True)
 
     def read_bytes(self, name: str) -> bytes:
         """Content of a file below the root.

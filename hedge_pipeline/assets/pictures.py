@@ -110,7 +110,7 @@ def signals(symbol: str, found: dict[str, Any]) -> dict[str, Any]:
         "groups": dg.MetadataValue.md(signal_table(found)),
     }
     if found["predictions_scored"]:
-        shown["reliability"] = _picture(plots.reliability(found["reliability"], symbol))
+        shown["reliability"] = _picture(plots.confidence(found["reliability"], symbol))
     if overall["scored"]:
         shown["false_positives"] = _picture(plots.false_positives(found["by_session"], symbol))
     return shown
@@ -171,6 +171,7 @@ def predictions(
     deployment: Deployment, label: str, new: int, *, draw: bool = True
 ) -> dict[str, Any]:
     """Predictions, abstentions and versions of a session, with the probability over time."""
+    from hedge_pipeline.learning.novelty import UNLIKE
     from hedge_pipeline.market.tables import PREDICTION_LOG
     from hedge_pipeline.resources import plots
 
@@ -191,6 +192,8 @@ def predictions(
         ),
         "mode": ", ".join(sorted(set(served["mode"]))),
     }
+    strange = served["reason"].str.startswith(UNLIKE)
+    shown["unlike_training_data_pct"] = round(100 * float(strange.mean()), 2) if len(served) else 0
     if abstained.any():
         shown["abstained_because"] = served.loc[abstained, "reason"].mode().iloc[0]
     if draw and (~abstained).any():
@@ -273,13 +276,20 @@ def champion(deployment: Deployment, symbol: str, folds: int, verdicts: int) -> 
 
 def performance(deployment: Deployment, symbol: str, sessions: int) -> dict[str, Any]:
     """Accuracy and log-loss of the served stream against the base rate, with an interval."""
+    from hedge_pipeline import insight, stages
     from hedge_pipeline.learning import scoring
     from hedge_pipeline.market.tables import PERFORMANCE
     from hedge_pipeline.resources import plots
 
     sums = deployment.store.read(PERFORMANCE, symbols=[symbol])
     served = sums[(sums["role"] == "served") & sums["mode"].isin(deployment.evidence_modes)]
-    shown: dict[str, Any] = {"sessions_scored": sessions, "sessions": served["session"].nunique()}
+    shown: dict[str, Any] = {
+        "sessions_scored": sessions,
+        "sessions": served["session"].nunique(),
+        "feature_drift": stages.feature_drift(deployment, symbol).in_words(),
+        "performance_drift": stages.performance_drift(deployment, symbol).in_words(),
+        "does_retraining_help": insight.retraining_value(deployment, symbol).in_words(),
+    }
     score = scoring.score(served, deployment.horizon)
     if score.n == 0:
         return shown | {"note": "no prediction that counts as evidence has matured yet"}
@@ -292,6 +302,7 @@ def performance(deployment: Deployment, symbol: str, sessions: int) -> dict[str,
         "base_log_loss": round(score.base_log_loss, 6),
         "skill_1e4_nats": round(score.skill, 3),
         "labels": score.n,
+        "reliability": _picture(plots.reliability(deployment, symbol)),
         "by_session": _picture(plots.scores(served, symbol)),
     }
 

@@ -158,6 +158,7 @@ def poll(
     if catch_up and not new and session.label in deployment.store.sessions(RAW_QUOTES):
         predictions += _predict(deployment, session)
     if predictions:
+        predictions += _ask_companions(deployment, session)
         outcomes = stages.mature_outcomes(deployment, session.label)
     lines = {s: str(e) for s, e in failures.items() if not isinstance(e, NoDataYet)}
     return Poll(now, session.label, new, predictions, outcomes, lines, seconds)
@@ -165,7 +166,16 @@ def poll(
 
 def _predict(deployment: Deployment, session: Session) -> int:
     stages.build_missing_features(deployment, session.label)
-    return stages.log_predictions(deployment, session.label)
+    return stages.log_served(deployment, session.label)
+
+
+def _ask_companions(deployment: Deployment, session: Session) -> int:
+    """After everything that is served: what goes wrong here costs nobody a prediction."""
+    try:
+        return stages.log_companions(deployment, session.label)
+    except Exception:
+        log.exception("%s: baseline or newest could not be asked", session.label)
+        return 0
 
 
 def next_poll(

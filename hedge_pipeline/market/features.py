@@ -122,6 +122,22 @@ _DISTANCES = {
 _YEAR_SESSIONS = 252
 _RETURNS = (1, 2, 3, 5, 10, 15, 30, 60)
 
+HEDGE_FEATURES: tuple[Feature, ...] = (
+    *(
+        Feature(f"{name}_distance", f"log of close over {meaning}, in sigma")
+        for name, meaning in _DISTANCES.items()
+    ),
+    Feature("wall_position", "log distance from the middle of the open-interest walls, in sigma"),
+    Feature("hp_net", "balance of the front expiration's walls, -1..1"),
+    Feature("mhp_score", "balance of the monthly walls, -1..1"),
+    Feature("gamma_balance", "gamma exposure over the sum of its absolute parts, -1..1"),
+    Feature("vanna_balance", "vanna exposure over the gross gamma exposure, per volatility point"),
+    Feature("put_call_ratio", "log of put over call open interest"),
+    Feature("implied_to_realized", "log ratio of at-the-money volatility to yearly sigma"),
+    Feature("skew_25d", "25-delta put less call volatility, per year"),
+    Feature("term_slope", "later less front at-the-money volatility, per year"),
+    Feature("levels_age", "hours since the levels became available"),
+)
 FEATURES: tuple[Feature, ...] = (
     *(Feature(f"return_{k}", f"log return over {k} bars, in sigma x sqrt({k})") for k in _RETURNS),
     Feature("return_since_open", "log return since the open, in sigma x sqrt(bars)"),
@@ -149,20 +165,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature("support_distance", "log of close over the source's support level, in sigma"),
     Feature("resistance_distance", "log of close over the source's resistance level, in sigma"),
     Feature("channel_position", "log distance from the middle of both levels, in sigma"),
-    *(
-        Feature(f"{name}_distance", f"log of close over {meaning}, in sigma")
-        for name, meaning in _DISTANCES.items()
-    ),
-    Feature("wall_position", "log distance from the middle of the open-interest walls, in sigma"),
-    Feature("hp_net", "balance of the front expiration's walls, -1..1"),
-    Feature("mhp_score", "balance of the monthly walls, -1..1"),
-    Feature("gamma_balance", "gamma exposure over the sum of its absolute parts, -1..1"),
-    Feature("vanna_balance", "vanna exposure over the gross gamma exposure, per volatility point"),
-    Feature("put_call_ratio", "log of put over call open interest"),
-    Feature("implied_to_realized", "log ratio of at-the-money volatility to yearly sigma"),
-    Feature("skew_25d", "25-delta put less call volatility, per year"),
-    Feature("term_slope", "later less front at-the-money volatility, per year"),
-    Feature("levels_age", "hours since the levels became available"),
+    *HEDGE_FEATURES,
 )
 
 

@@ -517,22 +517,28 @@ OUTCOMES = Table(
 
 PROMOTIONS = Table(
     "promotions",
-    "Append-only log of every evidence fold and every verdict on a candidate.",
+    "Append-only log of every evidence fold, every verdict on a candidate, and every override.",
     (
         _SYMBOL,
         Column("session", "text", "session folded last when the entry was made"),
         Column(
             "kind",
             "text",
-            "fold of a session, or verdict on a candidate",
-            among=("fold", "verdict"),
+            "fold of a session, verdict on a candidate, or override by an operator",
+            among=("fold", "verdict", "override"),
         ),
-        Column("model_version", "integer", "candidate of a verdict; 0 for a fold", least=0),
+        Column(
+            "model_version",
+            "integer",
+            "candidate of a verdict, version pinned or let go by an override; 0 for a fold",
+            least=0,
+        ),
+        Column("number", "integer", "overrides count 1, 2, ...; 0 for folds and verdicts", least=0),
         Column("decided_at", "time", "from when on the entry is in force, UTC"),
         Column(
             "event",
             "text",
-            "skill_proven, skill_lost, promote, hold, reject; NULL = nothing",
+            "skill_proven, skill_lost, promote, hold, reject, pin, unpin; NULL = nothing",
             nullable=True,
         ),
         Column("reason", "text", "the entry in words"),
@@ -553,7 +559,7 @@ PROMOTIONS = Table(
         Column("effective_labels", "float", "labels over the horizon (overlap-adjusted)", least=0),
         Column("state", "text", "the whole evidence state, JSON"),
     ),
-    key=("symbol", "session", "kind", "model_version"),
+    key=("symbol", "session", "kind", "model_version", "number"),
     first_by="decided_at",
 )
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+    from hedge_pipeline.stages import Deployment
+
 _SIZE = (7.0, 2.6)
 # readable on white and on near-black
 _INK = "#7a869a"
@@ -117,7 +119,7 @@ def gamma_profile(spots: Any, values: Any, newest: pd.Series[Any], title: str) -
     return figure
 
 
-def reliability(bins: Sequence[Mapping[str, Any]], symbol: str) -> Figure:
+def confidence(bins: Sequence[Mapping[str, Any]], symbol: str) -> Figure:
     """Confidence against the share of right directions; on the diagonal both are equal."""
     known = [one for one in bins if one["n"]]
     figure, axes = _figure(f"{symbol}: reliability of confidence", (4.6, 3.4))
@@ -168,11 +170,13 @@ def hits_by_hour(rows: pd.DataFrame, session: str) -> Figure:
     return figure
 
 
-def importance(gain: dict[str, float], symbol: str, most: int = 12) -> Figure:
-    """Share of the total gain by feature, the largest first."""
+def importance(
+    gain: dict[str, float], symbol: str, what: str = "share of gain", most: int = 12
+) -> Figure:
+    """Share of the total by feature, the largest first."""
     total = sum(gain.values()) or 1.0
     best = sorted(gain.items(), key=lambda item: item[1])[-most:]
-    figure, axes = _figure(f"{symbol}: importance, share of gain", (7.0, 3.2))
+    figure, axes = _figure(f"{symbol}: importance, {what}", (7.0, 3.2))
     axes.barh([name for name, _ in best], [value / total for _, value in best], color=_BLUE)
     return figure
 
@@ -205,6 +209,23 @@ def scores(sums: pd.DataFrame, symbol: str) -> Figure:
     axes.plot(x, base, color=_ORANGE, linewidth=0.8, label="base rate")
     _session_axis(axes, list(by_session.index))
     _legend(axes)
+    return figure
+
+
+def reliability(deployment: Deployment, symbol: str) -> Figure:
+    """Observed share of ups against the served probability, with the line of honest sayings."""
+    from hedge_pipeline import insight
+    from hedge_pipeline.learning.calibration import reliability as binned
+
+    probability, up = insight.served_probabilities(deployment, symbol)
+    figure, axes = _figure(f"{symbol}: what happened against what was served", (4.2, 3.4))
+    if len(up):
+        bins = binned(probability, up)
+        ends = [float(bins.predicted.min()), float(bins.predicted.max())]
+        axes.plot(ends, ends, color=_INK, linewidth=0.8, linestyle="--")
+        axes.plot(bins.predicted, bins.observed, "o-", color=_BLUE, markersize=4, linewidth=1)
+    axes.set_xlabel("served probability of up", fontsize=8)
+    axes.set_ylabel("share of ups", fontsize=8)
     return figure
 
 

@@ -171,6 +171,7 @@ def training_set(
         np.full(len(labels), weight),
         slice(max(0, len(labels) - recent), None),
         ("2024-03-04", "2024-03-05"),
+        (len(labels) - min(recent, len(labels)), min(recent, len(labels))),
         "hash",
     )
 
