@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from hedge_pipeline.market.calendar import Session
     from hedge_pipeline.stages import Deployment
 
+OLDEST_SPOT = np.timedelta64(15, "m")
 STATUS: dict[type[SourceError], str] = {
     NoDataYet: "no_data_yet",
     RateLimited: "rate_limited",
@@ -319,6 +320,7 @@ class _Prices:
 
     def __init__(self, deployment: Deployment, session: Session, symbol: str) -> None:
         length = np.timedelta64(session.bar_seconds, "s")
+        self._opens, self._closes = to_datetime64(session.opens), to_datetime64(session.closes)
         before = deployment.calendar.previous(session.label)
         labels = [session.label] if before is None else [before, session.label]
         columns = ("symbol", "bar_ts", "close", "available_at")
@@ -329,10 +331,17 @@ class _Prices:
         self._close = bars["close"].to_numpy(dtype=float)
 
     def at(self, as_of: pd.Timestamp, available_at: pd.Timestamp) -> float:
-        """Close of the last bar that had ended at `as_of` and was known at `available_at`."""
-        ended = self._ends <= to_datetime64(as_of)
-        seen = np.flatnonzero(ended & (self._known <= to_datetime64(available_at)))
-        return float(self._close[seen[-1]]) if len(seen) else float("nan")
+        """Close of the last bar that had ended at `as_of` and was known at `available_at`.
+
+        During the session a price that is a quarter of an hour old is none: walls move with it.
+        """
+        moment = to_datetime64(as_of)
+        seen = np.flatnonzero((self._ends <= moment) & (self._known <= to_datetime64(available_at)))
+        if not len(seen):
+            return float("nan")
+        during = moment >= self._opens
+        age = min(moment, self._closes) - self._ends[seen[-1]]
+        return float("nan") if during and age > OLDEST_SPOT else float(self._close[seen[-1]])
 
 
 def _with_ranks(
