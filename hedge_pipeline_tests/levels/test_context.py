@@ -139,6 +139,23 @@ def test_a_strike_with_one_right_has_that_one_s_volatility() -> None:
     assert volatility == pytest.approx(0.3)
 
 
+def test_each_right_is_weighted_with_the_delta_of_the_other() -> None:
+    rules = LevelRules(rate=0.02, dividend_yield=0.3)
+    expiry = MONTHLIES[3]
+    chain = chain_of(
+        contract(95, "P", volatility=0.3, expiry=expiry),
+        contract(95, "C", volatility=0.2, expiry=expiry),
+    )
+    years = float(chain.years[0])
+    of_call = float(call_delta(SPOT, 95.0, years, 0.2, 0.02, 0.3)[0])
+    of_put = math.exp(-0.3 * years) - float(call_delta(SPOT, 95.0, years, 0.3, 0.02, 0.3)[0])
+    # the call's delta as the put's own volatility gives it, and the reverse
+    for_put, for_call = math.exp(-0.3 * years) - of_put, math.exp(-0.3 * years) - of_call
+    _, volatility = smile(chain, SPOT, rules)
+    expected = (for_put * 0.3 + for_call * 0.2) / (for_put + for_call)
+    assert volatility == pytest.approx([expected], rel=1e-12)
+
+
 def test_an_error_in_the_vendor_s_forward_cancels_between_call_and_put() -> None:
     """Quotes inverted with a wrong spot: the calls' volatility too high, the puts' too low."""
     true, error, years = 0.2, 0.3, chain_of(*series(MONTHLIES[1])).years[0]

@@ -22,6 +22,7 @@ from hedge_pipeline.levels.exposure import (
     gamma,
     gamma_is_known,
     gamma_profile,
+    priced,
     sign_changes,
     vanna,
 )
@@ -167,6 +168,14 @@ def test_exposures_are_unknown_when_every_volatility_is_a_placeholder(volatility
     assert np.isnan(known).all()
 
 
+@pytest.mark.parametrize(
+    ("volatility", "is_price"),
+    [(0.0, False), (1e-4, False), (1.1e-4, True), (5.0, True), (5.01, False), (np.nan, False)],
+)
+def test_a_volatility_in_range_is_a_price(volatility: float, is_price: bool) -> None:
+    assert priced(chain_of(contract(100, "C", volatility=volatility))).tolist() == [is_price]
+
+
 def test_half_of_the_open_interest_must_be_priced() -> None:
     priced, blank = contract(100, "C", 50), contract(101, "C", 50, volatility=1e-5)
     far = contract(50, "P", 10_000, volatility=1e-5)
@@ -249,6 +258,15 @@ def test_a_flip_outside_the_grid_is_not_looked_for() -> None:
     wide = replace(NO_CARRY, flip_range=0.2)
     expected = math.sqrt(95 * 105) * math.exp(-(0.2**2) / 2 * chain.years[0])
     assert exposure(chain, 112.0, wide).flip == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("place", "count"), [(0.895, 0), (0.905, 1), (1.0, 1), (1.095, 1), (1.105, 0)]
+)
+def test_the_grid_reaches_a_tenth_of_the_spot_to_both_sides(place: float, count: int) -> None:
+    chain = chain_of(*profile_rows(P95=100, C105=100))
+    flip = math.sqrt(95 * 105) * math.exp(-(0.2**2) / 2 * chain.years[0])
+    assert exposure(chain, flip / place, NO_CARRY).flip_count == count
 
 
 @pytest.mark.parametrize(
