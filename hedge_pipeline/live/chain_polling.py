@@ -63,7 +63,8 @@ class ChainPoller:
     def _store(self, session: Session, found: Fetched) -> int:
         if found.failure is not None:
             log.warning("%s: no option chain: %s", found.symbol, found.failure)
-        at = self.deployment.clock()
+        # what was decided in this very moment was decided without it
+        at = self.deployment.clock() + dt.timedelta(microseconds=1)
         new = chains.store(self.deployment, session.label, found, available_at=at)
         if new:
             chains.build_missing_levels(self.deployment, session.label, found.symbol)

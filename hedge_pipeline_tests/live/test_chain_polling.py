@@ -202,7 +202,7 @@ def test_a_chain_that_fails_is_recorded_and_predictions_go_on_without_levels(
     assert own["prediction"].notna().all() and len(own) == 4
     assert set(own["reason"]) == {f"{NO_LEVEL}: {NO_CHAIN}"}
     other = served[served["symbol"] == "SIMB"].sort_values("bar_ts")
-    assert other["strength_score"].notna().tolist()[1:] == [True] * 3
+    assert other["strength_score"].notna().tolist()[2:] == [True] * 2
 
 
 @pytest.mark.usefixtures("inline")
