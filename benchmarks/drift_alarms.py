@@ -92,7 +92,7 @@ def feature_histories(seed: int, sessions: int, change: int | None) -> list[Floa
             history = []
             for place, label in enumerate(deployment.calendar.labels[:sessions]):
                 rows = deployment.store.read(FEATURE_ROWS, [label], symbols=[symbol])
-                values = rows[names].to_numpy(dtype=np.float32)
+                values = rows[names].to_numpy(dtype=np.float32, copy=True)
                 if change is not None and place >= change:
                     values[:, volume] *= 4
                 history.append(drift.session_summary(values))

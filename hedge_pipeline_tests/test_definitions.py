@@ -56,7 +56,7 @@ CHECKS = {
         "predictions_wait_for_their_bar",
     },
     "outcomes": {"outcomes_keep_their_schema", "outcomes_come_from_observed_prices"},
-    "trained_model": {"model_files_are_untouched"},
+    "trained_model": {"model_files_are_untouched", "no_feature_knows_the_outcome"},
     "champion_model": {"mlflow_shows_every_version"},
 }
 EACH_ASSET = pytest.mark.parametrize("name", GRAPH)

@@ -132,7 +132,7 @@ class ModelCard:
             values = json.loads(content)
             lists = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
             return cls(**{**values, **lists})
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ModelError(f"a model description cannot be read: {error}") from error
 
 

@@ -157,8 +157,9 @@ def poll(
         seconds += (deployment.clock() - begun).total_seconds()
     if catch_up and not new and session.label in deployment.store.sessions(RAW_QUOTES):
         predictions += _predict(deployment, session)
-    if predictions:
+    if predictions or catch_up:
         predictions += _ask_companions(deployment, session)
+    if predictions:
         outcomes = stages.mature_outcomes(deployment, session.label)
     lines = {s: str(e) for s, e in failures.items() if not isinstance(e, NoDataYet)}
     return Poll(now, session.label, new, predictions, outcomes, lines, seconds)

@@ -662,7 +662,7 @@ def test_a_prediction_made_before_the_kill_is_not_made_again(
     assert len(made) == 24
     again = watch(folder, FakeMarket(), at(13, 30))
     again.run(until=at(14, 2))
-    kept = again.rows(PREDICTION_LOG, HALF_DAY)
+    kept = again.served(HALF_DAY)
     kept = kept[kept["bar_ts"] < at(12)].reset_index(drop=True)
     pd.testing.assert_frame_equal(kept, made.reset_index(drop=True), check_exact=True)
 
