@@ -81,8 +81,12 @@ if TYPE_CHECKING:
     from hedge_pipeline.settings import Settings
 
 SETTLING = dt.timedelta(minutes=15)
-# hedge levels take a few values a day: no window of sessions tells what is usual of them
-_STEPWISE = tuple(feature in HEDGE_FEATURES for feature in FEATURES)
+# hedge levels take a few values a day: no window of sessions tells what is usual of them; and the
+# last bars before a close, which have no label, are in no training set
+_NEVER_NOVEL = tuple(
+    feature in HEDGE_FEATURES or feature.name in ("session_elapsed", "session_remaining")
+    for feature in FEATURES
+)
 PREVIOUS_SESSION_SHARE = 0.25
 DAYS_OF_HISTORY = 60
 
@@ -752,7 +756,7 @@ def train_candidate(deployment: Deployment, symbol: str) -> Candidate:
     trained = margins(booster, data.features[data.recent], base_rate)
     version = newest.version + 1 if newest else 1
     known = len(sessions) >= novelty.LEAST_SESSIONS
-    lows, highs = novelty.ranges(data.features, _STEPWISE) if known else ((), ())
+    lows, highs = novelty.ranges(data.features, _NEVER_NOVEL) if known else ((), ())
     deployment.shelf.put_content(symbol, version, content)
     card = ModelCard(
         symbol=symbol,

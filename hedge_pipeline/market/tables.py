@@ -383,8 +383,8 @@ FEATURE_ROWS = Table(
     first_by="available_at",
 )
 
-ROLES = ("served", "newest", "baseline", "legacy")
-MODES = ("live", "catch_up", "backfill", "replay", "legacy")
+ROLES = ("served", "newest", "baseline")
+MODES = ("live", "catch_up", "backfill", "replay")
 
 
 def _part(name: str, most: float, of: str) -> Column:
