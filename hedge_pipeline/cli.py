@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -82,13 +83,25 @@ def replay(
     first: Annotated[str | None, typer.Option("--from", help="first session")] = None,
     last: Annotated[str | None, typer.Option("--to", help="last session")] = None,
     seed: Annotated[int | None, typer.Option(help="seed of the simulated market")] = None,
+    model_version: Annotated[
+        int | None,
+        typer.Option(min=1, help="only this version of HEDGE_DATA_URL, without retraining"),
+    ] = None,
     registry: Annotated[bool, typer.Option(help="write MLflow runs and versions")] = True,
     as_json: AsJson = False,
 ) -> None:
     """Run the whole loop over history, as live would have done it."""
     with _one_line():
         settings = _settings(out, source=source, path=path, symbols=symbols, seed=seed)
-        summary = _replay(settings, out, first, last, with_registry=registry, quiet=as_json)
+        summary = _replay(
+            settings,
+            out,
+            first,
+            last,
+            with_registry=registry,
+            quiet=as_json,
+            model_version=model_version,
+        )
         _print_summary(summary, out, as_json)
 
 
@@ -198,6 +211,25 @@ def retrain(
 
 
 @app.command()
+def alert_test(as_json: AsJson = False) -> None:
+    """Send a test alert to every HEDGE_ALERT_URLS and say what came of it."""
+    with _one_line():
+        from hedge_pipeline.opening import open_notifier
+
+        notifier = open_notifier(load_settings())
+        if not notifier:
+            raise SettingsError("HEDGE_ALERT_URLS is empty: there is nobody to tell")
+        found = notifier.send("This is a test; no signal fired.", "hedge: test alert")
+        if as_json:
+            _print_json([delivery._asdict() for delivery in found])
+        else:
+            for delivery in found:
+                _say(f"{'ok' if delivery.ok else 'FAIL':<5} {delivery.url}: {delivery.detail}")
+        if not all(delivery.ok for delivery in found):
+            raise typer.Exit(1)
+
+
+@app.command()
 def bootstrap(
     days: Annotated[int, typer.Option(min=1, help="calendar days to look back")] = 29,
     as_json: AsJson = False,
@@ -256,6 +288,115 @@ def up(
         raise typer.Exit(service.serve(settings, ports, configuration, headless=headless))
 
 
+# -- history and control ---------------------------------------------------------------------------
+
+OneSymbol = Annotated[str | None, typer.Option(help="may be left out if one symbol is watched")]
+Reason = Annotated[str, typer.Option(help="why; it stays in the promotion log")]
+
+
+@app.command()
+def history(symbol: OneSymbol = None, as_json: AsJson = False) -> None:
+    """Show who was champion when, and why: every verdict, change of skill and override."""
+    with _one_line():
+        from hedge_pipeline import control
+
+        deployment, watched = _watched(symbol)
+        found = control.history(deployment, watched)
+        if as_json:
+            _print_json(found)
+            return
+        table = Table(title=f"{watched}: what changed, oldest first", title_justify="left")
+        for name in ("when (UTC)", "event", "version", "served", "champion", "evidence", "reason"):
+            table.add_column(name)
+        for row in found:
+            numbers = (str(row[name] or "-") for name in ("version", "served", "champion"))
+            table.add_row(
+                row["decided_at"][:16].replace("T", " "),
+                row["event"],
+                *numbers,
+                f"{row['evidence']:.3g}",
+                escape(row["reason"]),
+            )
+        console.print(table)
+
+
+@app.command()
+def promote(
+    version: Annotated[int, typer.Option(min=1, help="accepted version to serve from now on")],
+    reason: Reason,
+    symbol: OneSymbol = None,
+    as_json: AsJson = False,
+) -> None:
+    """Pin a version: it is served until `hedge rollback`. The evidence is untouched."""
+    with _one_line():
+        from hedge_pipeline import control
+
+        deployment, watched = _watched(symbol)
+        _tell_override(control.pin(deployment, watched, version, reason), as_json)
+
+
+@app.command()
+def rollback(reason: Reason, symbol: OneSymbol = None, as_json: AsJson = False) -> None:
+    """Go one step back: let a pinned version go, or pin the one before the newest."""
+    with _one_line():
+        from hedge_pipeline import control
+
+        deployment, watched = _watched(symbol)
+        _tell_override(control.roll_back(deployment, watched, reason), as_json)
+
+
+@app.command("rebuild-evidence")
+def rebuild_evidence(symbol: OneSymbol = None, as_json: AsJson = False) -> None:
+    """Fold every session again from predictions and outcomes; must equal the stored state."""
+    with _one_line():
+        from hedge_pipeline import control
+        from hedge_pipeline.learning import gate
+        from hedge_pipeline.stages import StageError
+
+        deployment, watched = _watched(symbol)
+        found = control.rebuild_evidence(deployment, watched)
+        if found.differs is not None:
+            raise StageError(
+                f"{watched}: the stored state of session {found.differs} is not what predictions "
+                "and outcomes give; a table was changed after the fold"
+            )
+        words = gate.evidence_in_words(found.state, deployment.rule)
+        if as_json:
+            _print_json(
+                {"symbol": watched, "sessions": found.sessions, "equal": True, "evidence": words}
+            )
+            return
+        _say(f"{watched}: {found.sessions} sessions folded again, equal to the log; {words}")
+
+
+def _watched(symbol: str | None) -> tuple[Deployment, str]:
+    """The deployment of the settings and the symbol that is meant."""
+    from hedge_pipeline.opening import open_deployment
+    from hedge_pipeline.replay import check_mode
+    from hedge_pipeline.stages import StageError
+
+    settings = load_settings()
+    watched = ", ".join(settings.symbols)
+    if symbol is None and len(settings.symbols) > 1:
+        raise StageError(f"name one of {watched} with --symbol")
+    meant = settings.symbols[0] if symbol is None else symbol
+    if meant not in settings.symbols:
+        raise StageError(f"{meant} is not watched; HEDGE_SYMBOLS has {watched}")
+    deployment = open_deployment(settings)
+    check_mode(deployment)
+    return deployment, meant
+
+
+def _tell_override(entry: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        names = ("symbol", "event", "model_version", "number", "decided_at", "reason")
+        _print_json({name: entry[name] for name in names})
+        return
+    pinned = entry["event"] == "pin"
+    what = "is served from now on" if pinned else "is let go, the newest accepted one serves"
+    _say(f"{entry['symbol']}: version {entry['model_version']} {what}; {entry['reason']}")
+
+
 # -- replay and demo -------------------------------------------------------------------------------
 
 
@@ -288,10 +429,13 @@ def _replay(
     *,
     with_registry: bool = True,
     quiet: bool = False,
+    model_version: int | None = None,
 ) -> dict[str, Any]:
+    from hedge_pipeline import control
     from hedge_pipeline import replay as loop
     from hedge_pipeline.opening import open_deployment, open_registry
     from hedge_pipeline.resources.registry import BackgroundRegistry
+    from hedge_pipeline.store import Store
 
     begun = time.perf_counter()
     deployment = open_deployment(settings)
@@ -307,8 +451,21 @@ def _replay(
             "bar length": settings.bar_seconds,
             "horizon": settings.horizon_bars,
             "seed": settings.seed if settings.source == "simulated" else None,
+            "model version": model_version,
         },
     )
+    if model_version is not None:
+        models = Store(load_settings().data_url)
+        cards = control.freeze(deployment, models, model_version, sessions[0])
+        for symbol, card in cards.items():
+            if card.cutoff >= sessions[0]:
+                errors.print(
+                    f"warning: {symbol} version {model_version} was trained on sessions to "
+                    f"{card.cutoff}; its scores up to then are in-sample",
+                    markup=False,
+                    highlight=False,
+                    soft_wrap=True,
+                )
     registry = None
     if with_registry:
         registry = BackgroundRegistry(
@@ -320,6 +477,7 @@ def _replay(
             deployment,
             sessions,
             registry=registry,
+            train=model_version is None,
             watch=lambda night: None if quiet else _tell(night, bar.console),
             advance=lambda _session: bar.advance(task),
         )
@@ -489,6 +647,10 @@ _STATUS_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "accuracy": lambda part: _accuracy_words(part["accuracy"]).removeprefix("accuracy "),
     "newest version": lambda part: _version_cell(part["newest_version"]),
     "champion": lambda part: _version_cell(part["champion_version"]),
+    "feature drift": lambda part: str(part["feature_drift"]),
+    "performance drift": lambda part: str(part["performance_drift"]),
+    "retraining": lambda part: str(part["retraining"]),
+    "pinned": lambda part: str(part["pinned_version"] or "none"),
     "last retraining": lambda part: str(part["last_retrain"] or "never"),
     "last verdict": lambda part: (
         f"{part['last_verdict']['verdict']}: {part['last_verdict']['reason']}"

@@ -10,6 +10,7 @@ import dagster as dg
 
 from hedge_pipeline.assets.champion_model import champion_model
 from hedge_pipeline.assets.model_performance import model_performance
+from hedge_pipeline.assets.signal_report import signal_report
 from hedge_pipeline.assets.trained_model import trained_model
 from hedge_pipeline.resources.loop import LoopResource
 
@@ -19,10 +20,11 @@ if TYPE_CHECKING:
 TRAIN_LANE = {"hedge/lane": "train"}
 POLL_LANE = {"hedge/lane": "poll"}
 REPORT_EVERY = dt.timedelta(minutes=5)
+LAST_ALERTS_SECONDS = 10.0
 
 train_model = dg.define_asset_job(
     "train_model",
-    selection=[trained_model, champion_model, model_performance],
+    selection=[trained_model, champion_model, model_performance, signal_report],
     description="Fit a candidate for a symbol, judge it, score every version.",
     tags=TRAIN_LANE,
 )
@@ -39,13 +41,17 @@ def follow_on_the_console(settings: "Settings") -> None:
 def poll_until_the_time_box_ends(context: dg.OpExecutionContext, loop: LoopResource) -> None:
     """Polls the source on the clock's grid; see `live/loop.py`."""
     from hedge_pipeline.assets.reporting import LiveReport, plain_failures
+    from hedge_pipeline.live.alerting import alert_signals
     from hedge_pipeline.live.loop import run_loop
+    from hedge_pipeline.opening import open_notifier
     from hedge_pipeline.settings import load_settings
 
     settings, deployment = load_settings(), loop.deployment
     follow_on_the_console(settings)
     report = LiveReport(context, deployment, REPORT_EVERY)
     with plain_failures():
+        notifier = open_notifier(settings)
+        unproven = settings.alert_unproven
         polls = run_loop(
             deployment,
             run_id=context.run_id,
@@ -53,7 +59,13 @@ def poll_until_the_time_box_ends(context: dg.OpExecutionContext, loop: LoopResou
             until=deployment.clock() + dt.timedelta(minutes=settings.poll_run_minutes),
             sleep=time.sleep,
             report=report.add,
+            alert=lambda label: (
+                alert_signals(deployment, label, notifier.post, unproven=unproven)
+                if notifier
+                else 0
+            ),
         )
+        notifier.flush(LAST_ALERTS_SECONDS)
     report.flush()
     context.log.info(f"{polls} polls")
 

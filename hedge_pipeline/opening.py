@@ -10,6 +10,7 @@ from hedge_pipeline.stages import Candidate, Deployment, deploy
 
 if TYPE_CHECKING:
     from hedge_pipeline.market.calendar import SessionCalendar
+    from hedge_pipeline.resources.notifier import Notifier
     from hedge_pipeline.resources.registry import MlflowRegistry
     from hedge_pipeline.settings import Settings
 
@@ -41,6 +42,17 @@ def open_registry(settings: Settings, *, plots: bool = True) -> MlflowRegistry:
     if not settings.mlflow_tracking_uri:
         artifacts = (Path(settings.data_url).resolve() / "mlartifacts").as_uri()
     return MlflowRegistry(settings.tracking_uri, artifacts=artifacts, plots=plots)
+
+
+def open_notifier(settings: Settings) -> Notifier:
+    """Whoever is told of signals.
+
+    Raises:
+        SettingsError: an alert URL is not understood; the line does not show it.
+    """
+    from hedge_pipeline.resources.notifier import Notifier
+
+    return Notifier(settings.alert_urls)
 
 
 def retrain(

@@ -41,4 +41,7 @@ def session_partitions(settings: Settings) -> dg.TimeWindowPartitionsDefinition:
 
 _SETTINGS = load_settings()
 SESSIONS = session_partitions(_SETTINGS)
+SINCE_YESTERDAY = dg.TimeWindowPartitionMapping(
+    start_offset=-1, allow_nonexistent_upstream_partitions=True
+)
 SYMBOLS = dg.StaticPartitionsDefinition(list(_SETTINGS.symbols))

@@ -1,6 +1,7 @@
 """The whole loop over history, in order of arrival, by the same stages as live.
 
-Each session: collect -> features -> predict -> outcomes -> fold -> (retrain -> verdict) -> score.
+Each session: collect -> levels -> features -> predict -> outcomes -> fold -> (retrain -> verdict)
+-> score.
 A replay that was interrupted goes on where it stopped; nothing it wrote is changed by going on, or
 by replaying further.
 """
@@ -18,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hedge_pipeline import stages
+from hedge_pipeline import chains, stages
 from hedge_pipeline.learning import scoring
 from hedge_pipeline.learning.training import ModelCard
 from hedge_pipeline.market.sources import NoDataYet, WindowRefused
@@ -103,6 +104,7 @@ def replay(
     sessions: Sequence[str],
     *,
     registry: Registry | None = None,
+    train: bool = True,
     watch: Callable[[Night], None] = lambda night: None,
     advance: Callable[[str], None] = lambda session: None,
 ) -> Stopwatch:
@@ -112,6 +114,7 @@ def replay(
         deployment: a replay deployment; see `open_replay`.
         sessions: ascending labels.
         registry: shows versions and scores; None = only the store.
+        train: retrain when it is due; otherwise the models that are there predict throughout.
         watch: called for every symbol after every session that was not done before.
         advance: called when a session is done.
 
@@ -124,7 +127,7 @@ def replay(
         for label in sessions:
             # the last session may have been interrupted during its night: it is run again
             if not resumed or label >= resumed[-1]:
-                for night in _session(deployment, label, registry, stopwatch):
+                for night in _session(deployment, label, registry, stopwatch, train):
                     watch(night)
             advance(label)
         if registry is not None:
@@ -152,7 +155,11 @@ def _quick_turns() -> Iterator[None]:
 
 
 def _session(
-    deployment: Deployment, label: str, registry: Registry | None, stopwatch: Stopwatch
+    deployment: Deployment,
+    label: str,
+    registry: Registry | None,
+    stopwatch: Stopwatch,
+    train: bool,
 ) -> list[Night]:
     with stopwatch.measure("collect"):
         collected = stages.collect(deployment, label)
@@ -161,6 +168,9 @@ def _session(
             raise error
     if collected.bars == 0:
         return []
+    with stopwatch.measure("levels"):
+        stages.collect_session_chains(deployment, label)
+        chains.build_levels(deployment, label)
     with stopwatch.measure("features"):
         stages.build_features(deployment, label)
     with stopwatch.measure("predict"):
@@ -171,7 +181,8 @@ def _session(
     with ThreadPoolExecutor(_NIGHTS_AT_ONCE) as pool:
         nights = list(
             pool.map(
-                lambda symbol: _night(deployment, label, symbol, stopwatch), deployment.symbols
+                lambda symbol: _night(deployment, label, symbol, stopwatch, train),
+                deployment.symbols,
             )
         )
     with stopwatch.measure("score"):
@@ -202,13 +213,13 @@ def _publish(
 
 
 def _night(
-    deployment: Deployment, label: str, symbol: str, stopwatch: Stopwatch
+    deployment: Deployment, label: str, symbol: str, stopwatch: Stopwatch, train: bool
 ) -> tuple[str, stages.Fold | None, list[dict[str, object]], ModelCard | None]:
     with stopwatch.measure("fold"):
         folds = stages.fold_evidence(deployment, symbol)
         decision = stages.retraining_decision(deployment, symbol, hour=deployment.retrain_hour or 0)
     card = None
-    if decision.retrain:
+    if train and decision.retrain:
         with stopwatch.measure("train"):
             card = stages.train_candidate(deployment, symbol).card
     with stopwatch.measure("fold"):

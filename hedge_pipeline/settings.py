@@ -7,11 +7,14 @@ project reads the environment; a bad value stops start-up with one line that nam
 from __future__ import annotations
 
 import datetime as dt
+import re
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+DealerSign = Literal["calls+puts-", "calls-puts+", "calls+puts+", "calls-puts-"]
 
 
 class SettingsError(ValueError):
@@ -22,7 +25,11 @@ class Settings(BaseSettings):
     """The configuration of one deployment; see `.env.example` for the same list in plain words."""
 
     model_config = SettingsConfigDict(
-        env_file=".env", extra="ignore", frozen=True, populate_by_name=True
+        env_file=".env",
+        extra="ignore",
+        frozen=True,
+        populate_by_name=True,
+        hide_input_in_errors=True,
     )
 
     symbols: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -128,6 +135,99 @@ class Settings(BaseSettings):
         ge=30,
         description="seconds between two looks of the retraining sensor",
     )
+    cache_ttl: int = Field(
+        default=300,
+        alias="CACHE_TTL",
+        ge=60,
+        le=86_400,
+        description="seconds between two requests for an option chain",
+    )
+    chain_max_age: int = Field(
+        default=3600,
+        alias="HEDGE_CHAIN_MAX_AGE",
+        ge=60,
+        le=86_400,
+        validate_default=True,
+        description="hedge levels older than this many seconds are stale and not used",
+    )
+    dealer_sign: DealerSign = Field(
+        default="calls+puts-",
+        alias="HEDGE_DEALER_SIGN",
+        description="sign of the dealers' position in calls and puts, a heuristic: "
+        "calls+puts-, calls-puts+, calls+puts+ or calls-puts-",
+    )
+    risk_free_rate: float = Field(
+        default=0.04,
+        alias="HEDGE_RISK_FREE_RATE",
+        ge=-0.05,
+        le=0.25,
+        description="continuous annual interest rate of the option greeks",
+    )
+    dividend_yield: float = Field(
+        default=0.006,
+        alias="HEDGE_DIVIDEND_YIELD",
+        ge=0,
+        le=0.25,
+        description="continuous annual dividend yield of the option greeks",
+    )
+    signal_sides: Literal["support", "both"] = Field(
+        default="support",
+        alias="HEDGE_SIGNAL_SIDES",
+        description="support: long signals only; both: also short ones at resistance",
+    )
+    min_strength: float = Field(
+        default=15,
+        alias="MIN_STRENGTH",
+        ge=0,
+        le=100,
+        description="least strength score of a signal",
+    )
+    max_strength: float = Field(
+        default=30,
+        alias="MAX_STRENGTH",
+        ge=0,
+        le=100,
+        validate_default=True,
+        description="greatest strength score of a signal",
+    )
+    min_confidence: float = Field(
+        default=0.55,
+        alias="MIN_CONFIDENCE",
+        ge=0,
+        le=1,
+        description="least confidence of a signal, a probability",
+    )
+    evidence_prior: float = Field(
+        default=200,
+        alias="HEDGE_EVIDENCE_PRIOR",
+        gt=0,
+        le=1_000_000,
+        description="effective outcomes that outcomes at a level are weighed against",
+    )
+    alert_cooldown: int = Field(
+        default=300,
+        alias="ALERT_COOLDOWN",
+        ge=0,
+        le=86_400,
+        description="seconds after a signal in which its symbol has no other",
+    )
+    alert_urls: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(),
+        alias="HEDGE_ALERT_URLS",
+        description="Apprise URLs that get the alerts, separated by commas or spaces; secret",
+    )
+    alert_unproven: bool = Field(
+        default=False,
+        alias="HEDGE_ALERT_UNPROVEN",
+        description="alerts also go out while skill is not proven",
+    )
+    cost_bps: float = Field(
+        default=1,
+        alias="HEDGE_COST_BPS",
+        ge=0,
+        le=100,
+        description="cost of a trade per side, basis points",
+    )
     mlflow_tracking_uri: str = Field(
         default="",
         alias="MLFLOW_TRACKING_URI",
@@ -166,6 +266,35 @@ class Settings(BaseSettings):
     def _empty_hour(cls, value: Any) -> Any:
         return None if value == "" else value
 
+    @field_validator("alert_urls", mode="before")
+    @classmethod
+    def _separate_urls(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            # a comma may be part of a URL: only one before the next scheme separates
+            parts = re.split(r"\s+|,(?=[A-Za-z][\w+.-]*://)", value)
+            return tuple(url for part in parts if (url := part.strip(",")))
+        return value
+
+    @field_validator("alert_urls")
+    @classmethod
+    def _look_like_urls(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for place, url in enumerate(value, start=1):
+            if not re.match(r"[A-Za-z][\w+.-]*://.", url.get_secret_value()):
+                raise ValueError(f"entry {place} of {len(value)} is no URL (service://...)")
+        return value
+
+    @field_validator("max_strength", "chain_max_age")
+    @classmethod
+    def _not_below(cls, value: float, info: ValidationInfo) -> float:
+        name, alias = {
+            "max_strength": ("min_strength", "MIN_STRENGTH"),
+            "chain_max_age": ("cache_ttl", "CACHE_TTL"),
+        }[str(info.field_name)]
+        least = info.data.get(name)
+        if least is not None and value < least:
+            raise ValueError(f"must not be below {alias}={least:g}")
+        return value
+
     @field_validator("calendar")
     @classmethod
     def _known_calendar(cls, value: str) -> str:
@@ -174,6 +303,12 @@ class Settings(BaseSettings):
         if value not in exchange_calendars.get_calendar_names(include_aliases=True):
             raise ValueError("no such exchange calendar; XNYS and 24/7 are examples")
         return value
+
+    @property
+    def dealer_signs(self) -> tuple[int, int]:
+        """Sign of the dealers' position in calls and in puts, each +1 or -1."""
+        calls, puts = re.findall("[+-]", self.dealer_sign)
+        return int(f"{calls}1"), int(f"{puts}1")
 
     @cached_property
     def tracking_uri(self) -> str:
@@ -206,4 +341,12 @@ def _one_line(item: Any) -> str:
     fields = Settings.model_fields
     alias = fields[name].alias if name in fields else name
     message = str(item["msg"]).removeprefix("Value error, ")
-    return f"{alias}={item['input']!r}: {message[0].lower()}{message[1:]}"
+    shown = "***" if alias in _SECRETS else repr(item["input"])
+    return f"{alias}={shown}: {message[0].lower()}{message[1:]}"
+
+
+_SECRETS = frozenset(
+    field.alias
+    for field in Settings.model_fields.values()
+    if SecretStr in (field.annotation, *get_args(field.annotation))
+)

@@ -17,36 +17,59 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hedge_pipeline.learning import gate, labels, ledger, scoring
-from hedge_pipeline.learning.dataset import LabelledSessions, assemble
-from hedge_pipeline.learning.gate import Event, GateRule, GateState
+from hedge_pipeline import chains
+from hedge_pipeline.learning import drift, gate, labels, ledger, novelty, scoring
+from hedge_pipeline.learning.dataset import LabelledSessions, TrainingSet, assemble
+from hedge_pipeline.learning.drift import Drift
+from hedge_pipeline.learning.gate import Event, GateRule, GateState, SessionEvidence
 from hedge_pipeline.learning.guards import guard
+from hedge_pipeline.learning.leaks import leaking
 from hedge_pipeline.learning.ledger import Ledger
 from hedge_pipeline.learning.retraining import Decision, RetrainingFacts, decide
 from hedge_pipeline.learning.shelf import ModelShelf
 from hedge_pipeline.learning.training import (
+    Margins,
     ModelCard,
+    ModelError,
     TrainingPlan,
+    contributions,
     fit,
     load_model,
     margins,
     skill_in_nats,
 )
-from hedge_pipeline.live.predicting import predict
+from hedge_pipeline.levels.confidence import PRIOR, LevelEvidence, cell_sums
+from hedge_pipeline.levels.joining import in_force, level_grid
+from hedge_pipeline.levels.rules import LevelRules
+from hedge_pipeline.levels.signals import SignalRules
+from hedge_pipeline.levels.trades import reliability, report, score_trades
+from hedge_pipeline.live.predicting import margins_of, predict
+from hedge_pipeline.live.signalling import Signalling, at_levels
 from hedge_pipeline.live.supervision import sessions_to_close
 from hedge_pipeline.market.bars import collect_bars, collect_days, find_gaps, on_grid
 from hedge_pipeline.market.calendar import UTC, Session, SessionCalendar
-from hedge_pipeline.market.features import compute_features, no_previous, remember
+from hedge_pipeline.market.features import (
+    FEATURES,
+    HEDGE_FEATURES,
+    compute_features,
+    no_previous,
+    remember,
+)
 from hedge_pipeline.market.sources import DailySource, MarketSource, NoDataYet, SourceError
 from hedge_pipeline.market.tables import (
+    CHAIN_FETCHES,
     DAILY_BARS,
     FEATURE_ROWS,
     GAPS,
+    HEDGE_LEVELS,
+    LEVEL_EVIDENCE,
+    OPTION_CHAINS,
     OUTCOMES,
     PERFORMANCE,
     PREDICTION_LOG,
     PROMOTIONS,
     RAW_QUOTES,
+    TRADES,
     feature_names,
     without,
 )
@@ -58,6 +81,8 @@ if TYPE_CHECKING:
     from hedge_pipeline.settings import Settings
 
 SETTLING = dt.timedelta(minutes=15)
+# hedge levels take a few values a day: no window of sessions tells what is usual of them
+_STEPWISE = tuple(feature in HEDGE_FEATURES for feature in FEATURES)
 PREVIOUS_SESSION_SHARE = 0.25
 DAYS_OF_HISTORY = 60
 
@@ -80,6 +105,13 @@ class Deployment:
         replay: the store holds a replay of history: times are those a live system would have had,
             rows say `replay`, and that is what counts as evidence here.
         clock: the time now.
+        level_rules: constants of the hedge levels.
+        dealer_sign: the assumption about dealers in words, for the log.
+        chain_max_age: levels older than this are stale.
+        cache_ttl: time between two requests for a symbol's option chain.
+        signal_rules: what makes a prediction a signal.
+        evidence_prior: effective outcomes that outcomes at a level are weighed against.
+        cost_bps: cost of a trade per side, basis points.
         settled: (symbol, session) pairs known to be settled; a settled session stays so.
     """
 
@@ -94,6 +126,13 @@ class Deployment:
     min_samples: int = 100
     retrain_hour: int | None = 2
     replay: bool = False
+    level_rules: LevelRules = field(default_factory=LevelRules)
+    dealer_sign: str = "calls+puts-"
+    chain_max_age: dt.timedelta = dt.timedelta(hours=1)
+    cache_ttl: dt.timedelta = dt.timedelta(minutes=5)
+    signal_rules: SignalRules = field(default_factory=SignalRules)
+    evidence_prior: float = PRIOR
+    cost_bps: float = 1.0
     clock: Callable[[], dt.datetime] = field(default=lambda: dt.datetime.now(UTC))
     settled: set[tuple[str, str]] = field(default_factory=set, compare=False, repr=False)
     _ledgers: dict[str, tuple[object, Ledger]] = field(
@@ -185,8 +224,32 @@ def deploy(
         min_samples=settings.min_samples_for_retrain,
         retrain_hour=settings.retrain_hour,
         replay=settings.mode == "replay",
+        level_rules=_level_rules(settings),
+        dealer_sign=settings.dealer_sign,
+        chain_max_age=dt.timedelta(seconds=settings.chain_max_age),
+        cache_ttl=dt.timedelta(seconds=settings.cache_ttl),
+        signal_rules=SignalRules(
+            sides=settings.signal_sides,
+            min_strength=settings.min_strength,
+            max_strength=settings.max_strength,
+            min_confidence=settings.min_confidence,
+            cooldown=settings.alert_cooldown,
+            horizon=settings.horizon_bars,
+        ),
+        evidence_prior=settings.evidence_prior,
+        cost_bps=settings.cost_bps,
     )
     return replace(made, clock=clock) if clock else made
+
+
+def _level_rules(settings: Settings) -> LevelRules:
+    calls, puts = settings.dealer_signs
+    return LevelRules(
+        call_sign=calls,
+        put_sign=puts,
+        rate=settings.risk_free_rate,
+        dividend_yield=settings.dividend_yield,
+    )
 
 
 # -- bars ------------------------------------------------------------------------------------------
@@ -376,6 +439,7 @@ def features_of(deployment: Deployment, label: str, first: int = 0) -> pd.DataFr
     values = compute_features(
         on_grid(stored, symbols, session),
         memory,
+        level_grid(levels_in_force(deployment, label, stored), stored, symbols, session),
         bar_seconds=session.bar_seconds,
         session_bars=session.bars,
         first=first,
@@ -391,11 +455,23 @@ def features_of(deployment: Deployment, label: str, first: int = 0) -> pd.DataFr
     return FEATURE_ROWS.conform(pd.concat([keys, block], axis=1))
 
 
+def levels_in_force(deployment: Deployment, label: str, rows: pd.DataFrame) -> pd.DataFrame:
+    """Hedge levels that were in force at rows of a session; see `levels/joining.py`.
+
+    Args:
+        deployment: where the levels are.
+        label: the session.
+        rows: with symbol and available_at.
+    """
+    levels = deployment.store.read(HEDGE_LEVELS, [label])
+    return in_force(levels, rows, deployment.chain_max_age)
+
+
 # -- predictions -----------------------------------------------------------------------------------
 
 
 def log_predictions(deployment: Deployment, label: str) -> int:
-    """Predicts every bar of a session that has no served row yet; returns the new rows.
+    """Predicts every bar of a session that has no prediction yet; returns the new rows.
 
     A bar of a session that is over gets the prediction a live system would have made, with the
     model accepted by then; the row says `backfill` (in a replay `replay`). A bar of the running
@@ -404,30 +480,92 @@ def log_predictions(deployment: Deployment, label: str) -> int:
     Raises:
         StageError: the session has no feature rows.
     """
-    import pandas as pd
+    return log_served(deployment, label) + log_companions(deployment, label)
 
+
+def log_served(deployment: Deployment, label: str) -> int:
+    """The served rows of `log_predictions`.
+
+    Raises:
+        StageError: the session has no feature rows.
+    """
     features = deployment.store.read(FEATURE_ROWS, [label])
     if features.empty:
         raise StageError(f"features has no rows of {label}: materialize features first")
-    session = deployment.calendar.session(label)
+    known = deployment.store.read(PREDICTION_LOG, [label], columns=("symbol", "bar_ts", "role"))
+    return _log(deployment, label, without(features, known[known["role"] == "served"]), "served")
+
+
+def log_companions(deployment: Deployment, label: str) -> int:
+    """The rows of the other roles beside the served ones; they never delay or fail those.
+
+    A bar gets the companions that stood beside the served model when that decided.
+    """
+    import pandas as pd
+
+    served = deployment.store.read(
+        PREDICTION_LOG, [label], columns=("symbol", "bar_ts", "role", "decided_at")
+    )
+    known, served = served, served[served["role"] == "served"]
+    features = deployment.store.read(FEATURE_ROWS, [label])
+    added = 0
+    for role in ("newest", "baseline"):
+        due = []
+        for symbol, own in served.groupby("symbol", sort=True):
+            decided_at = own["decided_at"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
+            force = deployment.ledger(str(symbol)).in_force(decided_at)
+            due.append(own.loc[(force.newest if role == "newest" else force.baseline) > 0])
+        if due:
+            keys = without(pd.concat(due)[["symbol", "bar_ts"]], known[known["role"] == role])
+            added += _log(deployment, label, features.merge(keys, on=["symbol", "bar_ts"]), role)
+    return added
+
+
+def _log(deployment: Deployment, label: str, features: pd.DataFrame, role: str) -> int:
+    import pandas as pd
+
+    if features.empty:
+        return 0
     bars = deployment.store.read(RAW_QUOTES, [label], columns=("symbol", "bar_ts", "close")).rename(
         columns={"close": "price"}
     )
-    known = deployment.store.read(PREDICTION_LOG, [label], columns=("symbol", "bar_ts", "role"))
-    rows = without(features, known[known["role"] == "served"])
-    rows = rows.merge(bars, on=["symbol", "bar_ts"])
+    session = deployment.calendar.session(label)
+    rows = features.merge(bars, on=["symbol", "bar_ts"])
     rows = _decided(deployment, session, rows.reset_index(drop=True))
+    levels = pd.concat([rows[["bar_ts"]], levels_in_force(deployment, label, rows)], axis=1)
     pieces = [
-        predict(
-            own.reset_index(drop=True),
-            deployment.ledger(str(symbol)),
-            deployment.shelf.load,
+        at_levels(
+            predict(
+                own.reset_index(drop=True),
+                deployment.ledger(str(symbol)),
+                deployment.shelf.load,
+                (role,),
+            ),
+            levels.loc[own.index],
+            session,
+            _signalling(deployment, session, str(symbol)),
         )
-        for symbol, own in rows.groupby("symbol", sort=True)
+        for symbol, own in rows.sort_values("bar_ts").groupby("symbol", sort=True)
     ]
-    if not pieces:
-        return 0
     return deployment.store.append(PREDICTION_LOG, label, pd.concat(pieces, ignore_index=True))
+
+
+def _signalling(deployment: Deployment, session: Session, symbol: str) -> Signalling:
+    """Rules, the newest signal, and what was seen at levels in the sessions before."""
+    calendar = deployment.calendar
+    place = calendar.ordinal(session.label)
+    window = calendar.labels[max(0, place - deployment.plan.window_sessions) : place]
+    sums = deployment.store.read(LEVEL_EVIDENCE, window, symbols=[symbol])
+    recent = [*window[-1:], session.label]
+    columns = ("symbol", "bar_ts", "role", "signal_fired")
+    log = deployment.store.read(PREDICTION_LOG, recent, symbols=[symbol], columns=columns)
+    fired = log.loc[(log["role"] == "served") & log["signal_fired"], "bar_ts"]
+    return Signalling(
+        deployment.signal_rules,
+        LevelEvidence.of(sums) if len(sums) else LevelEvidence(),
+        deployment.evidence_prior,
+        fired.max().to_pydatetime() if len(fired) else None,
+    )
 
 
 def _decided(deployment: Deployment, session: Session, rows: pd.DataFrame) -> pd.DataFrame:
@@ -527,13 +665,12 @@ class Fold:
 
 def pending_folds(deployment: Deployment, symbol: str) -> list[Fold]:
     """Folds of the settled sessions that are not in the promotion log yet; writes nothing."""
-    state = deployment.ledger(symbol).state
+    log = deployment.ledger(symbol)
+    state = log.state
     folds = []
     for label in settled_sessions(deployment, symbol, after=state.last_session):
         session = deployment.calendar.session(label)
-        evidence = ledger.session_evidence(
-            deployment.store, symbol, session, deployment.horizon, deployment.evidence_modes
-        )
+        evidence = evidence_of(deployment, symbol, label)
         state, event = gate.fold(state, evidence, deployment.rule)
         entry = ledger.fold_entry(
             symbol, state, event, evidence, deployment.rule, deployment.folded_at(session)
@@ -542,20 +679,33 @@ def pending_folds(deployment: Deployment, symbol: str) -> list[Fold]:
     return folds
 
 
+def evidence_of(deployment: Deployment, symbol: str, label: str) -> SessionEvidence:
+    """What a settled session tells the gate."""
+    return ledger.session_evidence(
+        deployment.store,
+        symbol,
+        deployment.calendar.session(label),
+        deployment.horizon,
+        deployment.evidence_modes,
+        deployment.ledger(symbol),
+    )
+
+
 def fold_evidence(deployment: Deployment, symbol: str) -> list[Fold]:
     """Folds the settled sessions and appends them to the promotion log."""
     folds = pending_folds(deployment, symbol)
     for fold in folds:
-        _append_entry(deployment, fold.session, fold.entry)
+        append_entry(deployment, fold.session, fold.entry)
     return folds
 
 
-def _append_entry(deployment: Deployment, session: str, entry: dict[str, object]) -> None:
+def append_entry(deployment: Deployment, session: str, entry: dict[str, object]) -> bool:
+    """Appends to the promotion log; whether it did, False if there is such an entry already."""
     import pandas as pd
 
     frame = pd.DataFrame([entry])
     frame["decided_at"] = pd.to_datetime(frame["decided_at"], utc=True)
-    deployment.store.append(PROMOTIONS, session, frame)
+    return deployment.store.append(PROMOTIONS, session, frame) == 1
 
 
 # -- training --------------------------------------------------------------------------------------
@@ -589,7 +739,8 @@ def train_candidate(deployment: Deployment, symbol: str) -> Candidate:
             f"{symbol}: {len(sessions)} of the {plan.least_sessions} sessions a training needs "
             "have outcomes"
         )
-    data = assemble(deployment.labelled, symbol, sessions, plan, deployment.horizon)
+    known_by = deployment.asked_at(deployment.calendar.session(sessions[-1]))
+    data = assemble(deployment.labelled, symbol, sessions, plan, deployment.horizon, known_by)
     newest = deployment.shelf.newest(symbol)
     if newest and newest.data_hash == data.data_hash and newest.plan == asdict(plan):
         return Candidate(newest, new=False)
@@ -600,6 +751,8 @@ def train_candidate(deployment: Deployment, symbol: str) -> Candidate:
     base_rate = data.base_rate
     trained = margins(booster, data.features[data.recent], base_rate)
     version = newest.version + 1 if newest else 1
+    known = len(sessions) >= novelty.LEAST_SESSIONS
+    lows, highs = novelty.ranges(data.features, _STEPWISE) if known else ((), ())
     deployment.shelf.put_content(symbol, version, content)
     card = ModelCard(
         symbol=symbol,
@@ -618,20 +771,56 @@ def train_candidate(deployment: Deployment, symbol: str) -> Candidate:
         spread=float(np.std(trained)),
         in_sample_skill=skill_in_nats(trained, data.labels[data.recent], base_rate),
         plan=asdict(plan),
+        contributions=contributions(booster, data.features[data.recent], data.names),
+        lows=lows,
+        highs=highs,
         gain={str(k): float(v) for k, v in booster.get_score(importance_type="total_gain").items()},
     )
-    served = load_model(card.to_json(), deployment.shelf.content(symbol, version))
-    spreads = [deployment.shelf.card(symbol, v).spread for v in log.accepted[-5:]]
-    failure = guard(served, trained, data, state.base_rate(rule), spreads)
+    failure = _guarded(deployment, card, trained, data, state.base_rate(rule), known_by)
     card = replace(card, guard_failure=failure)
-    deployment.shelf.put_card(card)
+    if not deployment.shelf.put_card(card):
+        raise StageError(f"{symbol}: another training has version {version} already")
     return Candidate(card, new=True)
+
+
+def _guarded(
+    deployment: Deployment,
+    card: ModelCard,
+    trained: Margins,
+    data: TrainingSet,
+    base_rate: float,
+    known_by: dt.datetime,
+) -> str | None:
+    """What the guards say of a candidate whose file is written, read back as it will be served."""
+    symbol, shelf = card.symbol, deployment.shelf
+    try:
+        served = load_model(card, shelf.written(symbol, card.version, card.sha256))
+    except ModelError as error:
+        return f"file: {error}"
+    recent = data.sessions[-deployment.plan.least_sessions :]
+    labelled = [deployment.labelled.read(symbol, x).known_by(known_by) for x in recent]
+    times = np.concatenate([session.bar_ts for session in labelled])
+    rows = deployment.store.read(FEATURE_ROWS, recent, symbols=[symbol])
+    wanted = np.isin(rows["bar_ts"].dt.tz_localize(None).to_numpy(), times)
+    spreads = [shelf.card(symbol, x).spread for x in deployment.ledger(symbol).accepted[-5:]]
+    logged = margins_of(rows[wanted], served)
+    return guard(card, logged, trained, data, base_rate, spreads)
 
 
 def training_window(deployment: Deployment, symbol: str, state: GateState) -> tuple[str, ...]:
     """Settled sessions a training would use now, ascending."""
     settled = settled_sessions(deployment, symbol, last=deployment.plan.window_sessions)
     return tuple(x for x in settled if state.train_from is None or x >= state.train_from)
+
+
+def leaking_features(deployment: Deployment, symbol: str) -> dict[str, float]:
+    """Features that know the outcome on their own in the newest sessions; see `leaks`."""
+    sessions = settled_sessions(deployment, symbol, last=deployment.plan.least_sessions)
+    parts = [deployment.labelled.read(symbol, label) for label in sessions]
+    if not parts:
+        return {}
+    features = np.concatenate([part.features for part in parts])
+    return leaking(features, np.concatenate([part.labels for part in parts]), feature_names())
 
 
 def retraining_decision(
@@ -651,11 +840,15 @@ def retraining_decision(
         in_flight: a training of the symbol runs or waits.
         min_samples: instead of MIN_SAMPLES_FOR_RETRAIN.
     """
+    new = new_samples(deployment, symbol)
+    needed = deployment.min_samples if min_samples is None else min_samples
+    found = feature_drift(deployment, symbol) if 0 < new < needed else None
     return decide(
         RetrainingFacts(
             symbol=symbol,
-            new_samples=new_samples(deployment, symbol),
-            needed_samples=deployment.min_samples if min_samples is None else min_samples,
+            new_samples=new,
+            needed_samples=needed,
+            drift=found.in_words() if found is not None and found.alarm else None,
             sessions=len(settled_sessions(deployment, symbol, last=deployment.plan.least_sessions)),
             needed_sessions=deployment.plan.least_sessions,
             hour=hour,
@@ -663,6 +856,30 @@ def retraining_decision(
             in_flight=in_flight,
         )
     )
+
+
+def feature_drift(deployment: Deployment, symbol: str) -> Drift:
+    """Whether the features of the last settled sessions differ from those before; information."""
+    names = list(feature_names())
+    sessions = settled_sessions(deployment, symbol, last=drift.RECENT + drift.MOST_REFERENCE)
+    if len(sessions) < drift.RECENT + drift.LEAST_REFERENCE:
+        return drift.feature_drift(np.empty((0, 2 * len(names))), names)
+    summaries = []
+    for label in sessions:
+        rows = deployment.store.read(
+            FEATURE_ROWS, [label], symbols=[symbol], columns=("symbol", *names)
+        )
+        summaries.append(drift.session_summary(rows[names].to_numpy(dtype=np.float32)))
+    return drift.feature_drift(np.array(summaries), names)
+
+
+def performance_drift(deployment: Deployment, symbol: str) -> Drift:
+    """Whether what was served has become worse against the base rate; information."""
+    sums = deployment.store.read(PERFORMANCE, symbols=[symbol])
+    sums = sums[(sums["role"] == "served") & sums["mode"].isin(deployment.evidence_modes)]
+    totals = sums.groupby("session", sort=True)[["labels", "log_loss", "base_log_loss"]].sum()
+    labels, loss, base = totals[totals["labels"] > 0].to_numpy(dtype=np.float64).T
+    return drift.performance_drift((base - loss) / labels)
 
 
 def new_samples(deployment: Deployment, symbol: str) -> int:
@@ -680,7 +897,10 @@ def new_samples(deployment: Deployment, symbol: str) -> int:
 
 
 def judge(deployment: Deployment, symbol: str) -> list[dict[str, object]]:
-    """Gives every version without one its verdict and appends it to the promotion log."""
+    """Gives every version without one its verdict and appends it to the promotion log.
+
+    Returns the verdicts given here; one that another process gave meanwhile is not among them.
+    """
     log = deployment.ledger(symbol)
     pending = sorted(set(deployment.shelf.versions(symbol)) - log.judged)
     if not pending:
@@ -691,8 +911,9 @@ def judge(deployment: Deployment, symbol: str) -> list[dict[str, object]]:
         card = deployment.shelf.card(symbol, version)
         cutoff = deployment.calendar.session(card.cutoff)
         entry = ledger.verdict_entry(card, state, deployment.rule, deployment.judged_at(cutoff))
-        _append_entry(deployment, card.cutoff, entry)
-        entries.append(entry)
+        # whoever comes second finds the verdict given; there is one by version, for ever
+        if append_entry(deployment, card.cutoff, entry):
+            entries.append(entry)
     return entries
 
 
@@ -703,7 +924,60 @@ def score_session(deployment: Deployment, label: str, symbols: Sequence[str]) ->
     outcomes = outcomes[outcomes["horizon_bars"] == deployment.horizon]
     sums = scoring.performance(log, outcomes, label)
     deployment.store.append(PERFORMANCE, label, sums)
+    _score_levels(deployment, label, log, outcomes)
     return sums
+
+
+def _score_levels(
+    deployment: Deployment, label: str, log: pd.DataFrame, outcomes: pd.DataFrame
+) -> None:
+    """What the price did at the levels, and what became of the signals."""
+    rows = log.merge(
+        outcomes[["symbol", "bar_ts", "actual_direction"]], on=["symbol", "bar_ts"], how="left"
+    )
+    sums = cell_sums(rows, deployment.horizon).assign(session=label)
+    deployment.store.append(LEVEL_EVIDENCE, label, sums)
+    signals = log[(log["role"] == "served") & log["signal_fired"]]
+    if len(signals):
+        session = deployment.calendar.session(label)
+        bars = deployment.store.read(RAW_QUOTES, [label])
+        trades = score_trades(
+            signals, bars, session, horizon=deployment.horizon, cost_bps=deployment.cost_bps
+        )
+        deployment.store.append(TRADES, label, trades)
+
+
+REPORTED_SESSIONS = 250
+
+
+def signal_report(deployment: Deployment, symbol: str) -> dict[str, Any]:
+    """What became of a symbol's signals in its last 250 sessions; see `levels/trades.py`.
+
+    Returns:
+        Ready for JSON: first and last session, sessions, predictions scored, the report of the
+        trades, and `reliability`: confidence against the share of right directions.
+    """
+    labels = settled_sessions(deployment, symbol, last=REPORTED_SESSIONS)
+    modes = deployment.evidence_modes
+    trades = deployment.store.read(TRADES, labels, symbols=[symbol])
+    said = ("symbol", "bar_ts", "role", "mode", "prediction", "confidence")
+    log = deployment.store.read(PREDICTION_LOG, labels, symbols=[symbol], columns=said)
+    log = log[(log["role"] == "served") & log["mode"].isin(modes) & log["prediction"].notna()]
+    trades = trades.merge(log[["symbol", "bar_ts"]], on=["symbol", "bar_ts"])
+    happened = ("symbol", "bar_ts", "horizon_bars", "actual_direction")
+    known = deployment.store.read(OUTCOMES, labels, symbols=[symbol], columns=happened)
+    known = known[known["horizon_bars"] == deployment.horizon]
+    rows = log.merge(known, on=["symbol", "bar_ts"])
+    rows = rows[rows["actual_direction"].notna()]
+    hit = (rows["prediction"] == rows["actual_direction"]).to_numpy(dtype=float)
+    return {
+        "first_session": labels[0] if labels else None,
+        "last_session": labels[-1] if labels else None,
+        "sessions": len(labels),
+        "predictions_scored": len(rows),
+        **report(trades),
+        "reliability": reliability(rows["confidence"].to_numpy(dtype=float), hit),
+    }
 
 
 def score_pending(deployment: Deployment, symbol: str) -> int:
@@ -755,11 +1029,14 @@ def close_session(deployment: Deployment, label: str) -> ClosedSession:
         if waiting and since < patience:
             raise StageError(f"{label} is not closed yet: {waiting[0]}")
     predictions = outcomes = 0
+    collect_session_chains(deployment, label)
+    build_all_missing_levels(deployment, label)
     if found.bars:
         build_missing_features(deployment, label)
         predictions = log_predictions(deployment, label)
         outcomes = mature_outcomes(deployment, label)
         compact_session(deployment, label)
+    deployment.store.compact(OPTION_CHAINS, label)
     folds = {symbol: fold_evidence(deployment, symbol) for symbol in deployment.symbols}
     if found.bars:
         score_session(deployment, label, deployment.symbols)
@@ -767,9 +1044,26 @@ def close_session(deployment: Deployment, label: str) -> ClosedSession:
     return ClosedSession(label, found.new, found.gaps, predictions, outcomes, folds)
 
 
+def collect_session_chains(deployment: Deployment, label: str) -> chains.CollectedChains:
+    """Asks for the option chains the source still has of a session; no failure costs anything else.
+
+    What is added to a session that somebody polled is available only now, as with bars.
+    """
+    watched = _watched_live(deployment, deployment.calendar.session(label))
+    return chains.collect_chains(deployment, label, watched_live=watched)
+
+
+def build_all_missing_levels(deployment: Deployment, label: str) -> int:
+    """Levels of the session's snapshots that have none yet, of every symbol; returns how many."""
+    return sum(
+        chains.build_missing_levels(deployment, label, symbol) for symbol in deployment.symbols
+    )
+
+
 def compact_session(deployment: Deployment, label: str) -> None:
     """Rewrites the session's many small files as one per table."""
-    for table in (RAW_QUOTES, FEATURE_ROWS, PREDICTION_LOG, OUTCOMES):
+    small = (RAW_QUOTES, CHAIN_FETCHES, HEDGE_LEVELS, FEATURE_ROWS, PREDICTION_LOG, OUTCOMES)
+    for table in small:
         deployment.store.compact(table, label)
 
 
@@ -840,6 +1134,8 @@ def bootstrap(
         failures |= {str(error): None for error in found.failures.values()}
         without_days = [str(error) for error in found.without_days.values()]
         bars, gaps = bars + found.bars, gaps + found.gaps
+        collect_session_chains(deployment, label)
+        build_all_missing_levels(deployment, label)
         if found.bars:
             build_missing_features(deployment, label)
             mature_outcomes(deployment, label)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
-from hedge_pipeline import stages
+from hedge_pipeline import insight, stages
 from hedge_pipeline.learning import gate, scoring
 from hedge_pipeline.market.calendar import UTC
 from hedge_pipeline.market.sources import NoDataYet
@@ -85,6 +85,10 @@ def _symbol(deployment: Deployment, symbol: str) -> dict[str, Any]:
         "champion_version": _version(deployment, sums, ledger.champion),
         "accuracy": scoring.score(sums, deployment.horizon).accuracy(),
         **scoring.score(sums, deployment.horizon, draws=1).losses(),
+        "pinned_version": ledger.pinned,
+        "feature_drift": stages.feature_drift(deployment, symbol).in_words(),
+        "performance_drift": stages.performance_drift(deployment, symbol).in_words(),
+        "retraining": insight.retraining_value(deployment, symbol).in_words(),
         "skill": state.status.value,
         "evidence": gate.evidence_in_words(state, deployment.rule),
         "trust": gate.trust(state, deployment.rule),

@@ -42,7 +42,8 @@ class Store:
     Args:
         url: local folder or fsspec URL. It is created on the first write.
 
-    Safe for several processes: an append creates its file exclusively, a replacement is one rename.
+    Safe for several processes: an append creates its file exclusively, so of several that add the
+    same rows at once one is told that it did; a replacement is one rename.
     """
 
     def __init__(self, url: str) -> None:
@@ -61,6 +62,8 @@ class Store:
     def append(self, table: Table, session: str, frame: pd.DataFrame) -> int:
         """Adds the rows whose key is not stored yet; returns how many that were.
 
+        Of two processes that add the same keys at once one adds them and the other adds none.
+
         Raises:
             StoreError: the folder cannot be written or holds a broken file.
         """
@@ -68,12 +71,15 @@ class Store:
             return 0
         new = table.conform(frame)
         new = new[~new.duplicated(list(table.key))]
-        new = without(new, self.read(table, [session], columns=table.key), table.key)
+        if not table.bulky:
+            new = without(new, self.read(table, [session], columns=table.key), table.key)
         if new.empty:
             return 0
         new = new.sort_values(list(table.key), kind="stable")
-        self._write(self._folder(table, session) / _part_name(table, new), table, new, first=True)
-        return len(new)
+        path = self._folder(table, session) / _part_name(table, new)
+        if table.bulky and str(path) in self._parts(table, session):
+            return 0
+        return len(new) if self._write(path, table, new, first=True) else 0
 
     def replace(self, table: Table, session: str, frame: pd.DataFrame) -> int:
         """Makes the session hold exactly these rows; returns how many.
@@ -165,6 +171,22 @@ class Store:
         frame: pd.DataFrame = rows.to_pandas(types_mapper=_pandas_type)
         return frame
 
+    def distinct(self, table: Table, session: str, columns: Sequence[str]) -> pd.DataFrame:
+        """The different values of some columns in a session, without reading the others.
+
+        Raises:
+            StoreError: a file is not a whole Parquet file.
+        """
+        pieces: list[pa.Table] = []
+        for part in self._parts(table, session):
+            with contextlib.suppress(FileNotFoundError):  # compacted meanwhile: read elsewhere
+                piece = self._load(part, list(columns))
+                pieces.append(piece.group_by(list(columns)).aggregate([]))
+        if not pieces:
+            return table.empty()[list(columns)]
+        rows: pd.DataFrame = pa.concat_tables(pieces).to_pandas(types_mapper=_pandas_type)
+        return rows.drop_duplicates().sort_values(list(columns)).reset_index(drop=True)
+
     def fingerprint(self, table: Table) -> tuple[Any, ...]:
         """Changes whenever a file of the table is added, replaced or removed."""
         folder = str(self._root / table.name)
@@ -208,6 +230,17 @@ class Store:
         """
         with self._told("cannot be written"):
             self._put(self._root / name, content, first=False)
+
+    def create_bytes(self, name: str, content: bytes) -> bool:
+        """Writes a file below the root unless there is one; whether it was written.
+
+        Of several processes that create the same file at once one succeeds.
+
+        Raises:
+            StoreError: the folder cannot be written.
+        """
+        with self._told("cannot be written"):
+            return self._put(self._root / name, content, first=True)
 
     def read_bytes(self, name: str) -> bytes:
         """Content of a file below the root.
@@ -254,6 +287,8 @@ class Store:
             pieces = self._load_parts(table, session, parts)
             if pieces is None:  # compacted between listing and reading
                 continue
+            if table.bulky:
+                return [_first_rows(table, pieces).select(list(columns or table.names))]
             with self._lock:
                 known = self._sessions.get(name)
             if known is None or known[0] != [id(piece) for piece in pieces]:
@@ -266,6 +301,8 @@ class Store:
         """Content of the files, from memory where they have not changed; None if one is gone."""
         pieces = []
         try:
+            if table.bulky:
+                return [self._checked(table, part) for part in parts]
             for part in parts:
                 signature = self._signature(part)
                 with self._lock:
@@ -313,7 +350,8 @@ class Store:
                 "materialize its session again"
             ) from error
 
-    def _write(self, path: PurePosixPath, table: Table, rows: pd.DataFrame, *, first: bool) -> None:
+    def _write(self, path: PurePosixPath, table: Table, rows: pd.DataFrame, *, first: bool) -> bool:
+        """Writes a part; see `_put` for the answer."""
         arrow = pa.Table.from_pandas(rows, schema=table.arrow, preserve_index=False)
         floats = [column.name for column in table.columns if column.kind in ("float", "float32")]
         buffer = io.BytesIO()
@@ -330,15 +368,27 @@ class Store:
             writer.write_table(arrow)
             writer.add_key_value_metadata({"schema_hash": table.schema_hash})
         with self._told("cannot be written"):
-            self._put(path, buffer.getvalue(), first=first)
+            return self._put(path, buffer.getvalue(), first=first)
 
-    def _put(self, path: PurePosixPath, content: bytes, *, first: bool) -> None:
+    def _put(self, path: PurePosixPath, content: bytes, *, first: bool) -> bool:
+        """Writes a file whole or not at all.
+
+        Args:
+            path: where to.
+            content: what.
+            first: leave a file that is there as it is.
+
+        Returns:
+            Whether this call wrote it; of several at once only one did.
+        """
         if not self._local:
-            if first and self._fs.exists(str(path)):
-                return
             self._fs.makedirs(str(path.parent), exist_ok=True)
-            self._fs.pipe_file(str(path), content)
-            return
+            try:
+                self._fs.pipe_file(str(path), content, mode="create" if first else "overwrite")
+            except FileExistsError:
+                return False
+            return True
+        written = True
         os.makedirs(path.parent, exist_ok=True)  # noqa: PTH103
         temporary = path.parent / f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp"
         try:
@@ -348,14 +398,17 @@ class Store:
                 file.flush()
                 os.fsync(file.fileno())
             if first:
-                with contextlib.suppress(FileExistsError):
+                try:
                     os.link(temporary, path)
+                except FileExistsError:
+                    written = False
             else:
                 os.replace(temporary, path)  # noqa: PTH105
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)  # noqa: PTH108
         _flush_folder(path.parent)
+        return written
 
     def _remove(self, paths: Iterable[PurePosixPath]) -> None:
         for path in paths:

@@ -489,20 +489,22 @@ def test_with_mlflow_down_the_loop_goes_on_and_a_later_run_completes_the_view(
 @pytest.fixture
 def tampered(copy: Path) -> str:
     """The line that must be shown; one byte of the model's file is changed."""
-    file = copy / "models" / "SIMQ" / "000001.ubj"
+    (file,) = (copy / "models" / "SIMQ").glob("000001-*.ubj")
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     return "model 1 of SIMQ was changed after it was stored (sha256 differs); it is refused"
 
 
-def test_a_changed_model_predicts_nothing(
+def test_without_another_version_a_changed_model_abstains_and_says_why(
     copy: Path, tampered: str, instance: dg.DagsterInstance
 ) -> None:
     result = materialize(instance, SESSION_ASSETS, SESSIONS[5], now=AFTER_SIX)
-    assert failures(result) == [tampered]
-    assert Store(str(copy)).read(PREDICTION_LOG, [SESSIONS[5]]).empty
-    assert ("outcomes", SESSIONS[5]) not in shown(result)
+    assert result.success
+    log = Store(str(copy)).read(PREDICTION_LOG, [SESSIONS[5]], symbols=["SIMQ"])
+    assert set(log["reason"]) == {tampered}
+    assert log["prob_up"].isna().all()
+    assert tampered in shown(result)[("prediction_log", SESSIONS[5])]["abstained_because"]
 
 
 def test_a_changed_model_stops_the_training_job_before_the_verdict(
@@ -521,4 +523,6 @@ def test_a_changed_model_is_not_published(
 ) -> None:
     shutil.copy(empty_mlflow, copy)
     result = materialize(instance, ["champion_model"], "SIMQ", now=AFTER_FIVE)
-    assert failures(result) == [tampered]
+    published = shown(result)[("champion_model", "SIMQ")]["mlflow"]
+    assert published == f"{tampered}; everything else is published"
+    assert verdicts(result)["mlflow_shows_every_version"].description == "missing: SIMQ v1"

@@ -49,7 +49,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
 # -- a kill at every write -------------------------------------------------------------------------
 
 SHORT = 6
-Put = Callable[..., None]
+Put = Callable[..., bool]
 
 
 class Killed(BaseException):
@@ -64,10 +64,9 @@ class KillsEveryWriteOnce:
         self.how = how
         self.seen: set[str] = set()
 
-    def __call__(self, store: Store, path: PurePosixPath, content: bytes, *, first: bool) -> None:
+    def __call__(self, store: Store, path: PurePosixPath, content: bytes, *, first: bool) -> bool:
         if str(path) in self.seen:
-            self.real(store, path, content, first=first)
-            return
+            return self.real(store, path, content, first=first)
         self.seen.add(str(path))
         if self.how == "with half of the file written":
             Path(path.parent).mkdir(parents=True, exist_ok=True)
@@ -96,9 +95,10 @@ def test_a_replay_killed_at_every_write_ends_with_the_same_tables_and_models(
         except Killed:
             continue
     monkeypatch.undo()
-    # raw_quotes, daily_bars, features, prediction_log, outcomes, performance and a fold per
-    # session; from the fifth on a model, its description and a verdict
-    assert len(kills.seen) == 7 * SHORT + 3 * (SHORT - 4)
+    # raw_quotes, daily_bars, option_chains, chain_fetches, hedge_levels, features, prediction_log,
+    # outcomes, performance, level_evidence and a fold per session; from the fifth on a model, its
+    # description and a verdict
+    assert len(kills.seen) == 11 * SHORT + 3 * (SHORT - 4) + 1
     found = replay_in(tmp_path, ("SIMQ",))
     assert_equal_tables(found.store, demo.store, sessions, ["SIMQ"])
     wanted = replay_in(demo.out).shelf

@@ -26,15 +26,24 @@ HEAVY = {"xgboost", "mlflow", "matplotlib", "yfinance", "sklearn"}
 
 GRAPH: dict[str, tuple[set[str], str, dg.PartitionsDefinition[Any]]] = {
     "raw_quotes": (set(), "market", SESSIONS),
-    "features": ({"raw_quotes"}, "features", SESSIONS),
-    "prediction_log": ({"features"}, "predictions", SESSIONS),
+    "option_chains": (set(), "market", SESSIONS),
+    "hedge_levels": ({"raw_quotes", "option_chains"}, "features", SESSIONS),
+    "features": ({"raw_quotes", "hedge_levels"}, "features", SESSIONS),
+    "prediction_log": ({"features", "hedge_levels"}, "predictions", SESSIONS),
     "outcomes": ({"raw_quotes", "prediction_log"}, "predictions", SESSIONS),
     "trained_model": ({"features", "outcomes"}, "learning", SYMBOLS),
     "champion_model": ({"trained_model", "prediction_log", "outcomes"}, "learning", SYMBOLS),
     "model_performance": ({"champion_model", "prediction_log", "outcomes"}, "learning", SYMBOLS),
+    "signal_report": ({"model_performance", "prediction_log", "outcomes"}, "learning", SYMBOLS),
 }
 CHECKS = {
     "raw_quotes": {"quotes_keep_their_schema", "quotes_cover_the_session", "quotes_are_plausible"},
+    "option_chains": {"chains_keep_their_schema", "chains_are_not_known_before_their_time"},
+    "hedge_levels": {
+        "levels_keep_their_schema",
+        "levels_say_why_they_are_missing",
+        "levels_lie_on_their_side_of_the_price",
+    },
     "features": {
         "features_keep_their_schema",
         "features_have_no_future_rows",
@@ -47,7 +56,7 @@ CHECKS = {
         "predictions_wait_for_their_bar",
     },
     "outcomes": {"outcomes_keep_their_schema", "outcomes_come_from_observed_prices"},
-    "trained_model": {"model_files_are_untouched"},
+    "trained_model": {"model_files_are_untouched", "no_feature_knows_the_outcome"},
     "champion_model": {"mlflow_shows_every_version"},
 }
 EACH_ASSET = pytest.mark.parametrize("name", GRAPH)
@@ -88,7 +97,7 @@ def test_an_asset_says_what_it_holds(name: str) -> None:
     assert len((SPECS[name].description or "").split()) >= 5
 
 
-@pytest.mark.parametrize("name", ["raw_quotes", "features", "prediction_log", "outcomes"])
+@pytest.mark.parametrize("name", [x for x, (_, _, parts) in GRAPH.items() if parts == SESSIONS])
 def test_a_backfill_of_sessions_is_one_run(name: str) -> None:
     policy = code_location().resolve_assets_def(name).backfill_policy
     assert policy == dg.BackfillPolicy.single_run()
@@ -149,6 +158,7 @@ def test_the_job_trains_judges_and_scores() -> None:
         "trained_model",
         "champion_model",
         "model_performance",
+        "signal_report",
     }
     assert job.partitions_def == SYMBOLS
 

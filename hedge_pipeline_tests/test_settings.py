@@ -46,6 +46,14 @@ def test_without_any_variable_the_simulated_market_is_watched() -> None:
     assert (settings.retrain_hour, settings.min_samples_for_retrain) == (2, 100)
     assert settings.retrain_check_interval == 3600
     assert settings.mode == "live"
+    assert (settings.cache_ttl, settings.chain_max_age) == (300, 3600)
+    assert (settings.dealer_sign, settings.dealer_signs) == ("calls+puts-", (1, -1))
+    assert (settings.risk_free_rate, settings.dividend_yield) == (0.04, 0.006)
+    assert (settings.min_strength, settings.max_strength) == (15, 30)
+    assert (settings.min_confidence, settings.signal_sides) == (0.55, "support")
+    assert (settings.evidence_prior, settings.cost_bps) == (200, 1)
+    assert (settings.alert_cooldown, settings.alert_urls) == (300, ())
+    assert settings.alert_unproven is False
 
 
 @pytest.mark.parametrize(
@@ -70,6 +78,22 @@ def test_without_any_variable_the_simulated_market_is_watched() -> None:
         ("RETRAIN_HOUR", "", "retrain_hour", None),
         ("MIN_SAMPLES_FOR_RETRAIN", "1", "min_samples_for_retrain", 1),
         ("RETRAIN_CHECK_INTERVAL", "30", "retrain_check_interval", 30),
+        ("CACHE_TTL", "60", "cache_ttl", 60),
+        ("HEDGE_CHAIN_MAX_AGE", "300", "chain_max_age", 300),
+        ("HEDGE_DEALER_SIGN", "calls-puts+", "dealer_signs", (-1, 1)),
+        ("HEDGE_DEALER_SIGN", "calls+puts+", "dealer_signs", (1, 1)),
+        ("HEDGE_DEALER_SIGN", "calls-puts-", "dealer_signs", (-1, -1)),
+        ("HEDGE_RISK_FREE_RATE", "-0.005", "risk_free_rate", -0.005),
+        ("HEDGE_DIVIDEND_YIELD", "0", "dividend_yield", 0.0),
+        ("HEDGE_SIGNAL_SIDES", "both", "signal_sides", "both"),
+        ("MIN_STRENGTH", "30", "min_strength", 30.0),
+        ("MAX_STRENGTH", "15", "max_strength", 15.0),
+        ("MIN_CONFIDENCE", "0.5", "min_confidence", 0.5),
+        ("HEDGE_EVIDENCE_PRIOR", "50", "evidence_prior", 50.0),
+        ("ALERT_COOLDOWN", "0", "alert_cooldown", 0),
+        ("HEDGE_ALERT_URLS", "", "alert_urls", ()),
+        ("HEDGE_ALERT_UNPROVEN", "1", "alert_unproven", True),
+        ("HEDGE_COST_BPS", "0", "cost_bps", 0.0),
         ("MLFLOW_TRACKING_URI", "http://x:5000", "mlflow_tracking_uri", "http://x:5000"),
         ("LOG_LEVEL", "DEBUG", "log_level", "DEBUG"),
     ],
@@ -111,6 +135,21 @@ def test_a_variable_sets_its_field(
         ("RETRAIN_HOUR", "two", "valid integer"),
         ("MIN_SAMPLES_FOR_RETRAIN", "0", "greater than or equal to 1"),
         ("RETRAIN_CHECK_INTERVAL", "29", "greater than or equal to 30"),
+        ("CACHE_TTL", "59", "greater than or equal to 60"),
+        ("HEDGE_CHAIN_MAX_AGE", "59", "greater than or equal to 60"),
+        ("HEDGE_CHAIN_MAX_AGE", "299", "must not be below CACHE_TTL=300"),
+        ("HEDGE_DEALER_SIGN", "puts+calls-", "'calls+puts-', 'calls-puts+'"),
+        ("HEDGE_RISK_FREE_RATE", "4", "less than or equal to 0.25"),
+        ("HEDGE_DIVIDEND_YIELD", "-0.1", "greater than or equal to 0"),
+        ("HEDGE_SIGNAL_SIDES", "resistance", "'support' or 'both'"),
+        ("MIN_STRENGTH", "-1", "greater than or equal to 0"),
+        ("MAX_STRENGTH", "101", "less than or equal to 100"),
+        ("MAX_STRENGTH", "14.5", "must not be below MIN_STRENGTH=15"),
+        ("MIN_CONFIDENCE", "55", "less than or equal to 1"),
+        ("HEDGE_EVIDENCE_PRIOR", "0", "greater than 0"),
+        ("ALERT_COOLDOWN", "-1", "greater than or equal to 0"),
+        ("HEDGE_ALERT_UNPROVEN", "perhaps", "valid boolean"),
+        ("HEDGE_COST_BPS", "-1", "greater than or equal to 0"),
         ("LOG_LEVEL", "LOUD", "'DEBUG', 'INFO', 'WARNING' or 'ERROR'"),
     ],
 )
@@ -127,6 +166,52 @@ def test_every_bad_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     line = refusal(monkeypatch, RETRAIN_HOUR="99", LOG_LEVEL="LOUD")
     assert "RETRAIN_HOUR='99': " in line
     assert "; LOG_LEVEL='LOUD': " in line
+
+
+def test_a_least_strength_above_the_default_greatest_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    line = refusal(monkeypatch, MIN_STRENGTH="40")
+    assert line == "MAX_STRENGTH=30: must not be below MIN_STRENGTH=40"
+
+
+@pytest.mark.parametrize(
+    ("text", "urls"),
+    [
+        ("json://a/b", ["json://a/b"]),
+        ("json://a,tgram://b/c", ["json://a", "tgram://b/c"]),
+        (" json://a , tgram://b\n\tmailtos://c, ", ["json://a", "tgram://b", "mailtos://c"]),
+        ("mailto://u:p@x?to=a@x,b@y,json://c", ["mailto://u:p@x?to=a@x,b@y", "json://c"]),
+        ("JSON://a,,Json://b", ["JSON://a", "Json://b"]),
+    ],
+)
+def test_alert_urls_are_separated_by_commas_or_spaces(
+    monkeypatch: pytest.MonkeyPatch, text: str, urls: list[str]
+) -> None:
+    monkeypatch.setenv("HEDGE_ALERT_URLS", text)
+    assert [url.get_secret_value() for url in load_settings().alert_urls] == urls
+
+
+@pytest.mark.parametrize("text", ["c4nary", "json://a, c4nary", "://c4nary", "json://a c4nary://"])
+def test_what_is_no_alert_url_is_refused_without_being_shown(
+    monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    line = refusal(monkeypatch, HEDGE_ALERT_URLS=text)
+    number = len(text.split())
+    assert line == (f"HEDGE_ALERT_URLS=***: entry {number} of {number} is no URL (service://...)")
+
+
+def test_alert_urls_are_not_shown_with_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEDGE_ALERT_URLS", "json://user:c4nary@host/c4nary")
+    settings = load_settings()
+    for shown in (repr(settings), str(settings.model_dump()), settings.model_dump_json()):
+        assert "c4nary" not in shown
+    with pytest.raises(SettingsError) as refused:
+        load_settings(alert_urls=("json://c4nary", 7), seed=-1)
+    assert "c4nary" not in str(refused.value)
+    with pytest.raises(ValidationError) as raised:
+        Settings(alert_urls=("c4nary",))
+    assert "c4nary" not in str(raised.value)
 
 
 def test_a_dot_env_file_is_read_and_the_environment_wins(

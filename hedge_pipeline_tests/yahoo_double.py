@@ -2,9 +2,9 @@
 
 It is an HTTP proxy that ends TLS itself with a CA of its own, so a client needs nothing but
 environment variables (`YahooDouble.env`). Nothing is ever forwarded: a host that is not Yahoo's
-gets 502 and is remembered in `strangers`. Served are the chart endpoint with its limits and the
-cookie, consent and crumb pages. Shapes follow recorded answers. Certificates are made with
-`cryptography`, which MLflow brings along.
+gets 502 and is remembered in `strangers`. Served are the chart endpoint with its limits, the
+option chains, and the cookie, consent and crumb pages. Shapes follow recorded answers. Certificates
+are made with `cryptography`, which MLflow brings along.
 
 What is true here (`true_bars`) is a pure function of symbol and minute. How it is told is not:
 the minute in progress, holes, doubled and revised minutes and faults can be set.
@@ -18,6 +18,7 @@ the minute in progress, holes, doubled and revised minutes and faults can be set
 from __future__ import annotations
 
 import argparse
+import calendar
 import contextlib
 import dataclasses
 import datetime as dt
@@ -51,6 +52,7 @@ HOSTS = (
     "guce.yahoo.com",
     "consent.yahoo.com",
 )
+NEW_YORK = ZoneInfo("America/New_York")
 LOOPBACK = "localhost,127.0.0.1,::1"
 RANGES = ("1d", "5d", "1mo", "3mo", "6mo", "1y", "2y", "5y", "10y", "ytd", "max")
 MINUTES = {"1m": 1, "2m": 2, "5m": 5, "15m": 15, "30m": 30, "60m": 60, "1h": 60}
@@ -123,6 +125,11 @@ def true_bars(symbol: str, session: Session) -> pd.DataFrame:
     )
 
 
+def true_interest(strike: int, right: str) -> int:
+    """Open interest of an option, contracts: more at every tenth strike."""
+    return (500 if strike % 10 == 0 else 100) + (7 if right == "C" else 3)
+
+
 def write_true_bars(path: Path, symbols: Sequence[str], labels: Sequence[str]) -> Path:
     """Writes the true minute bars of sessions as a Parquet file of the file source."""
     frames = [
@@ -192,12 +199,16 @@ class Asked:
 
     @property
     def kind(self) -> str:
-        """One of chart, crumb, cookie, consent, other."""
+        """One of chart, options, crumb, cookie, consent, other."""
         if self.host == "fc.yahoo.com":
             return "cookie"
         if self.host in ("guce.yahoo.com", "consent.yahoo.com"):
             return "consent"
-        names = {"/v1/test/getcrumb": "crumb", "/v8/finance/chart/": "chart"}
+        names = {
+            "/v1/test/getcrumb": "crumb",
+            "/v8/finance/chart/": "chart",
+            "/v7/finance/options/": "options",
+        }
         return next((kind for start, kind in names.items() if self.path.startswith(start)), "other")
 
 
@@ -227,6 +238,7 @@ class YahooDouble:
             far, then that row; `none`: not at all.
         trade_after_days: whether daily rows are followed by the last trade as a row of its own.
         behind: seconds its feed is behind its clock.
+        expirations: how many daily expirations are listed beside the monthlies.
         holes: (symbol, minute start in epoch seconds) told as nulls, and when it is filled.
         doubled: minute starts told twice.
         revisions: what is added to the close of a (symbol, minute start).
@@ -252,6 +264,7 @@ class YahooDouble:
         self.forming: FORMS = "null"
         self.trade_after_days = False
         self.behind = 0
+        self.expirations = 10
         self.holes: dict[tuple[str, int], dt.datetime | None] = {}
         self.doubled: set[int] = set()
         self.revisions: dict[tuple[str, int], float] = {}
@@ -316,8 +329,15 @@ class YahooDouble:
                 return _json(401, _finance_error("Unauthorized", "Invalid Cookie"))
             crumb = hashlib.sha256(known[1].encode()).hexdigest()[:11]
             return 200, crumb.encode(), {"Content-Type": "text/plain;charset=utf-8"}
+        symbol = asked.path.rsplit("/", 1)[1].upper()
         if asked.kind == "chart":
-            return _json(*self.chart(asked.path.rsplit("/", 1)[1].upper(), asked.query))
+            return _json(*self.chart(symbol, asked.query))
+        if asked.kind == "options":
+            cookie = re.search(r"\bA3=([^;]+)", asked.cookies)
+            expected = hashlib.sha256(cookie[1].encode()).hexdigest()[:11] if cookie else None
+            if expected is None or asked.query.get("crumb") != expected:
+                return _json(401, _finance_error("Unauthorized", "Invalid Crumb"))
+            return _json(200, self.options(symbol, asked.query.get("date")))
         return _json(404, _finance_error("Not Found", f"HTTP 404 Not Found {asked.path}"))
 
     def chart(self, symbol: str, query: dict[str, str]) -> tuple[int, dict[str, Any]]:
@@ -343,6 +363,46 @@ class YahooDouble:
         if rows and appended and rows[-1][0] < now - 120:
             rows.append(self._last_trade(symbol, now - self.behind))  # as recorded
         return 200, self._told(symbol, interval, told, rows, sessions, now)
+
+    def options(self, symbol: str, date: str | None) -> dict[str, Any]:
+        """The option chain of one expiration; open interest as `true_interest` has it."""
+        if symbol not in LISTINGS:  # as recorded: no error
+            return {"optionChain": {"result": [], "error": None}}
+        today = self.clock.now().astimezone(NEW_YORK).date()
+        days = [today + dt.timedelta(days=n) for n in range(130)]
+        listed = [day for day in days if day.weekday() < 5][: self.expirations]
+        listed += [day for day in days if _is_monthly(day) and day not in listed]
+        times = [calendar.timegm(day.timetuple()) for day in sorted(listed)]
+        asked = times[0] if date is None or int(date) not in times else int(date)
+        strikes = [round(LISTINGS[symbol].price) + n for n in range(-20, 21)]
+        sides = {
+            name: [
+                {
+                    "strike": strike,
+                    "openInterest": true_interest(strike, right),
+                    "volume": 10,
+                    "impliedVolatility": 0.2,
+                    "bid": 1,
+                    "ask": 1.1,
+                    "lastPrice": 1.05,
+                }
+                for strike in strikes
+            ]
+            for name, right in (("calls", "C"), ("puts", "P"))
+        }
+        del sides["calls"][0]["volume"]  # keys may be missing
+        return {
+            "optionChain": {
+                "result": [
+                    {
+                        "underlyingSymbol": symbol,
+                        "expirationDates": times,
+                        "options": [{"expirationDate": asked, **sides}],
+                    }
+                ],
+                "error": None,
+            }
+        }
 
     def _begun(self, symbol: str, now: int) -> list[Session]:
         """Sessions that have had their first print, ascending."""
@@ -499,6 +559,10 @@ def _period(session: Session, zone: str) -> dict[str, Any]:
         "end": int(session.closes.timestamp()),
         "gmtoffset": int(offset.total_seconds()),
     }
+
+
+def _is_monthly(day: dt.date) -> bool:
+    return day.weekday() == 4 and 15 <= day.day <= 21
 
 
 def _chart_error(code: str, text: str) -> dict[str, Any]:

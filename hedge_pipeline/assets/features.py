@@ -2,25 +2,22 @@
 
 import dagster as dg
 
+from hedge_pipeline.assets.hedge_levels import hedge_levels
 from hedge_pipeline.assets.raw_quotes import raw_quotes
 from hedge_pipeline.assets.reporting import for_each_session
-from hedge_pipeline.partitions import SESSIONS
+from hedge_pipeline.partitions import SESSIONS, SINCE_YESTERDAY
 from hedge_pipeline.resources.loop import LoopResource
-
-SINCE_YESTERDAY = dg.TimeWindowPartitionMapping(
-    start_offset=-1, allow_nonexistent_upstream_partitions=True
-)
 
 
 @dg.asset(
     partitions_def=SESSIONS,
     group_name="features",
     kinds={"parquet", "numpy"},
-    deps=[dg.AssetDep(raw_quotes, partition_mapping=SINCE_YESTERDAY)],
+    deps=[dg.AssetDep(raw_quotes, partition_mapping=SINCE_YESTERDAY), hedge_levels],
     backfill_policy=dg.BackfillPolicy.single_run(),
 )
 def features(context: dg.AssetExecutionContext, loop: LoopResource) -> None:
-    """One vector per bar, from the session's bars up to it and yesterday's close and volatility.
+    """One vector per bar: the session's bars up to it, yesterday's close and volatility, levels.
 
     NULL = not computable from what was available at the bar.
     """

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 if TYPE_CHECKING:
+    from hedge_pipeline.chains import CollectedChains
     from hedge_pipeline.live.loop import Poll
     from hedge_pipeline.resources.registry import MlflowRegistry
     from hedge_pipeline.stages import Candidate, CollectedSession, Deployment
@@ -41,6 +42,115 @@ def quotes(
     return shown
 
 
+def chains(deployment: Deployment, label: str, found: CollectedChains) -> dict[str, Any]:
+    """Snapshots of a session and what became of the requests."""
+    from hedge_pipeline.market.tables import CHAIN_FETCHES, OPTION_CHAINS
+
+    rows = deployment.store.read(OPTION_CHAINS, [label], columns=("symbol",))
+    fetches = deployment.store.read(CHAIN_FETCHES, [label])
+    statuses = fetches["status"].value_counts().sort_index()
+    shown: dict[str, Any] = {
+        "dagster/row_count": len(rows),
+        "snapshots": found.snapshots,
+        "new_snapshots": found.new,
+        "requests": ", ".join(f"{count} {status}" for status, count in statuses.items()) or "none",
+    }
+    if found.failures:
+        shown["failures"] = "; ".join(str(error) for error in found.failures.values())
+    if not deployment.source.capabilities.has_chains:
+        shown["note"] = f"the source {deployment.source.name} has no option chains"
+    return shown
+
+
+def levels(deployment: Deployment, label: str) -> dict[str, Any]:
+    """Usable snapshots of a session, with the levels over the price and the gamma profile."""
+    from hedge_pipeline.chains import newest_profile
+    from hedge_pipeline.market.tables import HEDGE_LEVELS, RAW_QUOTES
+    from hedge_pipeline.resources import plots
+
+    rows = deployment.store.read(HEDGE_LEVELS, [label])
+    bars = deployment.store.read(RAW_QUOTES, [label])
+    usable = rows[rows["usable"].astype(bool)]
+    refused = rows.loc[~rows["usable"].astype(bool), "unusable_reason"].value_counts()
+    shown: dict[str, Any] = {
+        "dagster/row_count": len(rows),
+        "usable_snapshots": len(usable),
+        "dealer_sign": deployment.dealer_sign,
+    }
+    if len(refused):
+        lines = [f"| {reason} | {count} |" for reason, count in refused.items()]
+        shown["unusable"] = dg.MetadataValue.md(
+            "\n".join(["| reason | rows |", "|---|---|", *lines])
+        )
+    for symbol, own in usable.groupby("symbol", sort=True):
+        newest = own.sort_values("available_at").iloc[-1]
+        shown[f"{symbol}_gex_musd"] = round(float(newest["gex"]) / 1e6, 1)
+        shown[f"{symbol}_levels"] = _picture(
+            plots.levels(bars[bars["symbol"] == symbol], own, f"{symbol} {label}")
+        )
+        profile = newest_profile(deployment, label, str(symbol))
+        if profile is not None:
+            shown[f"{symbol}_gamma_profile"] = _picture(
+                plots.gamma_profile(*profile, newest, f"{symbol} {label}")
+            )
+    return shown
+
+
+def signals(symbol: str, found: dict[str, Any]) -> dict[str, Any]:
+    """Counts, win rate and profit factor of the signals, with the reliability of confidence."""
+    from hedge_pipeline.resources import plots
+
+    overall = found["overall"]
+    names = ("signals", "scored", "win_rate", "lo", "hi", "profit_factor", "average_pct")
+    numbers = {name: overall[name] for name in names if overall[name] is not None}
+    shown: dict[str, Any] = {
+        "sessions": found["sessions"],
+        "predictions_scored": found["predictions_scored"],
+        **{k: round(v, 4) if isinstance(v, float) else v for k, v in numbers.items()},
+        "groups": dg.MetadataValue.md(signal_table(found)),
+    }
+    if found["predictions_scored"]:
+        shown["reliability"] = _picture(plots.confidence(found["reliability"], symbol))
+    if overall["scored"]:
+        shown["false_positives"] = _picture(plots.false_positives(found["by_session"], symbol))
+    return shown
+
+
+def signal_table(found: dict[str, Any]) -> str:
+    """The groups of a signal report as a Markdown table."""
+    lines = ["| group | signals | win rate | 95 % | profit factor |", "|---|---|---|---|---|"]
+    groups = [("all", found["overall"])]
+    for title in ("by_level_source", "by_strength_band", "by_confidence"):
+        words = title.removeprefix("by_").replace("_", " ")
+        groups += [(f"{words} {name}", group) for name, group in found[title].items()]
+    for name, group in groups:
+        cells = [
+            name,
+            str(group["signals"]),
+            _or_dash(group["win_rate"], 3),
+            f"{_or_dash(group['lo'], 3)} to {_or_dash(group['hi'], 3)}",
+            _or_dash(group["profit_factor"], 2),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _or_dash(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def publish_signals(registry: MlflowRegistry, symbol: str, found: dict[str, Any]) -> str:
+    """Logs the report to MLflow; an MLflow that is down costs nothing but the view."""
+    from hedge_pipeline.resources.registry import RegistryError
+
+    try:
+        registry.publish_signals(symbol, found, signal_table(found))
+    except RegistryError as error:
+        log.warning("%s", error)
+        return str(error)
+    return "up to date"
+
+
 def features(deployment: Deployment, label: str, rows: int) -> dict[str, Any]:
     """Rows and the share of NULL by feature, the largest first."""
     from hedge_pipeline.market.tables import FEATURE_ROWS, feature_names
@@ -61,6 +171,7 @@ def predictions(
     deployment: Deployment, label: str, new: int, *, draw: bool = True
 ) -> dict[str, Any]:
     """Predictions, abstentions and versions of a session, with the probability over time."""
+    from hedge_pipeline.learning.novelty import UNLIKE
     from hedge_pipeline.market.tables import PREDICTION_LOG
     from hedge_pipeline.resources import plots
 
@@ -81,6 +192,8 @@ def predictions(
         ),
         "mode": ", ".join(sorted(set(served["mode"]))),
     }
+    strange = served["reason"].str.startswith(UNLIKE)
+    shown["unlike_training_data_pct"] = round(100 * float(strange.mean()), 2) if len(served) else 0
     if abstained.any():
         shown["abstained_because"] = served.loc[abstained, "reason"].mode().iloc[0]
     if draw and (~abstained).any():
@@ -163,13 +276,20 @@ def champion(deployment: Deployment, symbol: str, folds: int, verdicts: int) -> 
 
 def performance(deployment: Deployment, symbol: str, sessions: int) -> dict[str, Any]:
     """Accuracy and log-loss of the served stream against the base rate, with an interval."""
+    from hedge_pipeline import insight, stages
     from hedge_pipeline.learning import scoring
     from hedge_pipeline.market.tables import PERFORMANCE
     from hedge_pipeline.resources import plots
 
     sums = deployment.store.read(PERFORMANCE, symbols=[symbol])
     served = sums[(sums["role"] == "served") & sums["mode"].isin(deployment.evidence_modes)]
-    shown: dict[str, Any] = {"sessions_scored": sessions, "sessions": served["session"].nunique()}
+    shown: dict[str, Any] = {
+        "sessions_scored": sessions,
+        "sessions": served["session"].nunique(),
+        "feature_drift": stages.feature_drift(deployment, symbol).in_words(),
+        "performance_drift": stages.performance_drift(deployment, symbol).in_words(),
+        "does_retraining_help": insight.retraining_value(deployment, symbol).in_words(),
+    }
     score = scoring.score(served, deployment.horizon)
     if score.n == 0:
         return shown | {"note": "no prediction that counts as evidence has matured yet"}
@@ -182,6 +302,7 @@ def performance(deployment: Deployment, symbol: str, sessions: int) -> dict[str,
         "base_log_loss": round(score.base_log_loss, 6),
         "skill_1e4_nats": round(score.skill, 3),
         "labels": score.n,
+        "reliability": _picture(plots.reliability(deployment, symbol)),
         "by_session": _picture(plots.scores(served, symbol)),
     }
 

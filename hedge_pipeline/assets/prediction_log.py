@@ -3,6 +3,7 @@
 import dagster as dg
 
 from hedge_pipeline.assets.features import features
+from hedge_pipeline.assets.hedge_levels import hedge_levels
 from hedge_pipeline.assets.reporting import for_each_session
 from hedge_pipeline.partitions import SESSIONS
 from hedge_pipeline.resources.loop import LoopResource
@@ -12,13 +13,14 @@ from hedge_pipeline.resources.loop import LoopResource
     partitions_def=SESSIONS,
     group_name="predictions",
     kinds={"parquet", "xgboost"},
-    deps=[features],
+    deps=[features, hedge_levels],
     backfill_policy=dg.BackfillPolicy.single_run(),
 )
 def prediction_log(context: dg.AssetExecutionContext, loop: LoopResource) -> None:
     """Probability of a higher price after the horizon, with the model accepted at the time.
 
-    Bars that have a served row are left alone; abstentions say why.
+    Beside it the strength of the hedge levels, confidence, and whether it is a signal. Bars that
+    have a served row are left alone; abstentions say why.
     """
     from hedge_pipeline import stages
     from hedge_pipeline.assets import pictures

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 
 from hedge_pipeline.learning.labels import GRACE, mature
 from hedge_pipeline.market.tables import (
+    CHAIN_FETCHES,
     FEATURE_ROWS,
     GAPS,
+    HEDGE_LEVELS,
+    OPTION_CHAINS,
     OUTCOMES,
     PREDICTION_LOG,
     RAW_QUOTES,
@@ -24,6 +27,39 @@ KEY = ["symbol", "bar_ts"]
 def misshapen_quotes(deployment: Deployment, label: str) -> int:
     """Violations of the schema of `raw_quotes` and `gaps`."""
     return _misshapen(deployment, label, RAW_QUOTES) + _misshapen(deployment, label, GAPS)
+
+
+def misshapen_chains(deployment: Deployment, label: str) -> int:
+    """Violations of the schema of `option_chains` and `chain_fetches`."""
+    chains = _misshapen(deployment, label, OPTION_CHAINS)
+    return chains + _misshapen(deployment, label, CHAIN_FETCHES)
+
+
+def hasty_snapshots(deployment: Deployment, label: str) -> int:
+    """Contracts that were available before the moment they describe."""
+    rows = deployment.store.read(OPTION_CHAINS, [label], columns=["as_of", "available_at"])
+    return int((rows["available_at"] < rows["as_of"]).sum())
+
+
+def misshapen_levels(deployment: Deployment, label: str) -> int:
+    """Violations of the schema of `hedge_levels`."""
+    return _misshapen(deployment, label, HEDGE_LEVELS)
+
+
+def unexplained_levels(deployment: Deployment, label: str) -> int:
+    """Rows that are unusable without a reason, or usable with one."""
+    rows = deployment.store.read(HEDGE_LEVELS, [label], columns=["usable", "unusable_reason"])
+    return int((rows["usable"].astype(bool) == rows["unusable_reason"].notna()).sum())
+
+
+def misplaced_levels(deployment: Deployment, label: str) -> int:
+    """Front or monthly levels and half gaps on the wrong side of the spot."""
+    rows = deployment.store.read(HEDGE_LEVELS, [label])
+    below = ["hp_support", "mhp_support", "hg_below"]
+    above = ["hp_resistance", "mhp_resistance", "hg_above"]
+    wrong = rows[below].gt(rows["spot"], axis=0).any(axis=1)
+    wrong |= rows[above].lt(rows["spot"], axis=0).any(axis=1)
+    return int(wrong.sum())
 
 
 def misshapen_features(deployment: Deployment, label: str) -> int:

@@ -32,6 +32,25 @@ def model_files_are_untouched(
     return dg.AssetCheckResult(passed=count > 0, metadata={"versions": count})
 
 
+@dg.asset_check(asset="trained_model", blocking=True)
+def no_feature_knows_the_outcome(
+    context: dg.AssetCheckExecutionContext, loop: LoopResource
+) -> dg.AssetCheckResult:
+    """No single feature orders ups before downs nearly perfectly; one that does saw the future."""
+    from hedge_pipeline.stages import leaking_features
+
+    named = [
+        f"{symbol}: {name} alone is right with an area under the curve of {area:.2f}"
+        for symbol in symbols_of_the_run(context, loop)
+        for name, area in leaking_features(loop.deployment, symbol).items()
+    ]
+    return dg.AssetCheckResult(
+        passed=not named,
+        description="; ".join(named) or None,
+        metadata={"leaking_features": len(named)},
+    )
+
+
 @dg.asset_check(asset="champion_model")
 def mlflow_shows_every_version(
     context: dg.AssetCheckExecutionContext, loop: LoopResource

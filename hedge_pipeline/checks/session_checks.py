@@ -58,6 +58,30 @@ quotes_are_plausible = _claim(
     "implausible_bars",
     "bars whose range does not hold open and close, or that lie outside the session",
 )
+chains_keep_their_schema = _claim(
+    "option_chains", "chains_keep_their_schema", "misshapen_chains", "rows outside the schema"
+)
+chains_are_not_known_before_their_time = _claim(
+    "option_chains",
+    "chains_are_not_known_before_their_time",
+    "hasty_snapshots",
+    "contracts available before the moment they describe",
+)
+levels_keep_their_schema = _claim(
+    "hedge_levels", "levels_keep_their_schema", "misshapen_levels", "rows outside the schema"
+)
+levels_say_why_they_are_missing = _claim(
+    "hedge_levels",
+    "levels_say_why_they_are_missing",
+    "unexplained_levels",
+    "rows unusable without a reason, or usable with one",
+)
+levels_lie_on_their_side_of_the_price = _claim(
+    "hedge_levels",
+    "levels_lie_on_their_side_of_the_price",
+    "misplaced_levels",
+    "a support above or a resistance below the spot",
+)
 features_keep_their_schema = _claim(
     "features", "features_keep_their_schema", "misshapen_features", "rows outside the schema"
 )

@@ -1,27 +1,37 @@
 """Training rows: features joined with matured outcomes, cut at session boundaries.
 
 Labels come from the outcomes table only, so from observed prices. A session enters whole or not at
-all: labels never cross a close, so cutting between sessions is the purge.
+all: labels never cross a close, so cutting between sessions is the purge. `split` is the only way
+to divide rows, and it refuses every other cut.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from hedge_pipeline.market.calendar import to_datetime64
 from hedge_pipeline.market.tables import FEATURE_ROWS, OUTCOMES, feature_names
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from hedge_pipeline.learning.training import TrainingPlan
     from hedge_pipeline.store import Store
 
 _REMEMBERED = 4096
+
+
+class SplitRefused(ValueError):
+    """A proposed division of rows would let labels of one side tell of the other."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +41,37 @@ class LabelledSession:
     Attributes:
         features: float32 [rows, features], NaN = unknown.
         labels: float64 [rows], 1 up and 0 down; flat and unlabelable bars are left out.
-        digest: sha256 over both.
+        bar_ts: datetime64[us] [rows], UTC, ascending.
+        known_at: datetime64[us] [rows], UTC; when both features and outcome could be known.
+        digest: sha256 over features and labels.
     """
 
     features: npt.NDArray[np.float32]
     labels: npt.NDArray[np.float64]
+    bar_ts: npt.NDArray[np.datetime64]
+    known_at: npt.NDArray[np.datetime64]
     digest: str
+
+    @classmethod
+    def of(
+        cls,
+        features: npt.NDArray[np.float32],
+        labels: npt.NDArray[np.float64],
+        bar_ts: npt.NDArray[np.datetime64],
+        known_at: npt.NDArray[np.datetime64],
+    ) -> LabelledSession:
+        """With the digest computed."""
+        digest = hashlib.sha256(features.tobytes() + labels.tobytes()).hexdigest()
+        return cls(features, labels, bar_ts, known_at, digest)
+
+    def known_by(self, moment: dt.datetime) -> LabelledSession:
+        """The rows whose features and outcome could be known at a moment."""
+        known = self.known_at <= to_datetime64(moment)
+        if known.all():
+            return self
+        return LabelledSession.of(
+            self.features[known], self.labels[known], self.bar_ts[known], self.known_at[known]
+        )
 
 
 @dataclass(frozen=True)
@@ -49,6 +84,7 @@ class TrainingSet:
         weights: float64 [rows]; one over the horizon, halved every half-life.
         recent: the rows of the last sessions, for the guards.
         sessions: labels of the sessions used.
+        counts: rows of each session.
         data_hash: sha256 over names, values, labels and what the weights are made of.
     """
 
@@ -58,6 +94,7 @@ class TrainingSet:
     weights: npt.NDArray[np.float64]
     recent: slice
     sessions: tuple[str, ...]
+    counts: tuple[int, ...]
     data_hash: str
 
     @property
@@ -96,19 +133,22 @@ class LabelledSessions:
             OUTCOMES,
             [session],
             symbols=[symbol],
-            columns=("symbol", "bar_ts", "horizon_bars", "actual_direction"),
+            columns=("symbol", "bar_ts", "horizon_bars", "actual_direction", "available_at"),
         )
         outcomes = outcomes[
             (outcomes["horizon_bars"] == self._horizon) & outcomes["actual_direction"].notna()
         ]
         rows = self._store.read(FEATURE_ROWS, [session], symbols=[symbol])
         joined = rows.merge(
-            outcomes[["bar_ts", "actual_direction"]], on="bar_ts", validate="one_to_one"
+            outcomes[["bar_ts", "actual_direction", "available_at"]],
+            on="bar_ts",
+            validate="one_to_one",
+            suffixes=("", "_outcome"),
         ).sort_values("bar_ts")
+        known_at = joined[["available_at", "available_at_outcome"]].max(axis=1)
         features = np.ascontiguousarray(joined[list(feature_names())].to_numpy(dtype=np.float32))
         labels = joined["actual_direction"].to_numpy(dtype=np.float64)
-        digest = hashlib.sha256(features.tobytes() + labels.tobytes()).hexdigest()
-        return LabelledSession(features, labels, digest)
+        return LabelledSession.of(features, labels, _plain(joined["bar_ts"]), _plain(known_at))
 
 
 def assemble(
@@ -117,8 +157,9 @@ def assemble(
     sessions: Sequence[str],
     plan: TrainingPlan,
     horizon: int,
+    known_by: dt.datetime,
 ) -> TrainingSet:
-    """The rows of whole sessions, weighted.
+    """The rows of whole sessions, weighted; nothing that could not be known at `known_by`.
 
     Weight = uniqueness x age: each label shares its minutes with the next `horizon` - 1, so a row
     counts 1 / horizon; and half as much for every `half_life_sessions` before the last session
@@ -130,8 +171,9 @@ def assemble(
         sessions: ascending session labels; the caller has cut them at the cutoff.
         plan: half-life and number of recent sessions.
         horizon: label horizon, bars.
+        known_by: the cutoff as a moment; what became available later does not enter.
     """
-    parts = [reader.read(symbol, session) for session in sessions]
+    parts = [reader.read(symbol, session).known_by(known_by) for session in sessions]
     ages = np.arange(len(parts) - 1, -1, -1, dtype=np.float64)
     counts = [len(part.labels) for part in parts]
     weights = np.repeat(0.5 ** (ages / plan.half_life_sessions) / horizon, counts)
@@ -152,5 +194,59 @@ def assemble(
         weights,
         recent,
         tuple(sessions),
+        tuple(counts),
         hashlib.sha256(text.encode()).hexdigest(),
     )
+
+
+def split(data: TrainingSet, evaluation: npt.NDArray[np.bool_]) -> tuple[TrainingSet, TrainingSet]:
+    """Divides rows into those to fit and those to evaluate on, at session boundaries only.
+
+    Overlapping labels repeat each other: split at random, rows of pure noise are "predicted" with
+    an accuracy of 0.60 to 0.77. So a session is on one side or the other, and every evaluated
+    session comes after every fitted one.
+
+    Args:
+        data: the rows.
+        evaluation: bool [rows]; True = evaluate.
+
+    Returns:
+        The rows to fit and the rows to evaluate.
+
+    Raises:
+        SplitRefused: the line runs through a session, or evaluates a session before a fitted one.
+    """
+    starts = np.concatenate([[0], np.cumsum(data.counts)])
+    sides = [evaluation[first:last] for first, last in pairwise(starts)]
+    for session, side in zip(data.sessions, sides, strict=True):
+        if len(np.unique(side)) > 1:
+            raise SplitRefused(
+                f"the split runs through session {session}: labels on both sides share their "
+                "minutes; divide between sessions"
+            )
+    evaluated = [bool(side.any()) for side in sides]
+    if evaluated != sorted(evaluated):
+        raise SplitRefused("a session is evaluated before one that is fitted: the past comes first")
+    cut = evaluated.index(True) if any(evaluated) else len(evaluated)
+    return _part(data, 0, cut), _part(data, cut, len(evaluated))
+
+
+def _part(data: TrainingSet, first: int, last: int) -> TrainingSet:
+    """The sessions from `first` to `last` (excluded); their rows keep their weights."""
+    starts = np.concatenate([[0], np.cumsum(data.counts)])
+    rows = slice(int(starts[first]), int(starts[last]))
+    text = f"{data.data_hash};{first};{last}"
+    return replace(
+        data,
+        features=data.features[rows],
+        labels=data.labels[rows],
+        weights=data.weights[rows],
+        recent=slice(0, rows.stop - rows.start),
+        sessions=data.sessions[first:last],
+        counts=data.counts[first:last],
+        data_hash=hashlib.sha256(text.encode()).hexdigest(),
+    )
+
+
+def _plain(times: pd.Series[pd.Timestamp]) -> npt.NDArray[np.datetime64]:
+    return np.asarray(times.dt.tz_localize(None).to_numpy().astype("datetime64[us]"))

@@ -676,8 +676,13 @@ def evidence_in_words(state: GateState, rule: GateRule) -> str:
     return progress
 
 
+def evidence_number(log_evidence: float) -> float:
+    """The evidence E of its natural logarithm, at most 1e12 so that it can be shown."""
+    return math.exp(min(log_evidence, math.log(_LARGEST_SHOWN)))
+
+
 def _in_words(log_evidence: float) -> str:
-    evidence = math.exp(min(log_evidence, math.log(_LARGEST_SHOWN)))
+    evidence = evidence_number(log_evidence)
     if not 0.1 <= evidence < 1e6:
         return f"{evidence:.0e}"
     # Rounded down: 19.97 must not read as the 20 that are needed. The factor undoes what exp(log)

@@ -11,14 +11,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from hedge_pipeline.learning.dataset import TrainingSet
-from hedge_pipeline.learning.training import Margins, Model, skill_in_nats
+from hedge_pipeline.learning.training import Margins, ModelCard, skill_in_nats
 
 PARITY_TOLERANCE = 1e-6
 WIDEST_SPREAD = 3.0
 
 
 def guard(
-    served: Model,
+    card: ModelCard,
+    logged: Margins,
     trained: Margins,
     data: TrainingSet,
     base_rate: float,
@@ -27,27 +28,30 @@ def guard(
     """Why the candidate may not predict, None if it may.
 
     Args:
-        served: the model loaded through the serving path.
-        trained: the trainer's own margins on the recent rows.
+        card: the candidate's description.
+        logged: its margins on the recent rows, made the way the log gets them: the file loaded
+            back, the rows read from the features table.
+        trained: the trainer's own margins on the same rows.
         data: the training rows; the guards look at the recent sessions.
         base_rate: climatology in force, for the in-sample check.
         earlier_spreads: margin spreads of the last accepted candidates.
     """
-    if tuple(served.card.features) != tuple(data.names):
+    if tuple(card.features) != tuple(data.names):
         return "schema: the model's features are not the features table's"
     labels = data.labels[data.recent]
     if len(np.unique(data.labels)) < 2:
         return "classes: training rows have one outcome only"
-    margins = served.margin(data.features[data.recent])
-    if not np.isfinite(margins).all():
+    if len(logged) != len(trained):
+        return f"parity: {len(logged)} rows are served of {len(trained)} that were trained on"
+    if not np.isfinite(logged).all():
         return "finite: a margin is not a finite number"
-    worst = float(np.max(np.abs(margins - trained), initial=0.0))
+    worst = float(np.max(np.abs(logged - trained), initial=0.0))
     if worst > PARITY_TOLERANCE:
         return f"parity: served margins differ from the trainer's by up to {worst:.2g}"
-    skill = skill_in_nats(margins, labels, base_rate)
+    skill = skill_in_nats(logged, labels, base_rate)
     if not skill > 0:
         return f"in-sample: worse than the base rate on its own rows ({skill:+.4f} nats)"
-    spread = float(np.std(margins))
+    spread = float(np.std(logged))
     if spread == 0:
         return "spread: the model says the same of every row"
     if len(earlier_spreads) >= 3 and spread > WIDEST_SPREAD * float(np.median(earlier_spreads)):

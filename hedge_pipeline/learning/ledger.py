@@ -1,7 +1,9 @@
 """The promotion log as the learning loop reads it: the evidence state, and what was in force when.
 
-The log is append-only. Its newest entry holds the whole state; everything else (champion, newest
-model, trust, base rate at any moment) is read off the entries and never stored twice.
+The log is append-only. Its newest fold holds the whole state; everything else (champion, newest
+model, trust, base rate at any moment) is read off the entries and never stored twice. An operator
+may pin a version: it is served then, and the newest one predicts beside it, so that the tested
+stream never breaks.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from hedge_pipeline.store import Store
 
 ACCEPTED = (VerdictKind.PROMOTE.value, VerdictKind.HOLD.value)
+PIN, UNPIN = "pin", "unpin"
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ class InForce:
         base_rate: climatology.
         trust: shrink factor.
         skill: state of the evidence.
-        version: newest accepted model, 0 = none yet.
+        version: the model that serves: the pinned one or the newest accepted, 0 = none yet.
+        newest: newest accepted model while another way of serving is pinned, 0 = nothing is.
         baseline: first accepted model, 0 = none yet.
     """
 
@@ -50,6 +54,7 @@ class InForce:
     trust: npt.NDArray[np.float64]
     skill: npt.NDArray[np.object_]
     version: npt.NDArray[np.int64]
+    newest: npt.NDArray[np.int64]
     baseline: npt.NDArray[np.int64]
 
 
@@ -67,11 +72,12 @@ class Ledger:
         self.rule = rule
         own = entries[entries["symbol"] == symbol]
         self.entries = own.sort_values(
-            ["decided_at", "session", "kind", "model_version"], kind="stable"
+            ["decided_at", "session", "kind", "model_version", "number"], kind="stable"
         ).reset_index(drop=True)
         self._folds = self.entries[self.entries["kind"] == "fold"]
         self._verdicts = self.entries[self.entries["kind"] == "verdict"]
         self._accepted = self._verdicts[self._verdicts["event"].isin(ACCEPTED)]
+        self._overrides = self.entries[self.entries["kind"] == "override"]
 
     @property
     def state(self) -> GateState:
@@ -90,6 +96,23 @@ class Ledger:
     def accepted(self) -> tuple[int, ...]:
         """Versions that passed their guards, in order of acceptance."""
         return tuple(int(v) for v in self._accepted["model_version"])
+
+    def accepted_before(self, version: int) -> tuple[int, ...]:
+        """Versions accepted before one, the latest first: who serves if its file is refused."""
+        accepted = self.accepted
+        return accepted[: accepted.index(version)][::-1] if version in accepted else ()
+
+    @property
+    def overrides(self) -> int:
+        """Number of overrides so far."""
+        return len(self._overrides)
+
+    @property
+    def pinned(self) -> int | None:
+        """The version an operator has pinned, None if the newest accepted one serves."""
+        if self._overrides.empty or self._overrides["event"].iloc[-1] != PIN:
+            return None
+        return int(self._overrides["model_version"].iloc[-1])
 
     @property
     def champion(self) -> int | None:
@@ -111,15 +134,29 @@ class Ledger:
         skill = np.array([fresh.status.value, *folds["skill"]], dtype=object)
         accepted = self._accepted
         since = np.searchsorted(_plain(accepted["decided_at"]), moments, side="right")
-        version = np.array([0, *accepted["model_version"]], dtype=np.int64)
-        first = version[1] if len(version) > 1 else 0
+        versions = np.array([0, *accepted["model_version"]], dtype=np.int64)
+        first = versions[1] if len(versions) > 1 else 0
+        newest = versions[since]
+        pinned = self.pinned_at(moments)
         return InForce(
             base_rate[at],
             trust[at],
             skill[at],
-            version[since],
+            np.where(pinned > 0, pinned, newest),
+            np.where(pinned > 0, newest, 0),
             np.where(since > 0, first, 0),
         )
+
+    def pinned_at(self, moments: npt.NDArray[np.datetime64]) -> npt.NDArray[np.int64]:
+        """The version pinned at each moment, 0 = none.
+
+        Args:
+            moments: datetime64[us] in UTC.
+        """
+        overrides = self._overrides
+        pins = np.where(overrides["event"] == PIN, overrides["model_version"], 0)
+        at = np.searchsorted(_plain(overrides["decided_at"]), moments, side="right")
+        return np.array([0, *pins], dtype=np.int64)[at]
 
 
 def session_evidence(
@@ -128,11 +165,14 @@ def session_evidence(
     session: Session,
     horizon: int,
     modes: tuple[str, ...],
+    ledger: Ledger,
 ) -> SessionEvidence:
     """What a closed session tells the gate about one symbol.
 
-    Evidence are the served predictions of the given modes that were decided before the bar of
-    their exit ended, with an up or down outcome. Every matured label counts for climatology.
+    Evidence are the predictions of the newest accepted model in the given modes that were decided
+    before the bar of their exit ended, with an up or down outcome: the served rows, or the rows of
+    the role `newest` that were decided while another version was pinned. A bar counts once. Every
+    matured label counts for climatology.
 
     Args:
         store: where log and outcomes are.
@@ -140,13 +180,16 @@ def session_evidence(
         session: a session whose outcomes are all known.
         horizon: label horizon, bars.
         modes: which modes count in this deployment.
+        ledger: knows when a version was pinned.
     """
     outcomes = store.read(OUTCOMES, [session.label], symbols=[symbol])
     outcomes = outcomes[
         (outcomes["horizon_bars"] == horizon) & outcomes["actual_direction"].notna()
     ]
     log = store.read(PREDICTION_LOG, [session.label], symbols=[symbol])
-    log = log[(log["role"] == "served") & log["margin"].notna() & log["mode"].isin(modes)]
+    pinned = ledger.pinned_at(_plain(log["decided_at"])) > 0
+    tested = log["role"] == np.where(pinned, "newest", "served")
+    log = log[tested & log["margin"].notna() & log["mode"].isin(modes)]
     known_at = log["bar_ts"] + dt.timedelta(seconds=(horizon + 1) * session.bar_seconds)
     log = log[log["decided_at"] < known_at]
     # a hot swap may leave one bar with two served versions: the first one decided counts
@@ -186,6 +229,7 @@ def fold_entry(
     return row | {
         "kind": "fold",
         "model_version": 0,
+        "number": 0,
         "decided_at": decided_at,
         "event": event.kind.value if event else None,
         "reason": reason,
@@ -206,9 +250,41 @@ def verdict_entry(
         "session": card.cutoff,
         "kind": "verdict",
         "model_version": card.version,
+        "number": 0,
         "decided_at": decided_at,
         "event": verdict.kind.value,
         "reason": verdict.reason,
+        "labels": 0,
+        "effective_labels": 0.0,
+    }
+
+
+def override_entry(
+    ledger: Ledger,
+    version: int,
+    event: str,
+    reason: str,
+    session: str,
+    decided_at: dt.datetime,
+) -> dict[str, Any]:
+    """The log entry of an override, a row of `promotions`; the evidence stays what it was.
+
+    Args:
+        ledger: the log it is added to.
+        version: pinned, or let go.
+        event: pin or unpin.
+        reason: the operator's words.
+        session: session folded last.
+        decided_at: from when on it holds.
+    """
+    return _state_columns(ledger.symbol, ledger.state, ledger.rule) | {
+        "session": session,
+        "kind": "override",
+        "model_version": version,
+        "number": ledger.overrides + 1,
+        "decided_at": decided_at,
+        "event": event,
+        "reason": reason,
         "labels": 0,
         "effective_labels": 0.0,
     }

@@ -20,6 +20,7 @@ class RetrainingFacts:
         hour: exchange-local hour that counts now; see `hour_that_counts`.
         retrain_hour: RETRAIN_HOUR; None = any.
         in_flight: a training of the symbol is running or waiting.
+        drift: what has drifted, in words; it asks for a retraining before the samples are complete.
     """
 
     symbol: str
@@ -30,6 +31,7 @@ class RetrainingFacts:
     hour: int
     retrain_hour: int | None
     in_flight: bool
+    drift: str | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,9 @@ def decide(facts: RetrainingFacts) -> Decision:
     samples = f"{facts.new_samples} of {facts.needed_samples} new samples"
     if facts.in_flight:
         return Decision(False, f"{facts.symbol}: a training is under way")
-    if facts.new_samples < facts.needed_samples:
+    if facts.drift and facts.new_samples:
+        samples = f"{samples}, and {facts.drift}"
+    elif facts.new_samples < facts.needed_samples:
         return Decision(False, f"{facts.symbol}: {samples}")
     if facts.sessions < facts.needed_sessions:
         return Decision(

@@ -1,11 +1,13 @@
-"""The models of a store: `models/<symbol>/<version>.ubj` with its description beside it.
+"""The models of a store: `models/<symbol>/<version>.json` and `<version>-<sha256>.ubj` beside it.
 
-The description is written last, so a version exists whole or not at all. Loaded models are kept
-and their sha256 is checked once, when they are loaded.
+The description is written last and only if there is none, so a version exists whole or not at all,
+and of two trainings at once one gets the version. A file is named after its content: neither can
+harm the other's. Loaded models are kept and their sha256 is checked once, when they are loaded.
 """
 
 from __future__ import annotations
 
+import hashlib
 import threading
 
 from hedge_pipeline.learning.training import Model, ModelCard, ModelError, load_model
@@ -34,7 +36,8 @@ class ModelShelf:
         """
         key = (symbol, version)
         if key not in self._cards:
-            self._cards[key] = ModelCard.from_json(self._bytes(symbol, version, "json"))
+            content = self._bytes(symbol, _card_name(symbol, version), version)
+            self._cards[key] = ModelCard.from_json(content)
         return self._cards[key]
 
     def newest(self, symbol: str) -> ModelCard | None:
@@ -48,7 +51,7 @@ class ModelShelf:
         Raises:
             ModelError: there is none.
         """
-        return self._bytes(symbol, version, "ubj")
+        return self._content(self.card(symbol, version))
 
     def load(self, symbol: str, version: int) -> Model:
         """The model, verified.
@@ -58,8 +61,8 @@ class ModelShelf:
         """
         key = (symbol, version)
         if key not in self._models:
-            card = self._bytes(symbol, version, "json")
-            self._models[key] = load_model(card, self.content(symbol, version))
+            card = ModelCard.from_json(self._bytes(symbol, _card_name(symbol, version), version))
+            self._models[key] = load_model(card, self._content(card))
             with self._lock:
                 while len(self._models) > 64:
                     self._models.pop(next(iter(self._models)))
@@ -67,18 +70,38 @@ class ModelShelf:
 
     def put_content(self, symbol: str, version: int, content: bytes) -> None:
         """Writes the UBJ file of a version that has no description yet."""
-        self._store.write_bytes(_name(symbol, version, "ubj"), content)
+        digest = hashlib.sha256(content).hexdigest()
+        self._store.write_bytes(_content_name(symbol, version, digest), content)
 
-    def put_card(self, card: ModelCard) -> None:
-        """Writes the description: from now on the version exists."""
-        self._store.write_bytes(_name(card.symbol, card.version, "json"), card.to_json())
+    def written(self, symbol: str, version: int, digest: str) -> bytes:
+        """The UBJ file of a version that has no description yet, by its sha256.
 
-    def _bytes(self, symbol: str, version: int, ending: str) -> bytes:
+        Raises:
+            ModelError: there is none.
+        """
+        return self._bytes(symbol, _content_name(symbol, version, digest), version)
+
+    def put_card(self, card: ModelCard) -> bool:
+        """Writes the description: from now on the version exists.
+
+        Returns whether it was written; False if another training has the version already.
+        """
+        return self._store.create_bytes(_card_name(card.symbol, card.version), card.to_json())
+
+    def _content(self, card: ModelCard) -> bytes:
+        return self.written(card.symbol, card.version, card.sha256)
+
+    def _bytes(self, symbol: str, name: str, version: int) -> bytes:
         try:
-            return self._store.read_bytes(_name(symbol, version, ending))
+            return self._store.read_bytes(name)
         except FileNotFoundError:
+            ending = name.rpartition(".")[2]
             raise ModelError(f"model {version} of {symbol} has no .{ending} file") from None
 
 
-def _name(symbol: str, version: int, ending: str) -> str:
-    return f"models/{symbol}/{version:06d}.{ending}"
+def _card_name(symbol: str, version: int) -> str:
+    return f"models/{symbol}/{version:06d}.json"
+
+
+def _content_name(symbol: str, version: int, digest: str) -> str:
+    return f"models/{symbol}/{version:06d}-{digest[:12]}.ubj"

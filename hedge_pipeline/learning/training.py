@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,10 @@ class ModelCard:
         data_hash: sha256 over features, labels and weights.
         sha256: of the UBJ file.
         gain: total gain by feature, zero left out.
+        contributions: mean absolute contribution to the log-odds by feature on the last sessions
+            of training (SHAP values), zero left out.
+        lows: lowest usual value of every feature in the training rows; see `novelty`.
+        highs: highest usual value.
         spread: standard deviation of the margin on the last sessions of training.
         in_sample_skill: log-loss of the base rate minus that of the model there, nats per label.
         guard_failure: why the candidate may not predict; None = it passed every guard.
@@ -107,6 +112,9 @@ class ModelCard:
     in_sample_skill: float
     plan: dict[str, Any]
     gain: dict[str, float] = field(default_factory=dict)
+    contributions: dict[str, float] = field(default_factory=dict)
+    lows: tuple[float | None, ...] = ()
+    highs: tuple[float | None, ...] = ()
     guard_failure: str | None = None
 
     def to_json(self) -> bytes:
@@ -122,8 +130,9 @@ class ModelCard:
         """
         try:
             values = json.loads(content)
-            return cls(**{**values, "features": tuple(values["features"])})
-        except (ValueError, TypeError, KeyError) as error:
+            lists = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
+            return cls(**{**values, **lists})
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ModelError(f"a model description cannot be read: {error}") from error
 
 
@@ -198,14 +207,27 @@ def margins(
     return np.clip(above, -clip, clip).astype(np.float32).astype(np.float64)
 
 
-def load_model(card: bytes, content: bytes) -> Model:
+def contributions(
+    booster: xgboost.Booster, features: Matrix, names: Sequence[str]
+) -> dict[str, float]:
+    """Mean absolute SHAP value by feature, log-odds; features that never contribute left out.
+
+    Exact for trees (Lundberg, Erion and Lee 2018), as XGBoost computes them.
+    """
+    if len(features) == 0:
+        return {}
+    matrix = native_xgboost().DMatrix(features, feature_names=list(names), nthread=1)
+    shares = np.abs(booster.predict(matrix, pred_contribs=True)[:, :-1]).mean(axis=0)
+    return {name: float(x) for name, x in zip(names, shares, strict=True) if x > 0}
+
+
+def load_model(described: ModelCard, content: bytes) -> Model:
     """Loads a model through the serving path.
 
     Raises:
         ModelError: the file's sha256 differs from the description, or it is no UBJ model.
     """
     xgboost = native_xgboost()
-    described = ModelCard.from_json(card)
     if hashlib.sha256(content).hexdigest() != described.sha256:
         raise ModelError(
             f"model {described.version} of {described.symbol} was changed after it was stored "

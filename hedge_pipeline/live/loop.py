@@ -17,6 +17,7 @@ from threading import Semaphore, Thread
 from typing import TYPE_CHECKING, Any
 
 from hedge_pipeline import stages
+from hedge_pipeline.live.chain_polling import ChainPoller
 from hedge_pipeline.live.supervision import Heartbeat, session_at
 from hedge_pipeline.market.bars import Collected, collect_bars
 from hedge_pipeline.market.sources import NoDataYet, SourceDown, SourceError
@@ -156,6 +157,8 @@ def poll(
         seconds += (deployment.clock() - begun).total_seconds()
     if catch_up and not new and session.label in deployment.store.sessions(RAW_QUOTES):
         predictions += _predict(deployment, session)
+    if predictions or catch_up:
+        predictions += _ask_companions(deployment, session)
     if predictions:
         outcomes = stages.mature_outcomes(deployment, session.label)
     lines = {s: str(e) for s, e in failures.items() if not isinstance(e, NoDataYet)}
@@ -164,7 +167,16 @@ def poll(
 
 def _predict(deployment: Deployment, session: Session) -> int:
     stages.build_missing_features(deployment, session.label)
-    return stages.log_predictions(deployment, session.label)
+    return stages.log_served(deployment, session.label)
+
+
+def _ask_companions(deployment: Deployment, session: Session) -> int:
+    """After everything that is served: what goes wrong here costs nobody a prediction."""
+    try:
+        return stages.log_companions(deployment, session.label)
+    except Exception:
+        log.exception("%s: baseline or newest could not be asked", session.label)
+        return 0
 
 
 def next_poll(
@@ -189,6 +201,7 @@ def run_loop(
     until: dt.datetime,
     sleep: Callable[[float], None],
     report: Callable[[Poll], None] = lambda poll: None,
+    alert: Callable[[str], object] = lambda session: None,
 ) -> int:
     """Polls until the time box or the session ends; returns the number of polls.
 
@@ -201,14 +214,20 @@ def run_loop(
         until: end of the time box.
         sleep: waits so many seconds; raises to end the loop.
         report: called after every poll.
+        alert: called with the session after a poll that stored predictions.
     """
     fetcher = Fetcher(deployment, patience=max(5.0, 0.5 * interval.total_seconds()))
+    chain_poller = ChainPoller(deployment)
     count = 0
     session = _polled_at(deployment, deployment.clock())
     while session is not None and deployment.clock() < until:
+        chain_poller.begin(session)
         done = poll(deployment, fetcher, session, catch_up=count == 0)
         count += 1
         _tell(deployment, done)
+        if done.predictions:
+            alert(session.label)
+        chain_poller.advance(session)
         Heartbeat(run_id, deployment.clock().isoformat(), session.label).write(deployment.store)
         report(done)
         if count % COMPACT_EVERY == 0:

@@ -1,4 +1,4 @@
-"""Features of minute bars: relative, bounded in memory, vectorised over symbols.
+"""Features of minute bars and hedge levels: relative, bounded in memory, vectorised over symbols.
 
 What belongs here: the list of features with their meaning, and one function that computes them for
 any stretch of a session. Rules every feature keeps:
@@ -9,6 +9,8 @@ any stretch of a session. Rules every feature keeps:
   never by a reduction whose order depends on the length of the array.
 * It is relative: returns in units of volatility, prices as distances, volumes as ratios. Price
   level, listing and currency do not show.
+* Hedge levels are those in force at the bar (see `levels/joining.py`); a distance to a level is in
+  units of volatility and signed: a support below the price and a resistance below it are positive.
 * Unknown is NaN. A sum or mean over a window is known when at least 80 % of its bars are, a highest
   or lowest price when one of them is.
 
@@ -56,6 +58,47 @@ class Bars:
     resistance: Array
 
 
+LEVEL_COLUMNS = (
+    "hp_support",
+    "hp_resistance",
+    "hp_net",
+    "mhp_support",
+    "mhp_resistance",
+    "mhp_score",
+    "hg_below",
+    "hg_above",
+    "put_oi_wall",
+    "call_oi_wall",
+    "gamma_flip",
+    "max_gamma_strike",
+    "gex",
+    "gex_gross",
+    "vanna_exposure",
+    "put_call_oi_ratio",
+    "atm_iv",
+    "skew_25d",
+    "term_slope",
+    "age_minutes",
+)
+
+
+@dataclass(frozen=True)
+class LevelGrid:
+    """Hedge levels in force at each bar; every array has shape [symbols, bars], NaN = unknown.
+
+    Attributes:
+        values: by name, all of `LEVEL_COLUMNS`; units as in `hedge_levels`, `age_minutes` since
+            the snapshot became available.
+    """
+
+    values: dict[str, Array]
+
+    @classmethod
+    def unknown(cls, symbols: int, bars: int) -> LevelGrid:
+        """A grid without levels."""
+        return cls({name: np.full((symbols, bars), np.nan) for name in LEVEL_COLUMNS})
+
+
 @dataclass(frozen=True)
 class Previous:
     """What is remembered of the previous session, shape [symbols]; NaN = no such session."""
@@ -64,8 +107,37 @@ class Previous:
     variance: Array
 
 
+_DISTANCES = {
+    "hp_support": "the front put wall",
+    "hp_resistance": "the front call wall",
+    "mhp_support": "the monthly wall below",
+    "mhp_resistance": "the monthly wall above",
+    "hg_below": "the nearest open daily gap below",
+    "hg_above": "the nearest open daily gap above",
+    "put_oi_wall": "the strike of the largest put open interest",
+    "call_oi_wall": "the strike of the largest call open interest",
+    "gamma_flip": "the gamma flip",
+    "max_gamma_strike": "the strike of the largest gamma",
+}
+_YEAR_SESSIONS = 252
 _RETURNS = (1, 2, 3, 5, 10, 15, 30, 60)
 
+HEDGE_FEATURES: tuple[Feature, ...] = (
+    *(
+        Feature(f"{name}_distance", f"log of close over {meaning}, in sigma")
+        for name, meaning in _DISTANCES.items()
+    ),
+    Feature("wall_position", "log distance from the middle of the open-interest walls, in sigma"),
+    Feature("hp_net", "balance of the front expiration's walls, -1..1"),
+    Feature("mhp_score", "balance of the monthly walls, -1..1"),
+    Feature("gamma_balance", "gamma exposure over the sum of its absolute parts, -1..1"),
+    Feature("vanna_balance", "vanna exposure over the gross gamma exposure, per volatility point"),
+    Feature("put_call_ratio", "log of put over call open interest"),
+    Feature("implied_to_realized", "log ratio of at-the-money volatility to yearly sigma"),
+    Feature("skew_25d", "25-delta put less call volatility, per year"),
+    Feature("term_slope", "later less front at-the-money volatility, per year"),
+    Feature("levels_age", "hours since the levels became available"),
+)
 FEATURES: tuple[Feature, ...] = (
     *(Feature(f"return_{k}", f"log return over {k} bars, in sigma x sqrt({k})") for k in _RETURNS),
     Feature("return_since_open", "log return since the open, in sigma x sqrt(bars)"),
@@ -93,6 +165,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature("support_distance", "log of close over the source's support level, in sigma"),
     Feature("resistance_distance", "log of close over the source's resistance level, in sigma"),
     Feature("channel_position", "log distance from the middle of both levels, in sigma"),
+    *HEDGE_FEATURES,
 )
 
 
@@ -118,13 +191,20 @@ def remember(bars: Bars, least_bars: int) -> Previous:
 
 
 def compute_features(
-    bars: Bars, previous: Previous, *, bar_seconds: int, session_bars: int, first: int = 0
+    bars: Bars,
+    previous: Previous,
+    levels: LevelGrid | None = None,
+    *,
+    bar_seconds: int,
+    session_bars: int,
+    first: int = 0,
 ) -> npt.NDArray[np.float32]:
     """Feature vectors of the bars from `first` on.
 
     Args:
         bars: the session up to now, shape [symbols, bars seen].
         previous: memory of the previous session.
+        levels: hedge levels in force at the bars, of the same shape; None = all unknown.
         bar_seconds: bar length.
         session_bars: bars of the whole session (known from the calendar).
         first: index of the first bar wanted; earlier ones are only read.
@@ -133,7 +213,8 @@ def compute_features(
         float32 array [symbols, bars seen - first, features] in the order of `FEATURES`.
         Rows without a bar are NaN throughout.
     """
-    columns = _Session(bars, previous, bar_seconds, session_bars, first).columns()
+    grid = levels or LevelGrid.unknown(*bars.close.shape)
+    columns = _Session(bars, previous, grid, bar_seconds, session_bars, first).columns()
     stacked = np.stack([columns[feature.name] for feature in FEATURES], axis=-1)
     missing = ~np.isfinite(bars.close[:, first:])
     stacked[missing] = np.nan
@@ -145,7 +226,13 @@ class _Session:
     """One computation: the bars wanted plus as many before them as the longest window reads."""
 
     def __init__(
-        self, bars: Bars, previous: Previous, bar_seconds: int, session_bars: int, first: int
+        self,
+        bars: Bars,
+        previous: Previous,
+        levels: LevelGrid,
+        bar_seconds: int,
+        session_bars: int,
+        first: int,
     ) -> None:
         self.start = max(0, first - LONGEST_WINDOW - 1)
         self.wanted = first - self.start
@@ -160,6 +247,7 @@ class _Session:
         )
         self.support = np.ascontiguousarray(bars.support[:, cut])
         self.resistance = np.ascontiguousarray(bars.resistance[:, cut])
+        self.levels = {name: array[:, cut] for name, array in levels.values.items()}
         self.change = _log_ratio(self.close, _lag(self.close, 1))
         self.sigma = self._sigma()
 
@@ -167,7 +255,8 @@ class _Session:
         found: dict[str, Array] = {}
         for part in (self._returns, self._ranges, self._averages, self._volumes, self._session):
             found.update(part())
-        found.update(self._levels())
+        found.update(self._source_levels())
+        found.update(self._hedge_levels())
         return {name: column[:, self.wanted :] for name, column in found.items()}
 
     def _sigma(self) -> Array:
@@ -273,13 +362,35 @@ class _Session:
             "session_remaining": np.broadcast_to(remaining, shape),
         }
 
-    def _levels(self) -> dict[str, Array]:
+    def _source_levels(self) -> dict[str, Array]:
         below = _log_ratio(self.close, self.support) / self.sigma
         above = _log_ratio(self.close, self.resistance) / self.sigma
         return {
             "support_distance": below,
             "resistance_distance": above,
             "channel_position": (below + above) / 2,
+        }
+
+    def _hedge_levels(self) -> dict[str, Array]:
+        levels = self.levels
+        found = {
+            f"{name}_distance": _log_ratio(self.close, levels[name]) / self.sigma
+            for name in _DISTANCES
+        }
+        found["wall_position"] = (
+            found["put_oi_wall_distance"] + found["call_oi_wall_distance"]
+        ) / 2
+        yearly = self.sigma * np.sqrt(float(_YEAR_SESSIONS * self.session_bars))
+        return found | {
+            "hp_net": levels["hp_net"],
+            "mhp_score": levels["mhp_score"],
+            "gamma_balance": _ratio(levels["gex"], levels["gex_gross"]),
+            "vanna_balance": _ratio(levels["vanna_exposure"], levels["gex_gross"]),
+            "put_call_ratio": _log_ratio(levels["put_call_oi_ratio"], np.ones_like(self.close)),
+            "implied_to_realized": _log_ratio(levels["atm_iv"], yearly),
+            "skew_25d": levels["skew_25d"],
+            "term_slope": levels["term_slope"],
+            "levels_age": levels["age_minutes"] / 60,
         }
 
 

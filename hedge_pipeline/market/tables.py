@@ -65,6 +65,8 @@ class Table:
         columns: in stored order.
         key: columns that identify a row; the first row written for a key is the one that counts.
         first_by: of two rows with one key the one with the smaller value here came first.
+        bulky: too large to be kept in memory or to be compared row by row when something is added;
+            what is added at once is one file named after its keys, so adding it twice is harmless.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Table:
     columns: tuple[Column, ...]
     key: tuple[str, ...]
     first_by: str | None = None
+    bulky: bool = False
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -233,6 +236,137 @@ DAILY_BARS = Table(
     first_by="available_at",
 )
 
+OPTION_CHAINS = Table(
+    "option_chains",
+    "Snapshots of option chains as they were fetched; one row per contract and snapshot.",
+    (
+        _SYMBOL,
+        Column("expiry", "text", "expiration date, YYYY-MM-DD; the series ends at 16:00 New York"),
+        Column("strike", "float", "strike price, quote currency", least=1e-6),
+        Column("right", "text", "call or put", among=("C", "P")),
+        Column("as_of", "time", "moment the data describe: fetch less the source's delay, UTC"),
+        _AVAILABLE_AT,
+        Column("open_interest", "float", "open contracts; NULL = unknown", nullable=True, least=0),
+        Column(
+            "volume",
+            "float",
+            "contracts traded in the session; NULL = unknown",
+            nullable=True,
+            least=0,
+        ),
+        Column(
+            "implied_volatility",
+            "float",
+            "per year, 0.2 = 20 %; NULL = unknown",
+            nullable=True,
+            least=0,
+        ),
+        Column("bid", "float", "quote currency; NULL = unknown", nullable=True, least=0),
+        Column("ask", "float", "quote currency; NULL = unknown", nullable=True, least=0),
+        Column(
+            "last", "float", "last trade, quote currency; NULL = unknown", nullable=True, least=0
+        ),
+    ),
+    key=("symbol", "expiry", "strike", "right", "as_of"),
+    first_by="available_at",
+    bulky=True,
+)
+
+FETCH_STATUS = (
+    "ok",
+    "nothing_new",
+    "no_data_yet",
+    "rate_limited",
+    "source_down",
+    "symbol_unknown",
+    "window_refused",
+    "schema_drift",
+    "bad_input",
+)
+
+CHAIN_FETCHES = Table(
+    "chain_fetches",
+    "Every request for an option chain, with what came of it.",
+    (
+        _SYMBOL,
+        Column("asked_at", "time", "moment of asking, UTC"),
+        Column("status", "text", "what came of it", among=FETCH_STATUS),
+        Column("sweep", "flag", "whether every expiration was asked for"),
+        Column("snapshots", "integer", "snapshots that were new", least=0),
+        Column("contracts", "integer", "contracts in them", least=0),
+        Column("detail", "text", "the source's own words; NULL = nothing to add", nullable=True),
+    ),
+    key=("symbol", "asked_at"),
+)
+
+
+def _level(name: str, description: str) -> Column:
+    return Column(name, "float", f"{description}; NULL = none or unknown", nullable=True)
+
+
+HEDGE_LEVELS = Table(
+    "hedge_levels",
+    "Dealer hedge levels of every snapshot. GEX is a volatility regime (positive damps, negative "
+    "amplifies moves), not a direction.",
+    (
+        _SYMBOL,
+        Column("as_of", "time", "moment the snapshot describes, UTC"),
+        _AVAILABLE_AT,
+        _level("spot", "close of the last bar final at as_of, quote currency"),
+        _level("hp_support", "put wall of the front expiration at or below spot, quote currency"),
+        _level("hp_resistance", "call wall of the front expiration at or above spot, same unit"),
+        _level("hp_net", "balance of put walls below and call walls above spot, -1..1"),
+        _level("mhp_support", "wall of the next four monthlies below spot, quote currency"),
+        _level("mhp_resistance", "wall of the next four monthlies above spot, quote currency"),
+        _level("mhp_score", "balance of the monthly walls weighted by nearness, -1..1"),
+        _level("hg_below", "middle of the nearest open daily gap below spot, quote currency"),
+        _level("hg_above", "middle of the nearest open daily gap above spot, quote currency"),
+        _level("gex", "gamma exposure of dealers, dollars per 1 % move"),
+        _level("gex_ex_front", "the same without the front expiration, dollars per 1 % move"),
+        _level("gex_gross", "sum of the absolute exposures, dollars per 1 % move"),
+        _level("vanna_exposure", "dollars of delta per volatility point"),
+        _level("gamma_flip", "price at which re-priced GEX changes sign, nearest to spot"),
+        Column(
+            "gamma_flip_count",
+            "integer",
+            "sign changes within 10 % of spot; NULL = unknown",
+            nullable=True,
+            least=0,
+        ),
+        _level("call_oi_wall", "strike with the largest call open interest, quote currency"),
+        _level("put_oi_wall", "strike with the largest put open interest, quote currency"),
+        _level("max_gamma_strike", "strike with the largest gamma exposure, quote currency"),
+        _level("put_call_oi_ratio", "put over call open interest"),
+        _level("atm_iv", "implied volatility at the money, front expiration, per year"),
+        _level("skew_25d", "volatility of the 25-delta put less that of the call, per year"),
+        _level("term_slope", "at-the-money volatility of a later expiration less the front's"),
+        Column("contracts", "integer", "contracts of the snapshot that had not expired", least=0),
+        Column("usable", "flag", "whether levels could be taken from the snapshot"),
+        Column("unusable_reason", "text", "why not; NULL = usable", nullable=True),
+        Column("oi_reused", "flag", "open interest is that of an earlier snapshot of the session"),
+        Column("dealer_sign", "text", "assumed position of dealers, a heuristic setting"),
+        Column(
+            "gex_rank",
+            "float",
+            "share of the last 20 sessions' snapshots with a smaller absolute GEX, 0..1; "
+            "NULL = fewer than 20 snapshots",
+            nullable=True,
+            least=0,
+            most=1,
+        ),
+        Column(
+            "vanna_rank",
+            "float",
+            "the same for the vanna exposure; NULL = fewer than 20 snapshots",
+            nullable=True,
+            least=0,
+            most=1,
+        ),
+    ),
+    key=("symbol", "as_of"),
+    first_by="available_at",
+)
+
 FEATURE_ROWS = Table(
     "features",
     "The feature vector of every bar; NULL = not computable from what was available.",
@@ -249,8 +383,20 @@ FEATURE_ROWS = Table(
     first_by="available_at",
 )
 
-ROLES = ("served", "newest", "baseline")
-MODES = ("live", "catch_up", "backfill", "replay")
+ROLES = ("served", "newest", "baseline", "legacy")
+MODES = ("live", "catch_up", "backfill", "replay", "legacy")
+
+
+def _part(name: str, most: float, of: str) -> Column:
+    return Column(
+        f"strength_{name}",
+        "float32",
+        f"points for {of}, 0..{most:g}; NULL = unknown",
+        nullable=True,
+        least=0,
+        most=most,
+    )
+
 
 PREDICTION_LOG = Table(
     "prediction_log",
@@ -296,6 +442,16 @@ PREDICTION_LOG = Table(
         Column(
             "level_source", "text", "kind of that hedge level", among=("HP", "MHP", "HG", "none")
         ),
+        Column(
+            "level_price", "float", "that hedge level, quote currency; NULL = none", nullable=True
+        ),
+        _part("gex", 20, "the size of the gamma exposure"),
+        _part("vanna", 15, "the size of the vanna exposure"),
+        _part("hp", 10, "nearness to a front wall"),
+        _part("mhp", 20, "nearness to a monthly wall"),
+        _part("hg", 25, "nearness to a half gap"),
+        _part("overlap", 10, "further levels beside the nearest"),
+        Column("strength_missing", "text", "parts of the strength that are unknown, by name"),
         Column("signal_fired", "flag", "whether every signal rule held"),
         Column("reason", "text", "why no prediction was made, or which signal rule failed first"),
         Column(
@@ -361,22 +517,28 @@ OUTCOMES = Table(
 
 PROMOTIONS = Table(
     "promotions",
-    "Append-only log of every evidence fold and every verdict on a candidate.",
+    "Append-only log of every evidence fold, every verdict on a candidate, and every override.",
     (
         _SYMBOL,
         Column("session", "text", "session folded last when the entry was made"),
         Column(
             "kind",
             "text",
-            "fold of a session, or verdict on a candidate",
-            among=("fold", "verdict"),
+            "fold of a session, verdict on a candidate, or override by an operator",
+            among=("fold", "verdict", "override"),
         ),
-        Column("model_version", "integer", "candidate of a verdict; 0 for a fold", least=0),
+        Column(
+            "model_version",
+            "integer",
+            "candidate of a verdict, version pinned or let go by an override; 0 for a fold",
+            least=0,
+        ),
+        Column("number", "integer", "overrides count 1, 2, ...; 0 for folds and verdicts", least=0),
         Column("decided_at", "time", "from when on the entry is in force, UTC"),
         Column(
             "event",
             "text",
-            "skill_proven, skill_lost, promote, hold, reject; NULL = nothing",
+            "skill_proven, skill_lost, promote, hold, reject, pin, unpin; NULL = nothing",
             nullable=True,
         ),
         Column("reason", "text", "the entry in words"),
@@ -397,7 +559,7 @@ PROMOTIONS = Table(
         Column("effective_labels", "float", "labels over the horizon (overlap-adjusted)", least=0),
         Column("state", "text", "the whole evidence state, JSON"),
     ),
-    key=("symbol", "session", "kind", "model_version"),
+    key=("symbol", "session", "kind", "model_version", "number"),
     first_by="decided_at",
 )
 
@@ -424,15 +586,89 @@ PERFORMANCE = Table(
     key=("symbol", "session", "model_version", "role", "mode"),
 )
 
+_LEVEL_TYPES = ("support", "resistance", "all")
+_LEVEL_SOURCES = ("HP", "MHP", "HG", "all")
+
+LEVEL_EVIDENCE = Table(
+    "level_evidence",
+    "What the price did at hedge levels, by session and kind of level; moves the confidence.",
+    (
+        _SYMBOL,
+        Column("session", "text", "session of the outcomes"),
+        Column("level_type", "text", "side of the level; all = every bar", among=_LEVEL_TYPES),
+        Column("level_source", "text", "kind of the level; all = every bar", among=_LEVEL_SOURCES),
+        Column("strength_band", "text", "band of the strength score; all = every bar"),
+        Column("labels", "integer", "up or down outcomes", least=1),
+        Column("ups", "integer", "those that were up", least=0),
+        Column("effective_labels", "float", "labels over the horizon", least=0),
+        Column("effective_ups", "float", "ups over the horizon", least=0),
+    ),
+    key=("symbol", "session", "level_type", "level_source", "strength_band"),
+)
+
+TRADES = Table(
+    "trades",
+    "Signals scored as the trades they ask for, from observed bars.",
+    (
+        _SYMBOL,
+        Column("session", "text", "session of the signal"),
+        _BAR_TS,
+        Column("side", "text", "long at support, short at resistance", among=("long", "short")),
+        Column("level_source", "text", "kind of the level", among=("HP", "MHP", "HG")),
+        Column("strength_band", "text", "band of the strength score"),
+        Column("confidence", "float", "of the prediction, a probability", least=0, most=1),
+        Column(
+            "entry_price",
+            "float",
+            "open of the next bar, quote currency; NULL = unscorable",
+            nullable=True,
+        ),
+        Column("exit_price", "float", "quote currency; NULL = unscorable", nullable=True),
+        Column(
+            "exit_reason",
+            "text",
+            "what ended the trade",
+            among=("target", "stop", "time", "unscorable"),
+        ),
+        Column("reason", "text", "why unscorable; NULL = scored", nullable=True),
+        Column(
+            "return_pct",
+            "float",
+            "of the entry price, after costs; NULL = unscorable",
+            nullable=True,
+        ),
+        Column("win", "flag", "return_pct above 0; NULL = unscorable", nullable=True),
+    ),
+    key=("symbol", "bar_ts"),
+)
+
+ALERTS = Table(
+    "alerts",
+    "Every alert that was handed over for delivery; at most one per signal.",
+    (
+        _SYMBOL,
+        _BAR_TS,
+        Column("posted_at", "time", "moment of handing it over, UTC"),
+        Column("title", "text", "its first line"),
+    ),
+    key=("symbol", "bar_ts"),
+)
+
 TABLES: tuple[Table, ...] = (
     RAW_QUOTES,
     GAPS,
     DAILY_BARS,
+    OPTION_CHAINS,
+    CHAIN_FETCHES,
+    HEDGE_LEVELS,
     FEATURE_ROWS,
     PREDICTION_LOG,
     OUTCOMES,
     PROMOTIONS,
     PERFORMANCE,
+    LEVEL_EVIDENCE,
+    TRADES,
+    ALERTS,
 )
 
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+    from hedge_pipeline.stages import Deployment
+
 _SIZE = (7.0, 2.6)
 # readable on white and on near-black
 _INK = "#7a869a"
@@ -67,6 +69,83 @@ def prices(bars: pd.DataFrame, gaps: pd.DataFrame, session: str) -> Figure:
     return figure
 
 
+_LEVEL_STYLES = {
+    "hp_support": ("HP support", _GREEN, "-"),
+    "hp_resistance": ("HP resistance", _RED, "-"),
+    "mhp_support": ("MHP support", _GREEN, "--"),
+    "mhp_resistance": ("MHP resistance", _RED, "--"),
+    "gamma_flip": ("gamma flip", _ORANGE, "-."),
+    "put_oi_wall": ("largest put OI", _GREEN, ":"),
+    "call_oi_wall": ("largest call OI", _RED, ":"),
+}
+
+
+def levels(bars: pd.DataFrame, rows: pd.DataFrame, title: str) -> Figure:
+    """Price of one symbol and session with the hedge levels from when they were available."""
+    figure, axes = _figure(f"{title}: price and hedge levels", (7.0, 3.4))
+    axes.plot(bars["bar_ts"], bars["close"], linewidth=1, color=_BLUE, label="price")
+    rows = rows.sort_values("available_at")
+    end = bars["bar_ts"].max() if len(bars) else rows["available_at"].max()
+    times = [*rows["available_at"], max(end, rows["available_at"].max())]
+    for name, (label, color, style) in _LEVEL_STYLES.items():
+        values = rows[name].to_numpy(dtype=float)
+        if not all(math.isnan(value) for value in values):
+            axes.step(
+                times,
+                [*values, values[-1]],
+                where="post",
+                color=color,
+                linestyle=style,
+                label=label,
+            )
+    _time_axis(axes)
+    axes.legend(
+        fontsize=7, frameon=False, labelcolor=_INK, loc="center left", bbox_to_anchor=(1.0, 0.5)
+    )
+    return figure
+
+
+def gamma_profile(spots: Any, values: Any, newest: pd.Series[Any], title: str) -> Figure:
+    """Gamma exposure re-priced over the spot, with the spot and the flip."""
+    figure, axes = _figure(f"{title}: gamma exposure by price, million dollars per 1 %")
+    axes.plot(spots, values / 1e6, color=_BLUE, linewidth=1.2)
+    axes.axhline(0, color=_INK, linewidth=0.6)
+    axes.axvline(float(newest["spot"]), color=_INK, linewidth=0.8, linestyle=":", label="spot")
+    if not math.isnan(float(newest["gamma_flip"])):
+        axes.axvline(
+            float(newest["gamma_flip"]), color=_ORANGE, linewidth=0.8, linestyle="-.", label="flip"
+        )
+    _legend(axes)
+    return figure
+
+
+def confidence(bins: Sequence[Mapping[str, Any]], symbol: str) -> Figure:
+    """Confidence against the share of right directions; on the diagonal both are equal."""
+    known = [one for one in bins if one["n"]]
+    figure, axes = _figure(f"{symbol}: reliability of confidence", (4.6, 3.4))
+    most = max(one["n"] for one in known)
+    said = [one["confidence"] for one in known]
+    low, high = min([*said, 0.45]), max([*said, 0.55])
+    axes.plot([low, high], [low, high], color=_INK, linewidth=0.6, linestyle=":")
+    axes.plot(said, [one["frequency"] for one in known], color=_BLUE, linewidth=0.8)
+    sizes = [12 + 80 * one["n"] / most for one in known]
+    axes.scatter(said, [one["frequency"] for one in known], s=sizes, color=_BLUE)
+    axes.set_xlabel("confidence", fontsize=8)
+    axes.set_ylabel("share of right directions", fontsize=8)
+    return figure
+
+
+def false_positives(by_session: Mapping[str, Mapping[str, Any]], symbol: str) -> Figure:
+    """Share of each session's signals that did not win."""
+    known = {k: v for k, v in by_session.items() if v["false_positive_rate"] is not None}
+    figure, axes = _figure(f"{symbol}: share of signals that did not win, by session")
+    rates = [one["false_positive_rate"] for one in known.values()]
+    axes.plot(range(len(known)), rates, "o", markersize=3, color=_ORANGE)
+    axes.set_ylim(-0.05, 1.05)
+    _session_axis(axes, list(known))
+    return figure
+
+
 def probabilities(log: pd.DataFrame, session: str) -> Figure:
     """Trusted probability of up of the served rows, with the base rate."""
     figure, axes = _figure(f"probability of up in {session}")
@@ -91,11 +170,13 @@ def hits_by_hour(rows: pd.DataFrame, session: str) -> Figure:
     return figure
 
 
-def importance(gain: dict[str, float], symbol: str, most: int = 12) -> Figure:
-    """Share of the total gain by feature, the largest first."""
+def importance(
+    gain: dict[str, float], symbol: str, what: str = "share of gain", most: int = 12
+) -> Figure:
+    """Share of the total by feature, the largest first."""
     total = sum(gain.values()) or 1.0
     best = sorted(gain.items(), key=lambda item: item[1])[-most:]
-    figure, axes = _figure(f"{symbol}: importance, share of gain", (7.0, 3.2))
+    figure, axes = _figure(f"{symbol}: importance, {what}", (7.0, 3.2))
     axes.barh([name for name, _ in best], [value / total for _, value in best], color=_BLUE)
     return figure
 
@@ -128,6 +209,23 @@ def scores(sums: pd.DataFrame, symbol: str) -> Figure:
     axes.plot(x, base, color=_ORANGE, linewidth=0.8, label="base rate")
     _session_axis(axes, list(by_session.index))
     _legend(axes)
+    return figure
+
+
+def reliability(deployment: Deployment, symbol: str) -> Figure:
+    """Observed share of ups against the served probability, with the line of honest sayings."""
+    from hedge_pipeline import insight
+    from hedge_pipeline.learning.calibration import reliability as binned
+
+    probability, up = insight.served_probabilities(deployment, symbol)
+    figure, axes = _figure(f"{symbol}: what happened against what was served", (4.2, 3.4))
+    if len(up):
+        bins = binned(probability, up)
+        ends = [float(bins.predicted.min()), float(bins.predicted.max())]
+        axes.plot(ends, ends, color=_INK, linewidth=0.8, linestyle="--")
+        axes.plot(bins.predicted, bins.observed, "o-", color=_BLUE, markersize=4, linewidth=1)
+    axes.set_xlabel("served probability of up", fontsize=8)
+    axes.set_ylabel("share of ups", fontsize=8)
     return figure
 
 

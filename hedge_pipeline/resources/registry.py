@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import logging
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from hedge_pipeline import insight, stages
+from hedge_pipeline.learning import gate
+from hedge_pipeline.learning.training import ModelError
 from hedge_pipeline.market.tables import PERFORMANCE, PROMOTIONS
 from hedge_pipeline.stages import Deployment
 
@@ -27,12 +31,14 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric
 
     from hedge_pipeline.learning.ledger import Ledger
+    from hedge_pipeline.learning.paired import SessionPair
     from hedge_pipeline.learning.training import Model, ModelCard
 
 log = logging.getLogger(__name__)
 
 VERSION_TAG = "hedge.version"
 SCORED_TAG = "hedge.scored_through"
+SIGNALS_TAG = "hedge.signals"
 ROLE_PREFIX = {"served": "live", "baseline": "baseline", "newest": "newest"}
 
 
@@ -73,6 +79,9 @@ class MlflowRegistry:
         self._through: dict[str, str] = {}
         self._newest_drawn: dict[str, int] = {}
         self._aliases: dict[str, dict[str, str]] = {}
+        self._tags: dict[str, dict[str, str]] = {}
+        self._pairs: dict[str, dict[str, SessionPair]] = {}
+        self._refused: dict[str, str] = {}
 
     # -- the protocol of the replay ------------------------------------------------------------
 
@@ -88,21 +97,68 @@ class MlflowRegistry:
             Number of versions added.
 
         Raises:
-            RegistryError: MLflow cannot be reached; nothing is lost.
+            RegistryError: MLflow cannot be reached, nothing is lost; or the file of a version is
+                refused, everything else is published.
         """
+        self._refused.pop(symbol, None)
         try:
             with self._reachable():
                 self._open(symbol)
                 # one view of the log for all of it: another process may add to it meanwhile
                 ledger = deployment.ledger(symbol)
                 added = self._publish_versions(deployment, ledger, source_run)
-                self._publish_scores(deployment, symbol)
+                self._publish_scores(deployment, ledger)
+                self._publish_summary(deployment, ledger)
                 self._publish_aliases(ledger)
         except BaseException:
             # what failed may have been done all the same: the next publication looks again
             self._experiments.pop(symbol, None)
             raise
+        if symbol in self._refused:
+            raise RegistryError(f"{self._refused[symbol]}; everything else is published")
         return added
+
+    def publish_signals(self, symbol: str, found: dict[str, Any], table: str) -> None:
+        """Shows the signal report of a symbol in a run of its own, which is kept up to date.
+
+        Args:
+            symbol: ticker symbol.
+            found: see `stages.signal_report`.
+            table: its groups in Markdown.
+
+        Raises:
+            RegistryError: MLflow cannot be reached.
+        """
+        from hedge_pipeline.resources import plots
+
+        with self._reachable():
+            self._open(symbol)
+            run_id = self._signal_run(symbol)
+            self.client.set_tag(run_id, "mlflow.note.content", table)
+            self.client.set_tag(run_id, "hedge.sessions", str(found["sessions"]))
+            self.client.log_dict(run_id, found, "signal_report.json")
+            if found["predictions_scored"]:
+                figure = plots.confidence(found["reliability"], symbol)
+                self.client.log_figure(run_id, figure, "reliability.png")
+            numbers = {
+                f"signals/{name}": float(value)
+                for name, value in found["overall"].items()
+                if isinstance(value, int | float)
+            }
+            for name, value in numbers.items():
+                self.client.log_metric(run_id, name, value, step=found["sessions"])
+
+    def _signal_run(self, symbol: str) -> str:
+        """The run that shows the symbol's signals; made on first use."""
+        experiment = self._experiments[symbol]
+        known = self.client.search_runs([experiment], f"tags.`{SIGNALS_TAG}` = '{symbol}'")
+        if known:
+            return str(known[0].info.run_id)
+        run = self.client.create_run(
+            experiment, tags={SIGNALS_TAG: symbol}, run_name=f"{symbol} signals"
+        )
+        self.client.set_terminated(run.info.run_id)
+        return str(run.info.run_id)
 
     def draw(self, deployment: Deployment, symbol: str) -> None:
         """Adds the plots of the newest published version, if they are not there yet."""
@@ -199,9 +255,11 @@ class MlflowRegistry:
             registered = self.client.create_registered_model(
                 model_name(symbol),
                 description=f"Direction of {symbol}. `champion` is set only while skill is "
-                "proven; `challenger` is the newest accepted version, which predicts.",
+                "proven; `challenger` is the newest accepted version, which predicts; `pinned` the "
+                "one an operator serves instead.",
             )
         self._aliases[symbol] = {k: str(v) for k, v in registered.aliases.items()}
+        self._tags[symbol] = {k: str(v) for k, v in registered.tags.items()}
         self._read_published(symbol, experiment)
         self._experiments[symbol] = experiment
 
@@ -233,7 +291,11 @@ class MlflowRegistry:
         for verdict in verdicts.to_dict("records"):
             version = int(verdict["model_version"])
             if (symbol, version) not in self._registered:
-                model = deployment.shelf.load(symbol, version)
+                try:
+                    model = deployment.shelf.load(symbol, version)
+                except ModelError as error:
+                    self._refused[symbol] = str(error)
+                    continue
                 self._publish_version(deployment, model, verdict, source_run)
                 added += 1
         return added
@@ -287,6 +349,7 @@ class MlflowRegistry:
         }
         if source_run:
             tags["dagster.run_id"] = source_run
+            tags["dagster.path"] = f"/runs/{source_run}"
         run = self.client.create_run(
             self._experiments[card.symbol],
             start_time=when,
@@ -325,10 +388,14 @@ class MlflowRegistry:
         promotions = deployment.store.read(PROMOTIONS, symbols=[symbol])
         figure = plots.evidence(promotions, deployment.rule.needed_evidence, symbol)
         self.client.log_figure(run_id, figure, "evidence.png")
+        shares = plots.importance(card.contributions, symbol, "share of contributions (SHAP)")
+        self.client.log_figure(run_id, shares, "contributions.png")
+        self.client.log_figure(run_id, plots.reliability(deployment, symbol), "reliability.png")
 
     # -- scores and aliases --------------------------------------------------------------------
 
-    def _publish_scores(self, deployment: Deployment, symbol: str) -> None:
+    def _publish_scores(self, deployment: Deployment, ledger: Ledger) -> None:
+        symbol = ledger.symbol
         through = self._through.get(symbol, "")
         labels = [x for x in deployment.store.sessions(PERFORMANCE) if x >= through]
         sums = deployment.store.read(PERFORMANCE, labels, symbols=[symbol])
@@ -336,32 +403,59 @@ class MlflowRegistry:
         for version, rows in sums.groupby("model_version", sort=True):
             run_id = self._runs.get((symbol, int(str(version))))
             if run_id is not None:
-                self._publish_sessions(deployment, run_id, rows)
+                self._publish_sessions(deployment, ledger, run_id, rows)
         self._through[symbol] = labels[-1] if labels else through
 
-    def _publish_sessions(self, deployment: Deployment, run_id: str, rows: pd.DataFrame) -> None:
+    def _publish_sessions(
+        self, deployment: Deployment, ledger: Ledger, run_id: str, rows: pd.DataFrame
+    ) -> None:
         from mlflow.entities import RunTag
 
         rows = rows[(rows["session"] > self._scored.get(run_id, "")) & (rows["labels"] > 0)]
         if rows.empty:
             return
         metrics = [m for row in rows.to_dict("records") for m in _live_metrics(deployment, row)]
+        metrics += _gate_metrics(deployment, ledger, set(rows["session"]))
+        metrics += _total_metrics(deployment, ledger.symbol, rows)
         last = str(rows["session"].max())
         self.client.log_batch(run_id, metrics=metrics, tags=[RunTag(SCORED_TAG, last)])
         self._scored[run_id] = last
 
+    def _publish_summary(self, deployment: Deployment, ledger: Ledger) -> None:
+        """What holds of the symbol now, as tags of its registered model."""
+        symbol, state = ledger.symbol, ledger.state
+        known = self._pairs.setdefault(symbol, {})
+        helps = insight.retraining_value(deployment, symbol, known=known)
+        wanted = {
+            "hedge.skill": state.status.value,
+            "hedge.evidence": gate.evidence_in_words(state, deployment.rule),
+            "hedge.trust": f"{gate.trust(state, deployment.rule):.3f}",
+            "hedge.feature_drift": stages.feature_drift(deployment, symbol).in_words(),
+            "hedge.performance_drift": stages.performance_drift(deployment, symbol).in_words(),
+            "hedge.retraining": helps.in_words(),
+            "hedge.promotions": str(int((ledger.entries["event"] == "promote").sum())),
+        }
+        for name, value in wanted.items():
+            if self._tags[symbol].get(name) != value:
+                self.client.set_registered_model_tag(model_name(symbol), name, value)
+        self._tags[symbol] = wanted
+
     def _publish_aliases(self, ledger: Ledger) -> None:
         symbol = ledger.symbol
         wanted: dict[str, str] = {}
-        if ledger.accepted:
-            wanted["challenger"] = self._registered[(symbol, ledger.accepted[-1])]
-        if ledger.champion is not None:
-            wanted["champion"] = self._registered[(symbol, ledger.champion)]
+        # a version whose file is refused is not there, and not served either
+        shown = [version for version in ledger.accepted if (symbol, version) in self._registered]
+        if shown:
+            wanted["challenger"] = self._registered[(symbol, shown[-1])]
+        if shown and ledger.champion is not None:
+            wanted["champion"] = wanted["challenger"]
+        if ledger.pinned in shown:
+            wanted["pinned"] = self._registered[(symbol, ledger.pinned)]
         present = self._aliases[symbol]
         for alias, version in wanted.items():
             if present.get(alias) != version:
                 self.client.set_registered_model_alias(model_name(symbol), alias, version)
-        for alias in {"challenger", "champion"} & set(present) - set(wanted):
+        for alias in {"challenger", "champion", "pinned"} & set(present) - set(wanted):
             self.client.delete_registered_model_alias(model_name(symbol), alias)
         self._aliases[symbol] = wanted
 
@@ -458,6 +552,56 @@ def _card_metrics(card: ModelCard, when: int) -> list[Metric]:
     return [Metric(name, float(value), when, 0) for name, value in values.items()]
 
 
+def _gate_metrics(deployment: Deployment, ledger: Ledger, sessions: set[str]) -> list[Metric]:
+    """Evidence and trust after the sessions."""
+    from mlflow.entities import Metric
+
+    folds = ledger.entries[ledger.entries["kind"] == "fold"]
+    found = []
+    for row in folds[folds["session"].isin(sessions)].to_dict("records"):
+        label = str(row["session"])
+        when = _milliseconds(deployment.calendar.session(label).closes)
+        step = deployment.calendar.ordinal(label)
+        values = {
+            "evidence_log10": float(row["evidence"]) / math.log(10),
+            "trust": float(row["trust"]),
+            "proven": float(row["skill"] == "proven"),
+        }
+        found += [Metric(f"gate/{name}", x, when, step) for name, x in values.items()]
+    return found
+
+
+def _total_metrics(deployment: Deployment, symbol: str, rows: pd.DataFrame) -> list[Metric]:
+    """Scores of the version from its first session to each one, by role, with intervals.
+
+    Single sessions scatter widely; the last of these is what versions are compared by.
+    """
+    from mlflow.entities import Metric
+
+    from hedge_pipeline.learning import scoring
+
+    sums = deployment.store.read(PERFORMANCE, symbols=[symbol])
+    sums = sums[sums["mode"].isin(deployment.evidence_modes) & (sums["labels"] > 0)]
+    found = []
+    for row in rows[["session", "role", "model_version"]].to_dict("records"):
+        label, role = str(row["session"]), str(row["role"])
+        own = sums[(sums["role"] == role) & (sums["model_version"] == row["model_version"])]
+        score = scoring.score(own[own["session"] <= label], deployment.horizon, draws=500)
+        when = _milliseconds(deployment.calendar.session(label).closes)
+        values = {
+            "accuracy": score.value,
+            "accuracy_lo": score.lo,
+            "accuracy_hi": score.hi,
+            "base_rate_accuracy": score.base_rate,
+            "skill_1e4_nats": score.skill,
+            "labels": float(score.n),
+        }
+        prefix = f"{ROLE_PREFIX[role]}_total"
+        step = deployment.calendar.ordinal(label)
+        found += [Metric(f"{prefix}/{name}", float(x), when, step) for name, x in values.items()]
+    return found
+
+
 def _live_metrics(deployment: Deployment, row: dict[Any, Any]) -> list[Metric]:
     from mlflow.entities import Metric
 
@@ -476,7 +620,12 @@ def _live_metrics(deployment: Deployment, row: dict[Any, Any]) -> list[Metric]:
         "labels": count,
         "abstentions": float(row["abstentions"]),
         "probability_spread": row["spread"],
+        "coverage": row["predictions"] / (row["predictions"] + row["abstentions"]),
+        "calibration_slope": insight.calibration_slope(
+            deployment, str(row["symbol"]), label, int(row["model_version"]), str(row["role"])
+        ),
     }
+    values = {name: x for name, x in values.items() if not math.isnan(x)}
     return [Metric(f"{prefix}/{name}", float(x), when, step) for name, x in values.items()]
 
 

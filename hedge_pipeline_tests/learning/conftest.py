@@ -17,6 +17,7 @@ import pytest
 
 from hedge_pipeline.learning.dataset import TrainingSet
 from hedge_pipeline.learning.training import Margins, Matrix, Model, ModelCard, TrainingPlan, fit
+from hedge_pipeline.live.predicting import STRENGTH_PARTS
 from hedge_pipeline.market.calendar import Session
 from hedge_pipeline.market.tables import (
     FEATURE_ROWS,
@@ -133,6 +134,9 @@ def log_rows(
             "strength_score": np.nan,
             "level_type": "none",
             "level_source": "none",
+            "level_price": np.nan,
+            **dict.fromkeys(STRENGTH_PARTS, np.nan),
+            "strength_missing": "",
             "signal_fired": False,
             "reason": "",
             "model_version": 1,
@@ -167,6 +171,7 @@ def training_set(
         np.full(len(labels), weight),
         slice(max(0, len(labels) - recent), None),
         ("2024-03-04", "2024-03-05"),
+        (len(labels) - min(recent, len(labels)), min(recent, len(labels))),
         "hash",
     )
 

@@ -14,7 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hedge_pipeline.learning.dataset import LabelledSessions, TrainingSet, assemble
+from hedge_pipeline.learning.dataset import (
+    LabelledSessions,
+    SplitRefused,
+    TrainingSet,
+    assemble,
+    split,
+)
 from hedge_pipeline.learning.labels import mature
 from hedge_pipeline.learning.training import TrainingPlan
 from hedge_pipeline.market.tables import FEATURE_ROWS, OUTCOMES, PREDICTION_LOG
@@ -35,6 +41,7 @@ DAYS = (4, 5, 6, 7, 8, 11, 12)
 SESSIONS = {session_on(day).label: session_on(day) for day in DAYS}
 LABELS = tuple(SESSIONS)
 PLAN = TrainingPlan()
+LATER = dt.datetime(2025, 1, 1, tzinfo=dt.UTC)
 
 
 def values_of(label: str, symbol: str = "SIMQ") -> npt.NDArray[np.float32]:
@@ -50,6 +57,10 @@ def directions_of(label: str) -> list[int | None]:
 
 @pytest.fixture
 def filled(store: Store) -> Store:
+    return fill(store)
+
+
+def fill(store: Store) -> Store:
     for label, session in SESSIONS.items():
         rows = [feature_rows(session, values_of(label, x), x) for x in ("SIMN", "SIMQ")]
         outcomes = [
@@ -68,7 +79,7 @@ def rows_of(
     plan: TrainingPlan = PLAN,
     symbol: str = "SIMQ",
 ) -> TrainingSet:
-    return assemble(LabelledSessions(store, HORIZON), symbol, sessions, plan, HORIZON)
+    return assemble(LabelledSessions(store, HORIZON), symbol, sessions, plan, HORIZON, LATER)
 
 
 def test_the_rows_are_the_features_of_the_bars_with_an_up_or_down_outcome(filled: Store) -> None:
@@ -185,11 +196,11 @@ def test_the_hash_changes_with_the_meaning_of_a_column(
     filled: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reader = LabelledSessions(filled, HORIZON)
-    before = assemble(reader, "SIMQ", LABELS, PLAN, HORIZON).data_hash
+    before = assemble(reader, "SIMQ", LABELS, PLAN, HORIZON, LATER).data_hash
     monkeypatch.setattr(
         "hedge_pipeline.learning.dataset.feature_names", lambda: ("renamed", *NAMES[1:])
     )
-    assert assemble(reader, "SIMQ", LABELS, PLAN, HORIZON).data_hash != before
+    assert assemble(reader, "SIMQ", LABELS, PLAN, HORIZON, LATER).data_hash != before
 
 
 def test_reading_again_or_compacting_does_not_change_the_hash(filled: Store) -> None:
@@ -247,3 +258,99 @@ def test_no_training_label_reads_a_price_of_a_later_session(
             ends = labelled["bar_ts"] + (HORIZON + 1) * MINUTE
             assert (ends <= times_of(first_later)[0]).all()
     assert hashes[0] == hashes[1]
+
+
+# --- nothing from after the cutoff -----------------------------------------------------------
+
+
+@given(
+    feature_delay=st.lists(st.integers(0, 90), min_size=60, max_size=60),
+    outcome_delay=st.lists(st.integers(0, 90), min_size=60, max_size=60),
+    cut=st.integers(-10, 160),
+)
+@settings(max_examples=25, deadline=None)
+def test_nothing_that_became_available_after_the_cutoff_enters(
+    feature_delay: list[int], outcome_delay: list[int], cut: int
+) -> None:
+    """Features and outcomes that come late, each by minutes of their own."""
+    label, session = LABELS[0], SESSIONS[LABELS[0]]
+    moment = session.opens + cut * MINUTE
+    features = feature_rows(session, values_of(label))
+    outcomes = outcome_rows(session, [1, 0] * 30)
+    for frame, delay in ((features, feature_delay), (outcomes, outcome_delay)):
+        frame["available_at"] += pd.to_timedelta(delay, unit="min").as_unit("us")
+    with TemporaryDirectory() as folder:
+        store = Store(folder)
+        store.append(FEATURE_ROWS, label, features)
+        store.append(OUTCOMES, label, outcomes)
+        reader = LabelledSessions(store, HORIZON)
+        data = assemble(reader, "SIMQ", (label,), PLAN, HORIZON, moment)
+        known = (features["available_at"] <= moment) & (outcomes["available_at"] <= moment)
+        np.testing.assert_array_equal(data.features, values_of(label)[known.to_numpy()])
+        np.testing.assert_array_equal(
+            data.labels, outcomes["actual_direction"].to_numpy(dtype=float)[known.to_numpy()]
+        )
+        assert data.counts == (int(known.sum()),)
+        everything = assemble(reader, "SIMQ", (label,), PLAN, HORIZON, LATER)
+        assert (data.data_hash == everything.data_hash) is bool(known.all())
+
+
+# --- splits ----------------------------------------------------------------------------------
+
+
+def intervals_of(sessions: Sequence[str]) -> list[tuple[pd.Timestamp, pd.Timestamp]]:
+    """First and last moment each labelled row of the sessions reads a price at."""
+    found = []
+    for label in sessions:
+        times = times_of(SESSIONS[label])
+        for time, direction in zip(times, directions_of(label), strict=True):
+            if direction in (0, 1):
+                found.append((time, time + (HORIZON + 1) * MINUTE))
+    return found
+
+
+@given(cut=st.integers(0, len(LABELS)))
+@settings(max_examples=len(LABELS) + 1, deadline=None)
+def test_no_training_label_overlaps_an_evaluation_label(cut: int) -> None:
+    with TemporaryDirectory() as folder:
+        data = rows_of(fill(Store(folder)))
+    evaluation = np.repeat(np.arange(len(LABELS)) >= cut, data.counts)
+    fitted, evaluated = split(data, evaluation)
+    assert fitted.sessions == LABELS[:cut]
+    assert evaluated.sessions == LABELS[cut:]
+    np.testing.assert_array_equal(np.concatenate([fitted.labels, evaluated.labels]), data.labels)
+    assert fitted.rows == sum(fitted.counts) == int((~evaluation).sum())
+    ends = [end for _, end in intervals_of(fitted.sessions)]
+    starts = [start for start, _ in intervals_of(evaluated.sessions)]
+    assert not ends or not starts or max(ends) <= min(starts)
+
+
+@given(seed=st.integers(0, 10_000), share=st.floats(0.05, 0.95))
+@settings(max_examples=25, deadline=None)
+def test_a_random_split_is_refused(seed: int, share: float) -> None:
+    with TemporaryDirectory() as folder:
+        data = rows_of(fill(Store(folder)))
+    evaluation = np.random.default_rng(seed).random(data.rows) < share
+    with pytest.raises(SplitRefused, match="the split runs through session 2024-03-"):
+        split(data, evaluation)
+
+
+def test_a_split_at_a_minute_is_refused_even_if_it_is_only_one_row_off(filled: Store) -> None:
+    data = rows_of(filled)
+    evaluation = np.arange(data.rows) >= data.counts[0] - 1
+    with pytest.raises(SplitRefused, match=f"through session {LABELS[0]}"):
+        split(data, evaluation)
+
+
+def test_evaluating_the_past_of_what_was_fitted_is_refused(filled: Store) -> None:
+    data = rows_of(filled)
+    evaluation = np.repeat(np.arange(len(LABELS)) == 2, data.counts)
+    with pytest.raises(SplitRefused, match="the past comes first"):
+        split(data, evaluation)
+
+
+def test_the_halves_of_a_split_have_hashes_of_their_own(filled: Store) -> None:
+    data = rows_of(filled)
+    evaluation = np.repeat(np.arange(len(LABELS)) >= 3, data.counts)
+    hashes = {part.data_hash for part in (data, *split(data, evaluation))}
+    assert len(hashes) == 3

@@ -46,7 +46,8 @@ def verdict(
 ) -> str | None:
     """What the guards say; the trainer's margins are the model's own unless given."""
     own = model.margin(data.features[data.recent]) if trained is None else trained
-    return guard(model, own, data, base_rate, earlier)
+    logged = model.margin(data.features[data.recent])
+    return guard(model.card, logged, own, data, base_rate, earlier)
 
 
 def test_an_honest_model_passes(learnable: TrainingSet) -> None:
@@ -103,7 +104,7 @@ def test_rounding_alone_is_no_difference(learnable: TrainingSet) -> None:
 def test_a_model_of_flipped_labels_is_refused(learnable: TrainingSet) -> None:
     flipped = dataclasses.replace(learnable, labels=1 - learnable.labels)
     content, _ = fit(flipped, TrainingPlan())
-    model = load_model(card_of(flipped, content).to_json(), content)
+    model = load_model(card_of(flipped, content), content)
     found = verdict(model, learnable)
     assert found is not None
     assert found.startswith("in-sample: ")
@@ -159,6 +160,6 @@ def test_honest_fits_of_noise_and_of_an_edge_pass(seed: int, slope: float) -> No
     values, labels = learnable_rows(2500, seed=100 + seed, slope=slope)
     data = training_set(values, labels, recent=1900)
     content, booster = fit(data, TrainingPlan(trees=30))
-    model = load_model(card_of(data, content).to_json(), content)
+    model = load_model(card_of(data, content), content)
     trained = margins(booster, data.features[data.recent], data.base_rate)
     assert verdict(model, data, trained=trained, earlier=[0.2, 0.2, 0.2]) is None

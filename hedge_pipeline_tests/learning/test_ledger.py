@@ -226,9 +226,11 @@ def filled(store: Store) -> Store:
     return store
 
 
-def evidence(store: Store, log: pd.DataFrame, modes: tuple[str, ...] = LIVE) -> SessionEvidence:
+def evidence(
+    store: Store, log: pd.DataFrame, modes: tuple[str, ...] = LIVE, ledger: Ledger = LEDGER
+) -> SessionEvidence:
     store.append(PREDICTION_LOG, SESSION.label, log)
-    return session_evidence(store, "SIMQ", SESSION, HORIZON, modes)
+    return session_evidence(store, "SIMQ", SESSION, HORIZON, modes, ledger)
 
 
 def test_evidence_are_served_predictions_with_an_up_or_down_outcome(filled: Store) -> None:
@@ -309,14 +311,14 @@ def test_the_state_in_the_log_equals_folding_from_scratch(store: Store) -> None:
         margin = np.clip(0.9 * sign + 0.3 * rng.standard_normal(50), -1, 1)
         store.append(PREDICTION_LOG, session.label, log_rows(session, margin))
         store.append(OUTCOMES, session.label, outcome_rows(session, up.tolist()))
-        found = session_evidence(store, "SIMQ", session, HORIZON, LIVE)
+        found = session_evidence(store, "SIMQ", session, HORIZON, LIVE, LEDGER)
         before = Ledger("SIMQ", store.read(PROMOTIONS), RULE).state
         state, event = gate.fold(before, found, RULE)
         entry = fold_entry("SIMQ", state, event, found, RULE, session.closes)
         store.append(PROMOTIONS, session.label, frame_of(entry))
     scratch, events = GateState.new(RULE), []
     for session in sessions:
-        found = session_evidence(store, "SIMQ", session, HORIZON, LIVE)
+        found = session_evidence(store, "SIMQ", session, HORIZON, LIVE, LEDGER)
         scratch, event = gate.fold(scratch, found, RULE)
         events.append(event.kind.value if event else None)
     ledger = Ledger("SIMQ", store.read(PROMOTIONS), RULE)

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -211,7 +212,7 @@ def test_a_loaded_model_gives_the_trainers_margins(
 ) -> None:
     content, booster = fitted
     card = card_of(learnable, content)
-    loaded = load_model(card.to_json(), content)
+    loaded = load_model(card, content)
     assert loaded.card == card
     np.testing.assert_array_equal(
         loaded.margin(learnable.features), margins(booster, learnable.features, card.base_rate)
@@ -226,7 +227,7 @@ def test_a_changed_byte_is_refused_in_one_line(
     changed[position] ^= 1
     card = card_of(learnable, fitted[0])
     with pytest.raises(ModelError, match="model 1 of SIMQ was changed after") as error:
-        load_model(card.to_json(), bytes(changed))
+        load_model(card, bytes(changed))
     assert "\n" not in str(error.value)
 
 
@@ -236,14 +237,14 @@ def test_a_truncated_file_is_refused_even_if_its_description_agrees(
 ) -> None:
     cut = fitted[0][:length]
     with pytest.raises(ModelError, match="model 1 of SIMQ is no UBJ model") as error:
-        load_model(card_of(learnable, cut).to_json(), cut)
+        load_model(card_of(learnable, cut), cut)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("content", [b"\x80\x04\x95.", b"{}", b"hello world"])
 def test_another_kind_of_file_is_refused(learnable: TrainingSet, content: bytes) -> None:
     with pytest.raises(ModelError, match="no UBJ model"):
-        load_model(card_of(learnable, content).to_json(), content)
+        load_model(card_of(learnable, content), content)
 
 
 # --- the shelf -------------------------------------------------------------------------------
@@ -279,7 +280,8 @@ def test_the_newest_version_is_the_newest_by_number(shelf: ModelShelf) -> None:
 def test_a_stored_model_is_checked_when_it_is_loaded(shelf: ModelShelf, store: Store) -> None:
     digest = hashlib.sha256(shelf.content("SIMQ", 1)).hexdigest()
     assert shelf.load("SIMQ", 1).card.sha256 == digest
-    shelf.put_content("SIMQ", 1, shelf.content("SIMQ", 1) + b"\0")
+    (file,) = Path(store.url, "models", "SIMQ").glob("000001-*.ubj")
+    file.write_bytes(file.read_bytes() + b"\0")
     with pytest.raises(ModelError, match="sha256 differs"):
         ModelShelf(store).load("SIMQ", 1)
 
@@ -288,3 +290,17 @@ def test_a_stored_model_is_checked_when_it_is_loaded(shelf: ModelShelf, store: S
 def test_a_missing_version_says_which_file_is_missing(shelf: ModelShelf, version: int) -> None:
     with pytest.raises(ModelError, match=f"model {version} of SIMQ has no .json file"):
         shelf.load("SIMQ", version)
+
+
+def test_of_two_trainings_of_one_version_one_gets_it_and_the_other_harms_nothing(
+    store: Store, learnable: TrainingSet, fitted: tuple[bytes, Any]
+) -> None:
+    content = fitted[0]
+    other, _ = fit(learnable, TrainingPlan(trees=5))
+    shelves = ModelShelf(store), ModelShelf(store)
+    shelves[0].put_content("SIMQ", 1, content)
+    shelves[1].put_content("SIMQ", 1, other)
+    assert shelves[0].put_card(card_of(learnable, content))
+    assert not shelves[1].put_card(card_of(learnable, other))
+    assert ModelShelf(store).load("SIMQ", 1).card == card_of(learnable, content)
+    assert ModelShelf(store).content("SIMQ", 1) == content

@@ -17,17 +17,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from benchmarks.worlds import exchanged_outcomes
 from hedge_pipeline import stages
 from hedge_pipeline.learning import scoring
 from hedge_pipeline.learning.gate import GateState, Skill, fold
-from hedge_pipeline.learning.labels import mature
-from hedge_pipeline.learning.ledger import Ledger, session_evidence
+from hedge_pipeline.learning.ledger import Ledger
 from hedge_pipeline.learning.scoring import Score
 from hedge_pipeline.market.calendar import Session, SessionCalendar
 from hedge_pipeline.market.sources import Capabilities, MarketSource, SourceOptions
 from hedge_pipeline.market.sources.protocol import BAR_COLUMNS
 from hedge_pipeline.market.sources.simulated import SimulatedSource
-from hedge_pipeline.market.tables import OUTCOMES, PERFORMANCE, PREDICTION_LOG
+from hedge_pipeline.market.tables import PERFORMANCE, PREDICTION_LOG
 from hedge_pipeline.replay import replay
 from hedge_pipeline.settings import load_settings
 from hedge_pipeline.stages import Deployment, deploy
@@ -131,34 +131,6 @@ class Leaking(RandomWalk):
     def bars(self, symbol: str, session: Session, now: dt.datetime) -> pd.DataFrame:
         frame = super().bars(symbol, session, now)
         return frame.assign(support=frame["close"].shift(-HORIZON))
-
-
-def exchanged_outcomes(sessions: int) -> Callable[[Deployment, str], int]:
-    """Instead of `stages.mature_outcomes`: every session gets the outcomes of another one.
-
-    Whole sessions are exchanged, half a history away. Shuffling within a session would be no null:
-    the labels that remain are those of the day, and the day's trend so far tells of them.
-    """
-
-    def exchange(deployment: Deployment, label: str) -> int:
-        calendar = deployment.calendar
-        place = (calendar.ordinal(label) + sessions // 2) % sessions
-        own, other = calendar.session(label), calendar.session(calendar.labels[place])
-        symbol = deployment.symbols[0]
-        answer = deployment.source.bars(symbol, other, other.closes)
-        arrived = answer["bar_ts"] + dt.timedelta(minutes=1)
-        outcomes = mature(
-            answer.assign(symbol=symbol, available_at=arrived),
-            other,
-            horizon=HORIZON,
-            dead_band_bp=deployment.dead_band_bp,
-            now=other.closes + dt.timedelta(hours=1),
-        )
-        shift = own.opens - other.opens
-        moved = {name: outcomes[name] + shift for name in ("bar_ts", "available_at")}
-        return deployment.store.append(OUTCOMES, label, outcomes.assign(**moved))
-
-    return exchange
 
 
 @pytest.fixture(scope="module")
@@ -282,6 +254,16 @@ def test_a_feature_from_the_future_makes_the_evidence_explode(leak: World) -> No
     assert leak.score.value > 0.95
 
 
+def test_the_leak_check_names_the_feature_and_no_honest_one(
+    leak: World, walk: World, bounce: World
+) -> None:
+    found = stages.leaking_features(leak.deployment, "LEAK")
+    assert list(found) == ["support_distance"]
+    assert found["support_distance"] < 0.05
+    for world in (walk, bounce):
+        assert stages.leaking_features(world.deployment, world.symbol) == {}
+
+
 # --- the loop --------------------------------------------------------------------------------
 
 
@@ -302,10 +284,9 @@ def test_the_log_holds_what_a_fold_from_scratch_gives(
     name: str, request: pytest.FixtureRequest
 ) -> None:
     world: World = request.getfixturevalue(name)
-    calendar, store = world.deployment.calendar, world.deployment.store
     state = GateState.new(world.deployment.rule)
     for label in world.folds["session"]:
-        found = session_evidence(store, world.symbol, calendar.session(label), HORIZON, ("replay",))
+        found = stages.evidence_of(world.deployment, world.symbol, label)
         state, _ = fold(state, found, world.deployment.rule)
     assert state == world.ledger.state
 

@@ -17,10 +17,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hedge_pipeline import stages
+from hedge_pipeline import control, stages
+from hedge_pipeline.levels.joining import NO_CHAIN
+from hedge_pipeline.levels.signals import NO_LEVEL
 from hedge_pipeline.live import loop
 from hedge_pipeline.live.loop import AFTER_FINAL, Fetcher, next_poll, poll
-from hedge_pipeline.live.predicting import LATE_BAR, NO_LEVEL, NO_MODEL
+from hedge_pipeline.live.predicting import LATE_BAR, NO_MODEL
 from hedge_pipeline.live.supervision import Heartbeat
 from hedge_pipeline.market.calendar import Session
 from hedge_pipeline.market.sources import RateLimited, SourceDown, SymbolUnknown
@@ -169,7 +171,7 @@ def test_every_prediction_is_live_and_made_a_second_after_its_bar(half_day: Watc
     assert (served["decided_at"] - served["bar_ts"] == length(half_day) + SECOND).all()
     assert set(served["mode"]) == {"live"}
     assert served["prediction"].notna().all()
-    assert set(served["reason"]) == {NO_LEVEL}
+    assert set(served["reason"]) == {f"{NO_LEVEL}: {NO_CHAIN}"}
     assert set(served["model_version"]) == {1}
 
 
@@ -584,12 +586,14 @@ class KillsAt:
     def put(self) -> Any:
         """What replaces `Store._put`."""
 
-        def put(store: Store, path: PurePosixPath, content: bytes, *, first: bool) -> None:
+        def put(store: Store, path: PurePosixPath, content: bytes, *, first: bool) -> bool:
             self.left -= 1
+            written = False
             if self.left or self.how == "after":
-                self.real(store, path, content, first=first)
+                written = self.real(store, path, content, first=first)
             if not self.left:
                 raise Killed(path)
+            return written
 
         return put
 
@@ -604,8 +608,9 @@ def undisturbed(history: Path, tmp_path_factory: pytest.TempPathFactory) -> Watc
     return found
 
 
-# two polls of bars by symbol, features, predictions, outcomes and heartbeat; one compaction
-WRITES = 2 * 6 + 4
+# two polls of bars by symbol, features, served and baseline predictions, outcomes and heartbeat;
+# one compaction
+WRITES = 2 * 7 + 4
 
 
 @pytest.mark.parametrize(
@@ -654,9 +659,67 @@ def test_a_prediction_made_before_the_kill_is_not_made_again(
         with pytest.raises(Killed):
             first.run(until=at(16, 2))
     made = Store(str(folder)).read(PREDICTION_LOG, [HALF_DAY])
-    assert len(made) == 48
+    assert len(made) == 24
     again = watch(folder, FakeMarket(), at(13, 30))
     again.run(until=at(14, 2))
-    kept = again.rows(PREDICTION_LOG, HALF_DAY)
+    kept = again.served(HALF_DAY)
     kept = kept[kept["bar_ts"] < at(12)].reset_index(drop=True)
     pd.testing.assert_frame_equal(kept, made.reset_index(drop=True), check_exact=True)
+
+
+# -- companions ----------------------------------------------------------------------------------
+
+
+def test_a_baseline_that_fails_costs_no_served_row_and_no_outcome(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> int:
+        raise RuntimeError("no baseline today")
+
+    monkeypatch.setattr(stages, "log_companions", broken)
+    found = watch(folder, FakeMarket(), at(12, 1))
+    found.run(until=at(14, 2))
+    assert len(found.served(HALF_DAY, "SIMA")) == 14
+    assert len(found.rows(OUTCOMES, HALF_DAY, "SIMA")) == 4
+    monkeypatch.undo()
+    again = watch(folder, FakeMarket(), at(14, 30))
+    again.run(until=at(16, 2))
+    baseline = again.rows(PREDICTION_LOG, HALF_DAY, "SIMA", "baseline")
+    assert len(baseline) == 16
+    # what was made up for says so, with the time it was made at
+    assert baseline["mode"].tolist() == ["catch_up"] * 13 + ["live"] * 3
+    assert (baseline["decided_at"] >= at(14, 30)).all()
+
+
+def test_a_pinned_version_is_served_and_every_bar_counts_once_with_the_newest(
+    folder: Path,
+) -> None:
+    """Pinned after four bars, let go after eight; version 2 is the newest throughout."""
+    accept_another(folder, at(-10), "SIMA")
+    found = watch(folder, FakeMarket(), at(0, 2), ("SIMA",))
+    operator = deployment_in(folder, FakeMarket(), found.clock, ("SIMA",))
+
+    def pin() -> None:
+        control.pin(operator, "SIMA", 1, "to compare")
+
+    def let_go() -> None:
+        control.roll_back(operator, "SIMA", "compared")
+
+    found.clock.at(at(5, 1), pin)
+    found.clock.at(at(9, 1), let_go)
+    found.run(until=at(30, 2))
+    served = found.served(HALF_DAY, "SIMA")
+    assert served["model_version"].tolist() == [2] * 4 + [1] * 4 + [2] * 22
+    newest = found.rows(PREDICTION_LOG, HALF_DAY, "SIMA", "newest")
+    assert newest["model_version"].tolist() == [2] * 4
+    assert newest["bar_ts"].tolist() == served["bar_ts"].tolist()[4:8]
+    session = found.deployment.calendar.session(HALF_DAY)
+    told = stages.evidence_of(found.deployment, "SIMA", HALF_DAY)
+    outcomes = found.rows(OUTCOMES, HALF_DAY, "SIMA")
+    known = outcomes[outcomes["actual_direction"].notna()]
+    assert told.rows == len(known) == told.labels
+    tested = pd.concat([served[served["model_version"] == 2], newest]).set_index("bar_ts")
+    np.testing.assert_array_equal(
+        told.margin, tested.loc[known["bar_ts"], "margin"].astype(float).to_numpy()
+    )
+    assert session.index_of(known["bar_ts"].dt.tz_localize(None).to_numpy()).max() == 19

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hedge_pipeline.learning.gate import GateRule, GateState, SessionEvidence
-from hedge_pipeline.learning.ledger import Ledger, fold_entry, verdict_entry
-from hedge_pipeline.learning.training import Model
+from hedge_pipeline.learning.ledger import Ledger, fold_entry, override_entry, verdict_entry
+from hedge_pipeline.learning.training import Model, ModelError
+from hedge_pipeline.levels.signals import NO_LEVEL
 from hedge_pipeline.live.predicting import (
     LATE_BAR,
-    NO_LEVEL,
     NO_MODEL,
     OTHER_FEATURES,
     predict,
@@ -249,3 +249,85 @@ def test_predicting_in_two_steps_equals_predicting_at_once(cut: int) -> None:
     key = list(PREDICTION_LOG.key)
     whole = predict(rows, ledger, Models()).sort_values(key).reset_index(drop=True)
     pd.testing.assert_frame_equal(log.sort_values(key).reset_index(drop=True), whole)
+
+
+# --- a refused file --------------------------------------------------------------------------
+
+
+def refusing(*versions: int) -> Any:
+    """The files of these versions were changed."""
+    models = Models()
+
+    def load(symbol: str, version: int) -> Model:
+        if version in versions:
+            raise ModelError(f"model {version} of {symbol} was changed")
+        return models(symbol, version)
+
+    return load
+
+
+def test_if_the_file_is_refused_the_version_accepted_before_serves() -> None:
+    ledger = ledger_of(accepted(1), accepted(2), accepted(3, failure="parity: off"), accepted(4))
+    log = served(predict(rows_of(), ledger, refusing(4)))
+    assert set(log["model_version"]) == {2}
+    assert log["prob_up"].notna().all()
+    np.testing.assert_allclose(log["margin"], np.clip(0.2 * rows_of()[NAMES[0]], -1, 1), rtol=1e-6)
+    assert set(served(predict(rows_of(), ledger, refusing(2, 4)))["model_version"]) == {1}
+
+
+def test_if_every_file_is_refused_the_rows_abstain_and_say_why() -> None:
+    log = predict(rows_of(), ledger_of(accepted(1), accepted(2)), refusing(1, 2))
+    assert set(served(log)["reason"]) == {"model 2 of SIMQ was changed"}
+    assert served(log)[["prediction", "prob_up", "margin"]].isna().all(axis=None)
+    assert set(served(log)["model_version"]) == {2}
+    assert PREDICTION_LOG.violations(log) == {}
+
+
+def test_a_refused_baseline_is_no_other_version() -> None:
+    log = predict(rows_of(), ledger_of(accepted(1), accepted(2)), refusing(1))
+    assert set(served(log)["model_version"]) == {2}
+    assert set(served(log, "baseline")["model_version"]) == {1}
+    assert set(served(log, "baseline")["reason"]) == {"model 1 of SIMQ was changed"}
+    assert served(log, "baseline")["margin"].isna().all()
+
+
+# --- a pinned version ------------------------------------------------------------------------
+
+
+def overridden(version: int, event: str, number: int, at: dt.datetime) -> Entry:
+    entry = override_entry(ledger_of(), version, event, "why not", "2024-03-04", at)
+    return entry | {"number": number}
+
+
+def test_while_a_version_is_pinned_the_newest_predicts_beside_it() -> None:
+    at = [SESSION.opens + minute * MINUTE for minute in (6, 11, 16)]
+    ledger = ledger_of(
+        accepted(1),
+        accepted(2),
+        overridden(1, "pin", 1, at[0]),
+        accepted(3, at[1]),
+        overridden(1, "unpin", 2, at[2]),
+    )
+    log = predict(rows_of(), ledger, Models())
+    assert served(log)["model_version"].tolist() == [2] * 5 + [1] * 10 + [3] * 5
+    newest = served(log, "newest")
+    assert newest["model_version"].tolist() == [2] * 5 + [3] * 5
+    assert list(newest["bar_ts"]) == list(times_of(SESSION)[5:15])
+    assert set(served(log, "baseline")["model_version"]) == {1}
+    assert ledger.pinned is None
+    assert PREDICTION_LOG.violations(log) == {}
+
+
+# --- unlike the training data ----------------------------------------------------------------
+
+
+def test_a_bar_unlike_the_training_data_abstains_and_names_the_feature() -> None:
+    values = np.zeros((20, len(NAMES)), dtype=np.float32)
+    values[4, 2] = 9.0
+    bounds = {"lows": (-3.0,) * len(NAMES), "highs": (3.0,) * len(NAMES)}
+    log = predict(rows_of(values), ledger_of(folded(FULL), accepted(1)), Models(bounds))
+    own = served(log)
+    assert own["reason"][4] == f"unlike the training data: {NAMES[2]}"
+    assert own["prob_up"].isna().to_numpy().nonzero()[0].tolist() == [4]
+    assert served(log, "baseline")["prob_up"].notna().all()
+    assert PREDICTION_LOG.violations(log) == {}

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from hedge_pipeline.market.features import (
     FEATURES,
+    LEVEL_COLUMNS,
     LONGEST_WINDOW,
     Bars,
+    LevelGrid,
     Previous,
     compute_features,
     no_previous,
@@ -31,6 +33,31 @@ SESSION = 150
 SEEDS = st.integers(0, 2**32 - 1)
 EACH_FEATURE = pytest.mark.parametrize("name", NAMES)
 LEVELS = ("support_distance", "resistance_distance", "channel_position")
+PRICE_LEVELS = (
+    "hp_support",
+    "hp_resistance",
+    "mhp_support",
+    "mhp_resistance",
+    "hg_below",
+    "hg_above",
+    "put_oi_wall",
+    "call_oi_wall",
+    "gamma_flip",
+    "max_gamma_strike",
+)
+HEDGE_FEATURES = (
+    *(f"{name}_distance" for name in PRICE_LEVELS),
+    "wall_position",
+    "hp_net",
+    "mhp_score",
+    "gamma_balance",
+    "vanna_balance",
+    "put_call_ratio",
+    "implied_to_realized",
+    "skew_25d",
+    "term_slope",
+    "levels_age",
+)
 
 
 def random_bars(seed: int, symbols: int = 1, count: int = SESSION, holes: float = 0.08) -> Bars:
@@ -70,9 +97,26 @@ def only(bars: Bars, symbols: list[int]) -> Bars:
     return replace(bars, **{f.name: getattr(bars, f.name)[symbols] for f in fields(bars)})
 
 
-def vectors(bars: Bars, previous: Previous | None = None, first: int = 0) -> Vectors:
+def random_levels(symbols: int = 1, price: float = 1.0, first: int = 0) -> LevelGrid:
+    """Levels near the prices of `random_bars`, some unknown; the same for every length."""
+    rng = np.random.default_rng(3)
+    values = {}
+    for name in LEVEL_COLUMNS:
+        drawn = rng.normal(size=(8, SESSION // 15)).repeat(15, axis=1)
+        is_price = name in PRICE_LEVELS
+        value = price * 100 * np.exp(0.02 * drawn) if is_price else np.exp(drawn)
+        value[rng.random(value.shape) < 0.1] = np.nan
+        values[name] = value[first : first + symbols]
+    return LevelGrid(values)
+
+
+def vectors(
+    bars: Bars, previous: Previous | None = None, first: int = 0, levels: LevelGrid | None = None
+) -> Vectors:
     memory = no_previous(len(bars.close)) if previous is None else previous
-    return compute_features(bars, memory, bar_seconds=60, session_bars=SESSION, first=first)
+    whole = levels or random_levels(len(bars.close))
+    seen = LevelGrid({k: v[:, : bars.close.shape[1]] for k, v in whole.values.items()})
+    return compute_features(bars, memory, seen, bar_seconds=60, session_bars=SESSION, first=first)
 
 
 def value(bars: Bars, name: str, previous: Previous | None = None, bar: int = -1) -> float:
@@ -164,7 +208,8 @@ def test_symbols_do_not_influence_each_other(seed: int, symbol: int) -> None:
     bars, previous = random_bars(seed, 4), random_previous(seed, 4)
     alone = Previous(previous.close[[symbol]], previous.variance[[symbol]])
     together = vectors(bars, previous)[[symbol]]
-    assert np.array_equal(bits(vectors(only(bars, [symbol]), alone)), bits(together))
+    own = random_levels(first=symbol)
+    assert np.array_equal(bits(vectors(only(bars, [symbol]), alone, levels=own)), bits(together))
 
 
 @given(seed=SEEDS)
@@ -194,7 +239,7 @@ def test_price_level_and_volume_level_do_not_show(seed: int, price: float, volum
     exempt = [PLACE["up_share_20"], PLACE["signed_volume_15"]]
     kept = np.setdiff1d(np.arange(len(FEATURES)), exempt)
     np.testing.assert_allclose(
-        vectors(scaled, memory)[..., kept],
+        vectors(scaled, memory, levels=random_levels(2, price))[..., kept],
         vectors(bars, previous)[..., kept],
         rtol=1e-4,
         atol=1e-5,
@@ -303,6 +348,18 @@ def test_without_levels_only_the_level_features_are_unknown(seed: int) -> None:
     assert np.array_equal(bits(found[..., others]), bits(vectors(bars)[..., others]))
 
 
+@given(seed=SEEDS)
+def test_without_a_chain_only_the_hedge_features_are_unknown(seed: int) -> None:
+    bars = random_bars(seed, 2)
+    found = vectors(bars, levels=LevelGrid.unknown(2, SESSION))
+    hedge = [PLACE[name] for name in HEDGE_FEATURES]
+    others = np.setdiff1d(np.arange(len(FEATURES)), hedge)
+    assert np.isnan(found[..., hedge]).all()
+    assert np.array_equal(bits(found[..., others]), bits(vectors(bars)[..., others]))
+    without = compute_features(bars, no_previous(2), bar_seconds=60, session_bars=SESSION)
+    assert np.array_equal(bits(without), bits(found))
+
+
 def test_without_volume_only_the_volume_features_are_unknown() -> None:
     bars = random_bars(5, holes=0.0)
     found = vectors(replace(bars, volume=np.full_like(bars.close, np.nan)), memory_of(100, 1e-6))
@@ -387,7 +444,7 @@ def test_a_session_that_says_too_little_is_not_remembered(close: list[float], le
 
 
 def test_every_feature_has_a_name_of_its_own_and_a_meaning() -> None:
-    assert len(set(NAMES)) == len(NAMES) == 33
+    assert len(set(NAMES)) == len(NAMES) == 53
     assert all(name == name.lower() and name.isidentifier() for name in NAMES)
     assert all(len(feature.description.split()) >= 3 for feature in FEATURES)
     assert vectors(bars_of([100.0, 101.0])).dtype == np.float32
@@ -510,6 +567,29 @@ def test_level_distances_are_positive_above_and_negative_below() -> None:
     assert value(bars, "resistance_distance", memory) == pytest.approx(above, rel=1e-6)
     middle = (below + above) / 2
     assert value(bars, "channel_position", memory) == pytest.approx(middle, rel=1e-6)
+
+
+def test_a_distance_to_a_hedge_level_is_in_volatility_and_signed() -> None:
+    bars, memory = bars_of([100.0] * 3), memory_of(100.0, 1e-6)
+    grid = LevelGrid.unknown(1, 3)
+    grid.values["hp_support"][:] = 99.0
+    grid.values["gamma_flip"][:] = 102.0
+    grid.values["gex"][:], grid.values["gex_gross"][:] = -1e9, 4e9
+    grid.values["age_minutes"][:] = 90.0
+    found = vectors(bars, memory, levels=grid)[0, -1]
+    sigma = math.sqrt(30 * 1e-6 / 32)
+    assert found[PLACE["hp_support_distance"]] == pytest.approx(math.log(100 / 99) / sigma)
+    assert found[PLACE["gamma_flip_distance"]] == pytest.approx(math.log(100 / 102) / sigma)
+    assert found[PLACE["gamma_balance"]] == -0.25
+    assert found[PLACE["levels_age"]] == 1.5
+    assert np.isnan(found[PLACE["hp_resistance_distance"]])
+
+
+def test_a_gross_exposure_of_zero_has_no_balance() -> None:
+    grid = LevelGrid.unknown(1, 3)
+    grid.values["gex"][:] = grid.values["gex_gross"][:] = 0.0
+    found = vectors(bars_of([100.0] * 3), memory_of(100.0, 1e-6), levels=grid)
+    assert np.isnan(found[..., PLACE["gamma_balance"]]).all()
 
 
 def test_wicks_and_body_are_in_volatility() -> None:

@@ -19,7 +19,7 @@ from hedge_pipeline.market.sources import (
     SymbolUnknown,
 )
 from hedge_pipeline.market.sources.file import FileSource, read_bars
-from hedge_pipeline.market.sources.protocol import BAR_COLUMNS, DAILY_COLUMNS
+from hedge_pipeline.market.sources.protocol import BAR_COLUMNS, CHAIN_COLUMNS, DAILY_COLUMNS
 
 CALENDAR = SessionCalendar(end=dt.date(2026, 12, 31))
 SESSION = CALENDAR.session("2026-03-10")
@@ -182,13 +182,9 @@ def test_symbols_may_be_mixed_in_any_order_as_long_as_each_is_sorted(
     assert opened(path).symbols == ("QQQ", "SPY")
 
 
-def test_option_chains_in_a_folder_are_passed_over(tmp_path: Path) -> None:
-    bars_frame().to_parquet(tmp_path / "bars.parquet")
-    chain = pd.DataFrame({"symbol": ["QQQ"], "strike": [100.0], "Expiry": ["2026-03-20"]})
-    chain.to_parquet(tmp_path / "chain.parquet")
-    chain.to_csv(tmp_path / "chain.csv", index=False)
-    assert opened(tmp_path).dropped == {"bars.parquet": 0}
-    assert refusal(tmp_path / "chain.csv") == "chain.csv: holds option chains, not bars"
+def test_a_file_of_option_chains_alone_is_no_source(tmp_path: Path) -> None:
+    chain_frame().to_csv(tmp_path / "chain.csv", index=False)
+    assert "no Parquet or CSV file of bars" in refusal(tmp_path / "chain.csv")
 
 
 def test_rows_outside_the_sessions_are_dropped_and_counted(tmp_path: Path) -> None:
@@ -444,3 +440,100 @@ def test_a_single_file_can_be_read_without_a_calendar(write: Write) -> None:
     frame = read_bars(write())
     assert list(frame.columns) == ["symbol", "bar_ts", "open", "high", "low", "close", "volume"]
     assert len(frame) == 3
+
+
+# -- option chains -----------------------------------------------------------------------------
+
+
+def chain_frame(**changes: Any) -> pd.DataFrame:
+    """Two contracts as a user's file may have them."""
+    columns = {
+        "symbol": "qqq",
+        "as_of": ["2026-03-10T15:00:00Z"] * 2,
+        "fetched": ["2026-03-10T15:16:00Z"] * 2,
+        "expiry": "2026-03-20",
+        "strike": [600.0, 610.0],
+        "right": ["C", "put"],
+        "open_interest": [10.0, np.nan],
+        "volume": 1.0,
+        "implied_volatility": 0.2,
+        "bid": 1.0,
+        "ask": 1.1,
+    }
+    return pd.DataFrame({**columns, **changes})
+
+
+def with_chain(folder: Path, chain: pd.DataFrame) -> FileSource:
+    bars_frame().to_parquet(folder / "bars.parquet")
+    chain.to_csv(folder / "chain.csv", index=False)
+    return opened(folder)
+
+
+def test_option_chains_are_told_from_bars_by_their_columns(tmp_path: Path) -> None:
+    source = with_chain(tmp_path, chain_frame())
+    assert source.capabilities.has_chains
+    found = source.chains("QQQ", SESSION, SESSION.closes, sweep=True)
+    assert tuple(found.columns) == CHAIN_COLUMNS
+    assert found[["expiry", "right"]].to_numpy().tolist() == [
+        ["2026-03-20", "C"],
+        ["2026-03-20", "P"],
+    ]
+    assert str(found["available_at"].dtype) == "datetime64[us, UTC]"
+    assert found["available_at"].iloc[0] == pd.Timestamp("2026-03-10T15:16Z")
+
+
+def test_bars_alone_promise_no_chains(write: Write) -> None:
+    assert not opened(write()).capabilities.has_chains
+
+
+def test_a_snapshot_is_not_known_before_it_was_available(tmp_path: Path) -> None:
+    source = with_chain(tmp_path, chain_frame())
+    early = pd.Timestamp("2026-03-10T15:15:59Z").to_pydatetime()
+    assert source.chains("QQQ", SESSION, early, sweep=True).empty
+
+
+def test_a_file_that_does_not_say_so_had_its_chains_half_an_hour_late(tmp_path: Path) -> None:
+    source = with_chain(tmp_path, chain_frame().drop(columns="fetched"))
+    found = source.chains("QQQ", SESSION, SESSION.closes, sweep=True)
+    assert (found["available_at"] - found["as_of"]).unique().tolist() == [dt.timedelta(minutes=30)]
+
+
+def test_a_chain_of_the_evening_before_belongs_to_the_session_it_came_in(tmp_path: Path) -> None:
+    chain = chain_frame(as_of="2026-03-09T20:00:00Z", fetched="2026-03-10T11:18:00Z")
+    assert len(with_chain(tmp_path, chain).chains("QQQ", SESSION, SESSION.closes, sweep=True)) == 2
+
+
+def test_chains_of_a_weekend_are_dropped_and_counted(tmp_path: Path) -> None:
+    chain = chain_frame(fetched=["2026-03-10T15:16:00Z", "2026-03-14T15:16:00Z"])
+    source = with_chain(tmp_path, chain)
+    assert source.dropped["chain.csv"] == 1
+    with pytest.raises(NoDataYet, match="no file has option chains of SPY"):
+        source.chains("SPY", SESSION, SESSION.closes, sweep=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"right": ["C", "X"]}, "row 2: right is neither C nor P"),
+        ({"strike": [600.0, -1.0]}, "row 2: strike is not a positive price"),
+        ({"expiry": ["2026-03-20", "soon"]}, "row 2: expiry is no date"),
+        ({"open_interest": [-1.0, 1.0]}, "row 1: open_interest is negative"),
+        ({"implied_volatility": [0.2, np.inf]}, "row 2: implied_volatility is infinite"),
+        ({"as_of": ["2026-03-10T15:00:00"] * 2}, "row 1: as_of '2026-03-10T15:00:00' has no time"),
+        ({"fetched": ["2026-03-10T14:00:00Z"] * 2}, "row 1: available_at is before as_of"),
+        ({"strike": [600.0, 600.0], "right": "C", "bid": [1.0, 2.0]}, "disagree on QQQ 2026-03-20"),
+    ],
+)
+def test_a_bad_chain_is_refused_with_its_place(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    bars_frame().to_parquet(tmp_path / "bars.parquet")
+    chain_frame(**changes).to_csv(tmp_path / "chain.csv", index=False)
+    text = refusal(tmp_path)
+    assert text.startswith("chain.csv") and words in text
+
+
+def test_a_chain_without_a_column_says_which(tmp_path: Path) -> None:
+    bars_frame().to_parquet(tmp_path / "bars.parquet")
+    chain_frame().drop(columns="volume").to_csv(tmp_path / "chain.csv", index=False)
+    assert "it lacks volume" in refusal(tmp_path)

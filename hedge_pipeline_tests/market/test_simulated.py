@@ -344,3 +344,46 @@ def test_the_seed_of_the_options_is_the_seed_of_the_market() -> None:
 
 def test_all_regimes_together_cover_130_sessions() -> None:
     assert sum(regime.sessions for regime in REGIMES) == 130
+
+
+# -- option chains -----------------------------------------------------------------------------
+
+
+def front_walls(chain: pd.DataFrame) -> dict[tuple[pd.Timestamp, str], float]:
+    """Strike with the largest open interest of the front expiration, by snapshot and right."""
+    front = chain[chain["expiry"] == chain["expiry"].min()]
+    largest = front.groupby(["as_of", "right"])["open_interest"].idxmax()
+    return dict(front.loc[largest].set_index(["as_of", "right"])["strike"])
+
+
+@pytest.mark.parametrize("symbol", ["SIMQ", "SIMN"])
+def test_the_walls_of_the_chain_stand_at_the_planted_levels(symbol: str) -> None:
+    chain = SOURCE.chains(symbol, SESSION, SESSION.closes, sweep=True)
+    bars = SOURCE.bars(symbol, SESSION, SESSION.closes).set_index("bar_ts")
+    walls = front_walls(chain)
+    assert len(walls) == 2 * chain["as_of"].nunique() == 18
+    for (as_of, right), strike in walls.items():
+        level = "support" if right == "P" else "resistance"
+        assert strike == bars.loc[as_of - MINUTE, level]
+
+
+def test_a_chain_holds_only_what_could_be_known() -> None:
+    now = SESSION.opens + 100 * MINUTE
+    early = SOURCE.chains("SIMQ", SESSION, now, sweep=False)
+    late = SOURCE.chains("SIMQ", SESSION, SESSION.closes, sweep=True)
+    assert (early["available_at"] <= now).all()
+    pd.testing.assert_frame_equal(early, late[late["available_at"] <= now].reset_index(drop=True))
+
+
+def test_a_chain_has_the_front_and_the_next_four_monthlies() -> None:
+    chain = SOURCE.chains("SIMQ", SESSION, SESSION.closes, sweep=True)
+    expected = ["2024-01-03", "2024-01-19", "2024-02-16", "2024-03-15", "2024-04-19"]
+    assert sorted(chain["expiry"].unique()) == expected
+    assert not chain.duplicated(["as_of", "expiry", "strike", "right"]).any()
+
+
+def test_there_is_no_chain_before_the_first_bar_and_none_of_strangers() -> None:
+    with pytest.raises(NoDataYet):
+        SOURCE.chains("SIMQ", SESSION, SESSION.opens, sweep=True)
+    with pytest.raises(SymbolUnknown):
+        SOURCE.chains("QQQ", SESSION, SESSION.closes, sweep=True)

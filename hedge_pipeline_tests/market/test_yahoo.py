@@ -42,8 +42,9 @@ from hedge_pipeline.market.sources import (
     yahoo as yahoo_source,
 )
 from hedge_pipeline.market.sources.file import FileSource
-from hedge_pipeline.market.sources.protocol import BAR_COLUMNS, DAILY_COLUMNS
+from hedge_pipeline.market.sources.protocol import BAR_COLUMNS, CHAIN_COLUMNS, DAILY_COLUMNS
 from hedge_pipeline.market.sources.yahoo import BreakerOpen, Meter, YahooSource
+from hedge_pipeline.market.sources.yahoo_chains import expirations_to_ask, read_page, snapshot
 from hedge_pipeline.market.tables import GAPS, RAW_QUOTES
 from hedge_pipeline.settings import load_settings
 from hedge_pipeline.store import Store
@@ -991,3 +992,123 @@ def test_a_recorded_404_of_a_wrong_address_is_no_unknown_symbol(
     serve(yahoo, recorded(shared_data, "pageWithUnknownError"))
     with pytest.raises(SourceDown, match="Yahoo answers 404"):
         source.bars("SPY", SESSION, NOW)
+
+
+# -- option chains -----------------------------------------------------------------------------
+
+OPTIONS = "/v7/finance/options/"
+
+
+def expiries(chain: pd.DataFrame) -> list[str]:
+    return sorted(chain["expiry"].unique())
+
+
+def test_a_chain_has_the_nearest_expirations_and_the_next_monthlies(
+    yahoo: YahooDouble, source: YahooSource, seconds: Seconds
+) -> None:
+    chain = source.chains("QQQ", SESSION, NOW, sweep=False)
+    assert expiries(chain) == [
+        "2025-11-21",  # itself a monthly
+        "2025-11-24",
+        "2025-11-25",
+        "2025-11-26",
+        "2025-12-19",
+        "2026-01-16",
+        "2026-02-20",
+    ]
+    assert yahoo.count("options") == 7
+    assert seconds.slept == [yahoo_source.CHAIN_PAUSE_SECONDS] * 6
+    asked = pd.Timestamp(NOW)
+    assert chain["available_at"].unique().tolist() == [asked]
+    assert chain["as_of"].unique().tolist() == [asked - 30 * MINUTE]
+    tens = chain[(chain["strike"] == 610) & (chain["right"] == "C")]
+    assert tens["open_interest"].unique().tolist() == [507.0]
+    assert chain["volume"].isna().sum() == 7  # one key is missing in every answer
+
+
+def test_a_sweep_has_every_expiration(yahoo: YahooDouble, source: YahooSource) -> None:
+    chain = source.chains("QQQ", SESSION, NOW, sweep=True)
+    assert len(expiries(chain)) == 14 == yahoo.count("options")
+
+
+def test_an_expiration_that_fails_costs_only_itself(
+    yahoo: YahooDouble, source: YahooSource
+) -> None:
+    source.chains("QQQ", SESSION, NOW, sweep=False)  # cookies and crumb
+    whole = expiries(source.chains("QQQ", SESSION, NOW, sweep=False))
+    yahoo.fault(Fault("delay", path=OPTIONS, times=1))
+    yahoo.fault(Fault("answer", path=OPTIONS, status=200, body=b"<html>", times=1))
+    assert expiries(source.chains("QQQ", SESSION, NOW, sweep=False)) == [whole[0], *whole[2:]]
+
+
+@pytest.mark.parametrize(
+    ("fault", "outcome"),
+    [
+        (replace(THROTTLED, path=OPTIONS), RateLimited),
+        (Fault("answer", path=OPTIONS, status=500, body=b"{}"), SourceDown),
+        (Fault("answer", path=OPTIONS, status=401, body=b"{}"), SourceDown),
+        (Fault("answer", path=OPTIONS, status=404, body=b"{}"), SymbolUnknown),
+        (Fault("answer", path=OPTIONS, body=b"<html>"), SourceDown),
+        (Fault("answer", path=OPTIONS, body=b'{"optionChain": {"result": [{}]}}'), SchemaDrift),
+        (Fault("answer", path=OPTIONS, body=b'{"optionChain": {"result": []}}'), NoDataYet),
+        (Fault("truncate", path=OPTIONS), SourceDown),
+        (Fault("drop", path=OPTIONS), SourceDown),
+    ],
+)
+def test_every_failure_of_a_chain_has_its_outcome(
+    yahoo: YahooDouble, source: YahooSource, fault: Fault, outcome: type[SourceError]
+) -> None:
+    yahoo.fault(fault)
+    with pytest.raises(outcome) as met:
+        source.chains("QQQ", SESSION, NOW, sweep=False)
+    assert type(met.value) is outcome
+    assert "\n" not in str(met.value)
+
+
+def test_a_crumb_that_has_expired_is_asked_for_again(
+    yahoo: YahooDouble, source: YahooSource
+) -> None:
+    source.chains("QQQ", SESSION, NOW, sweep=False)
+    yahoo.fault(Fault("answer", path=OPTIONS, status=401, body=b"{}", times=2))
+    assert len(source.chains("QQQ", SESSION, NOW, sweep=False)) > 0
+
+
+def test_bars_go_on_while_chains_fail(yahoo: YahooDouble, source: YahooSource) -> None:
+    yahoo.fault(Fault("answer", path=OPTIONS, status=500, body=b"{}"))
+    with pytest.raises(SourceDown):
+        source.chains("QQQ", SESSION, NOW, sweep=False)
+    assert len(source.bars("QQQ", SESSION, NOW)) > 60
+
+
+def test_a_symbol_without_options_has_no_chain(source: YahooSource) -> None:
+    with pytest.raises(NoDataYet, match="lists no options"):
+        source.chains("NOPE", SESSION, NOW, sweep=False)
+
+
+def test_yahoo_has_no_chains_of_the_past(yahoo: YahooDouble, source: YahooSource) -> None:
+    with pytest.raises(WindowRefused, match="keeps no option chains"):
+        source.chains("QQQ", CALENDAR.session("2025-11-20"), NOW, sweep=True)
+    assert yahoo.count("options") == 0
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize(
+    "name", ["options-QQQ.v2.json", "options-QQQ.v3.json", "options-AAPL.v3.json"]
+)
+def test_recorded_chains_are_read(shared_data: Path, name: str) -> None:
+    recorded = json.loads((shared_data / "yahoo_json" / name).read_text())
+    body = recorded.get("body", recorded)
+    page = read_page("QQQ", json.loads(body) if isinstance(body, str) else body)
+    assert page is not None and page.expiration in page.expirations
+    assert len(page.contracts) > 50
+    assert (page.contracts["strike"] > 0).all()
+    chain = snapshot([page], NOW)
+    assert tuple(chain.columns) == CHAIN_COLUMNS
+
+
+def test_the_day_before_a_holiday_friday_is_a_monthly() -> None:
+    """The third Friday of April 2025 was Good Friday."""
+    days = [dt.date(2025, 4, n) for n in (7, 8, 9, 10, 11, 17, 25)]
+    listed = [int(dt.datetime(d.year, d.month, d.day, tzinfo=dt.UTC).timestamp()) for d in days]
+    chosen = expirations_to_ask(listed, dt.date(2025, 4, 7), sweep=False)
+    assert chosen == (*listed[:4], listed[5])

@@ -18,6 +18,7 @@ from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.exceptions import MlflowException
 
+from hedge_pipeline import control
 from hedge_pipeline.learning.gate import GateState, Skill
 from hedge_pipeline.learning.training import margins
 from hedge_pipeline.market.tables import FEATURE_ROWS, PERFORMANCE, PROMOTIONS, feature_names
@@ -201,6 +202,63 @@ def test_live_accuracy_stands_beside_the_base_rate_at_the_step_of_every_session(
         assert [value for _, value in found] == pytest.approx(shares)
 
 
+@pytest.mark.parametrize("version", [1, 3])
+def test_the_totals_of_a_version_stand_with_their_interval(
+    demo: Demo, published: MlflowRegistry, version: int
+) -> None:
+    """The last value is what the MLflow table shows and compares."""
+    sums = rows_of(demo.store, PERFORMANCE, symbols=["SIMQ"])
+    sums = sums[(sums["role"] == "served") & (sums["model_version"] == version)]
+    metrics = run_of(published, "SIMQ", version).data.metrics
+    assert metrics["live_total/labels"] == sums["labels"].sum()
+    accuracy = sums["hits"].sum() / sums["labels"].sum()
+    assert metrics["live_total/accuracy"] == pytest.approx(accuracy)
+    assert metrics["live_total/accuracy_lo"] <= accuracy <= metrics["live_total/accuracy_hi"]
+    base = sums["base_hits"].sum() / sums["labels"].sum()
+    assert metrics["live_total/base_rate_accuracy"] == pytest.approx(base)
+
+
+def test_evidence_trust_coverage_and_slope_stand_at_every_session_of_a_version(
+    demo: Demo, published: MlflowRegistry
+) -> None:
+    entries = replay_in(demo.out).ledger("SIMQ").entries
+    folds = entries[entries["kind"] == "fold"].set_index("session")
+    (label,) = rows_of(demo.store, PERFORMANCE, symbols=["SIMQ"]).query(
+        "role == 'served' and model_version == 3"
+    )["session"]
+    metrics = run_of(published, "SIMQ", 3).data.metrics
+    assert metrics["gate/trust"] == pytest.approx(folds["trust"][label])
+    assert metrics["gate/evidence_log10"] == pytest.approx(folds["evidence"][label] / np.log(10))
+    assert metrics["gate/proven"] == 0
+    assert metrics["live/coverage"] == 1
+    assert np.isfinite(metrics["live/calibration_slope"])
+
+
+def test_the_registered_model_tells_what_holds_now(demo: Demo, published: MlflowRegistry) -> None:
+    tags = published.client.get_registered_model(model_name("SIMQ")).tags
+    assert tags["hedge.skill"] == "unproven"
+    assert "of the 20 needed" in tags["hedge.evidence"]
+    assert tags["hedge.promotions"] == "0"
+    assert tags["hedge.retraining"].startswith("retraining against the first model: ")
+    assert tags["hedge.feature_drift"] == "too few sessions to tell"
+
+
+def test_a_pinned_version_has_an_alias_while_it_is_pinned(
+    deployment: Deployment, registry: MlflowRegistry
+) -> None:
+    live = dataclasses.replace(deployment, replay=False)
+
+    def aliases_after_publishing() -> dict[str, int]:
+        registry.publish(deployment, "SIMQ")
+        found = registry.client.get_registered_model(model_name("SIMQ")).aliases
+        return {name: int(version) for name, version in found.items()}
+
+    control.pin(live, "SIMQ", 2, "calmer")
+    assert aliases_after_publishing() == {"challenger": 4, "pinned": 2}
+    control.roll_back(live, "SIMQ", "enough")
+    assert aliases_after_publishing() == {"challenger": 4}
+
+
 def test_a_version_that_did_not_predict_has_no_live_accuracy(published: MlflowRegistry) -> None:
     metrics = run_of(published, "SIMQ", 4).data.metrics
     assert metrics
@@ -355,6 +413,7 @@ CALLS = (
     "create_model_version",
     "set_terminated",
     "set_registered_model_alias",
+    "set_registered_model_tag",
 )
 
 

@@ -5,8 +5,10 @@ called with a `SourceOptions` and returns a `MarketSource`.
 """
 
 from hedge_pipeline.market.sources.protocol import (
+    CHAIN_COLUMNS,
     BadInput,
     Capabilities,
+    ChainSource,
     DailySource,
     MarketSource,
     NoDataYet,
@@ -23,8 +25,10 @@ from hedge_pipeline.market.sources.protocol import (
 )
 
 __all__ = [
+    "CHAIN_COLUMNS",
     "BadInput",
     "Capabilities",
+    "ChainSource",
     "DailySource",
     "MarketSource",
     "NoDataYet",

@@ -1,22 +1,33 @@
-"""Bars from Parquet or CSV files. What a file holds is told by its columns, not by its name.
+"""Bars and option chains from Parquet or CSV files; what a file holds is told by its columns.
 
 Bars: symbol, ts (aliases timestamp, date, datetime, bar_ts; the start of the bar, with a time
-zone), open, high, low, close, volume. Further columns are ignored. Rows outside the calendar's
-sessions are dropped and counted in `dropped`; anything else that is wrong is refused with its row.
+zone), open, high, low, close, volume. Option chains: see `chain_files.py`. Further columns are
+ignored. Rows outside the calendar's sessions are dropped and counted in `dropped`; anything else
+that is wrong is refused with its row.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hedge_pipeline.market.bars import days_of
+from hedge_pipeline.market.sources import chain_files
+from hedge_pipeline.market.sources.columns import (
+    check_columns,
+    read_file,
+    read_numbers,
+    read_times,
+    refuse,
+)
 from hedge_pipeline.market.sources.protocol import (
     BAR_COLUMNS,
+    CHAIN_COLUMNS,
     BadInput,
     Capabilities,
     NoDataYet,
@@ -33,7 +44,6 @@ log = logging.getLogger(__name__)
 
 TIME_ALIASES = ("ts", "timestamp", "date", "datetime", "bar_ts")
 PRICES = ("open", "high", "low", "close")
-_WITH_ZONE = r":\d{2}(?:[.,]\d+)?\s*(?:Z|[+-]\d{2}(?::?\d{2})?)\s*$"
 LARGEST_PRICE = 1e7
 LARGEST_BAR_RANGE = 2.0
 LARGEST_STEP = 5.0
@@ -48,7 +58,6 @@ class FileSource:
     """
 
     name = "file"
-    capabilities = Capabilities()
     delay = dt.timedelta(0)
 
     def __init__(self, options: SourceOptions) -> None:
@@ -58,7 +67,8 @@ class FileSource:
             raise BadInput("the file source needs a file or folder: --path or HEDGE_SOURCE_PATH")
         self._calendar = options.calendar
         self.dropped: dict[str, int] = {}
-        frames = [self._in_session(path, read_bars(path)) for path in _files(options.paths)]
+        bar_files, chains = _files(options.paths)
+        frames = [self._in_session(path, read_bars(path)) for path in bar_files]
         bars = pd.concat(frames, ignore_index=True)
         bars = bars[~bars.drop(columns="file").duplicated()]
         twice = bars.duplicated(["symbol", "bar_ts"], keep=False)
@@ -71,6 +81,8 @@ class FileSource:
             (str(symbol), str(label)): group.drop(columns=["symbol", "session", "file"])
             for (symbol, label), group in bars.groupby(["symbol", "session"], sort=False)
         }
+        self._chains = self._read_chains(chains)
+        self.capabilities = Capabilities(has_chains=bool(self._chains))
         self._days: dict[str, pd.DataFrame] = {}
         self.symbols = tuple(sorted({symbol for symbol, _ in self._bars}))
         self.sessions = tuple(sorted({label for _, label in self._bars}))
@@ -88,6 +100,37 @@ class FileSource:
         for column in ("bid", "ask", "support", "resistance"):
             frame[column] = np.nan
         return frame[list(BAR_COLUMNS)]
+
+    def chains(
+        self, symbol: str, session: Session, now: dt.datetime, *, sweep: bool
+    ) -> pd.DataFrame:
+        """See the protocol; a file's snapshots are served whole."""
+        import pandas as pd
+
+        found = self._chains.get((symbol, session.label))
+        if found is None:
+            raise NoDataYet(f"no file has option chains of {symbol} in session {session.label}")
+        return found[found["available_at"] <= pd.Timestamp(now)].reset_index(drop=True)
+
+    def _read_chains(self, paths: Sequence[Path]) -> dict[tuple[str, str], pd.DataFrame]:
+        """Snapshots by symbol and the session on whose date they became available."""
+        if not paths:
+            return {}
+        chains = chain_files.read_chains(paths)
+        day = chains["available_at"].dt.tz_convert(self._calendar.timezone).dt.strftime("%Y-%m-%d")
+        inside = day.isin([label for label in day.unique() if label in self._calendar])
+        dropped = chains.loc[~inside, "file"].value_counts()
+        for path in paths:
+            self.dropped[path.name] = int(dropped.get(path.name, 0))
+            if self.dropped[path.name]:
+                log.info(
+                    "%s: %d rows outside the sessions dropped", path.name, self.dropped[path.name]
+                )
+        chains = chains.assign(session=day)[inside]
+        return {
+            (str(symbol), str(label)): group[list(CHAIN_COLUMNS)]
+            for (symbol, label), group in chains.groupby(["symbol", "session"], sort=False)
+        }
 
     def daily(self, symbol: str, first: str, last: str, now: dt.datetime) -> pd.DataFrame:
         """See the protocol; made of the minute bars, whatever minutes the file lacks."""
@@ -148,46 +191,41 @@ def read_bars(path: Path) -> pd.DataFrame:
     Raises:
         BadInput: with file, row (counted from 1 below the header) and column.
     """
-    frame = _read(path)
-    frame = frame.rename(columns={name: str(name).strip().lower() for name in frame.columns})
+    frame = read_file(path)
     times = [name for name in TIME_ALIASES if name in frame.columns]
     missing = [name for name in ("symbol", *PRICES, "volume") if name not in frame.columns]
     if not times:
         missing.append("ts")
     if missing:
         raise BadInput(f"{path.name}: not a file of bars, it lacks {', '.join(missing)}")
-    if frame.empty:
-        raise BadInput(f"{path.name}: the file has no rows")
     wanted = ["symbol", times[0], *PRICES, "volume"]
-    doubled = [name for name in wanted if list(frame.columns).count(name) > 1]
-    if doubled:
-        raise BadInput(f"{path.name}: column {doubled[0]} is there twice")
+    check_columns(path, frame, wanted)
     frame = frame[wanted].rename(columns={times[0]: "bar_ts"}).reset_index(drop=True)
-    frame["bar_ts"] = _times(path, frame["bar_ts"])
+    frame["bar_ts"] = read_times(path, frame["bar_ts"])
     for column in (*PRICES, "volume"):
-        frame[column] = _numbers(path, frame[column])
+        frame[column] = read_numbers(path, frame[column])
     frame["symbol"] = frame["symbol"].astype("str").str.strip().str.upper()
-    _refuse(path, frame["symbol"].isna() | (frame["symbol"] == ""), "symbol is missing")
+    refuse(path, frame["symbol"].isna() | (frame["symbol"] == ""), "symbol is missing")
     _refuse_bad_rows(path, frame)
     return frame
 
 
-def _files(paths: Any) -> list[Path]:
+def _files(paths: Any) -> tuple[list[Path], list[Path]]:
+    """Files of bars and files of option chains."""
     found: list[Path] = []
     for name in paths:
         path = Path(name)
         if path.is_dir():
-            inside = sorted(x for x in path.iterdir() if x.suffix in (".parquet", ".csv"))
-            found.extend(x for x in inside if not _is_chain(x))
+            found.extend(sorted(x for x in path.iterdir() if x.suffix in (".parquet", ".csv")))
         elif path.exists():
-            if _is_chain(path):
-                raise BadInput(f"{path.name}: holds option chains, not bars")
             found.append(path)
         else:
             raise BadInput(f"{name}: no such file or folder")
-    if not found:
+    chains = [path for path in found if _is_chain(path)]
+    bars = [path for path in found if path not in chains]
+    if not bars:
         raise BadInput(f"{', '.join(map(str, paths))}: no Parquet or CSV file of bars in there")
-    return found
+    return bars, chains
 
 
 def _is_chain(path: Path) -> bool:
@@ -205,105 +243,33 @@ def _is_chain(path: Path) -> bool:
     return {"strike", "expiry"} <= {name.strip() for name in names}
 
 
-def _read(path: Path) -> pd.DataFrame:
-    import pandas as pd
-    import pyarrow as pa
-
-    try:
-        if path.suffix == ".csv":
-            # a converter, not a dtype: NA and NAN are tickers, 0700 keeps its zero
-            return pd.read_csv(path, converters=dict.fromkeys(("symbol", "Symbol", "SYMBOL"), str))
-        return pd.read_parquet(path)
-    except pd.errors.EmptyDataError:
-        raise BadInput(f"{path.name}: the file is empty") from None
-    except (pa.ArrowInvalid, pd.errors.ParserError, UnicodeDecodeError, OSError) as error:
-        reason = str(error).strip().split("\n", 1)[0]
-        raise BadInput(f"{path.name}: cannot be read ({reason})") from None
-
-
-def _times(path: Path, values: pd.Series[Any]) -> pd.Series[Any]:
-    import pandas as pd
-
-    if pd.api.types.is_numeric_dtype(values.dtype):
-        raise BadInput(f"{path.name}: column ts holds numbers; give times with a time zone")
-    if isinstance(values.dtype, pd.DatetimeTZDtype):
-        parsed = values
-    elif pd.api.types.is_datetime64_any_dtype(values.dtype):
-        raise BadInput(f"{path.name}: column ts has no time zone")
-    else:
-        parsed = _parse_times(path, values)
-    missing = parsed.isna()
-    if missing.any():
-        raise BadInput(f"{path.name} row {_row(missing)}: ts is missing")
-    utc: pd.Series[Any] = parsed.dt.tz_convert("UTC").dt.as_unit("us")
-    return utc
-
-
-def _parse_times(path: Path, values: pd.Series[Any]) -> pd.Series[Any]:
-    import pandas as pd
-
-    text = values.astype("str")
-    naive = ~text.str.contains(_WITH_ZONE, regex=True, na=True)
-    if naive.any():
-        row = _row(naive)
-        raise BadInput(f"{path.name} row {row}: ts {text.iloc[row - 1]!r} has no time zone")
-    parsed = pd.to_datetime(text, utc=True, format="ISO8601", errors="coerce")
-    wrong = parsed.isna() & text.notna()
-    if wrong.any():
-        row = _row(wrong)
-        raise BadInput(f"{path.name} row {row}: ts {text.iloc[row - 1]!r} is no time")
-    return parsed
-
-
-def _numbers(path: Path, values: pd.Series[Any]) -> pd.Series[Any]:
-    import pandas as pd
-
-    numbers = pd.to_numeric(values, errors="coerce").astype("float64")
-    wrong = numbers.isna() & values.notna()
-    if wrong.any():
-        row = _row(wrong)
-        raise BadInput(
-            f"{path.name} row {row}: {values.name} {values.iloc[row - 1]!r} is no number"
-        )
-    return numbers
-
-
 def _refuse_bad_rows(path: Path, frame: pd.DataFrame) -> None:
     """Refuses impossible prices, doubled or unsorted times."""
     for column in PRICES:
         price = frame[column]
-        _refuse(path, price.isna(), f"{column} is missing")
-        _refuse(path, ~np.isfinite(price), f"{column} is infinite")
-        _refuse(path, price <= 0, f"{column} is not a positive price")
-        _refuse(path, price > LARGEST_PRICE, f"{column} is above {LARGEST_PRICE:g}")
+        refuse(path, price.isna(), f"{column} is missing")
+        refuse(path, ~np.isfinite(price), f"{column} is infinite")
+        refuse(path, price <= 0, f"{column} is not a positive price")
+        refuse(path, price > LARGEST_PRICE, f"{column} is above {LARGEST_PRICE:g}")
     body_low, body_high = frame[["open", "close"]].min(axis=1), frame[["open", "close"]].max(axis=1)
-    _refuse(path, frame["high"] < body_high, "high is below open or close")
-    _refuse(path, frame["low"] > body_low, "low is above open or close")
-    _refuse(
+    refuse(path, frame["high"] < body_high, "high is below open or close")
+    refuse(path, frame["low"] > body_low, "low is above open or close")
+    refuse(
         path,
         frame["high"] > LARGEST_BAR_RANGE * frame["low"],
         f"high is more than {LARGEST_BAR_RANGE:g} times low",
     )
-    _refuse(path, frame["volume"] < 0, "volume is negative")
-    _refuse(path, np.isinf(frame["volume"]), "volume is infinite")
-    _refuse(path, frame.duplicated(["symbol", "bar_ts"]), "ts is there twice for its symbol")
+    refuse(path, frame["volume"] < 0, "volume is negative")
+    refuse(path, np.isinf(frame["volume"]), "volume is infinite")
+    refuse(path, frame.duplicated(["symbol", "bar_ts"]), "ts is there twice for its symbol")
     own = frame.groupby("symbol", sort=False)
     passed = own["bar_ts"].diff()
-    _refuse(path, passed < dt.timedelta(0), "ts is earlier than in the row before it of its symbol")
+    refuse(path, passed < dt.timedelta(0), "ts is earlier than in the row before it of its symbol")
     # overnight a split may do this, within the hour only a misplaced decimal point
     step = frame["open"] / own["close"].shift()
     torn = (step > LARGEST_STEP) | (step < 1 / LARGEST_STEP)
-    _refuse(
+    refuse(
         path,
         torn & (passed <= STEP_WITHIN),
         f"open is more than {LARGEST_STEP:g} times away from the close before it",
     )
-
-
-def _refuse(path: Path, wrong: pd.Series[Any], what: str) -> None:
-    if wrong.any():
-        raise BadInput(f"{path.name} row {_row(wrong)}: {what}")
-
-
-def _row(wrong: pd.Series[Any]) -> int:
-    return int(np.argmax(wrong.to_numpy())) + 1

@@ -28,6 +28,19 @@ BAR_COLUMNS = (
     "support",
     "resistance",
 )
+CHAIN_COLUMNS = (
+    "as_of",
+    "available_at",
+    "expiry",
+    "strike",
+    "right",
+    "open_interest",
+    "volume",
+    "implied_volatility",
+    "bid",
+    "ask",
+    "last",
+)
 DAILY_COLUMNS = ("session", "open", "high", "low", "close", "volume")
 GROUP = "hedge_pipeline.sources"
 
@@ -84,7 +97,7 @@ class Capabilities:
 
     Attributes:
         history: past sessions can be read, not only the running one.
-        has_chains: it serves option chains.
+        has_chains: it serves option chains; it is a `ChainSource` then.
         has_nbbo: bid and ask are the national best bid and offer; otherwise no feature uses them.
         has_levels: bars carry support and resistance levels.
     """
@@ -129,6 +142,33 @@ class MarketSource(Protocol):
         Returns:
             Frame with the columns `BAR_COLUMNS`, ascending `bar_ts` (datetime64[us, UTC]), bar
             starts only on the session's grid, NaN = unknown (volume, bid, ask, levels).
+
+        Raises:
+            SourceError: one of its subclasses, by what went wrong.
+        """
+        ...
+
+
+class ChainSource(Protocol):
+    """A source that serves option chains too; declared by `capabilities.has_chains`."""
+
+    def chains(
+        self, symbol: str, session: Session, now: dt.datetime, *, sweep: bool
+    ) -> pd.DataFrame:
+        """Snapshots of the option chain that belong to one session and are known at `now`.
+
+        Args:
+            symbol: ticker symbol of the underlying.
+            session: which session; a snapshot belongs to the exchange date it became available.
+            now: aware time of asking.
+            sweep: every expiration; otherwise a live source may leave out what matters least.
+
+        Returns:
+            Frame with the columns `CHAIN_COLUMNS`, any number of snapshots: as_of and available_at
+            are datetime64[us, UTC], expiry is text (YYYY-MM-DD), right is C or P, open interest and
+            volume are contracts, implied volatility is per year, prices are in quote currency;
+            NaN = unknown. `as_of` is the moment the data describe, `available_at` the moment they
+            could first be had.
 
         Raises:
             SourceError: one of its subclasses, by what went wrong.

@@ -24,11 +24,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
 from typing import TYPE_CHECKING
+from zoneinfo import ZoneInfo
+
+import numpy as np
 
 from hedge_pipeline.market.bars import days_of
 from hedge_pipeline.market.calendar import SessionCalendar
 from hedge_pipeline.market.sources.protocol import (
     BAR_COLUMNS,
+    CHAIN_COLUMNS,
     BadInput,
     Capabilities,
     NoDataYet,
@@ -48,6 +52,8 @@ RENEWALS = (0, 130, 260)
 REACH = 8.0
 TYPICAL_SIGMA = 4.5e-4
 EPOCH = "2024-01-02"
+NEW_YORK = ZoneInfo("America/New_York")
+EXPIRY_HOUR = 16
 
 
 @dataclass(frozen=True)
@@ -268,15 +274,74 @@ def oracle(seed: int, symbol: str, ordinal: int, minute: int) -> float | None:
     return 0.5 * (_cdf((mean + shift) / deviation) + _cdf((mean - shift) / deviation))
 
 
+CHAIN_EVERY = 60
+LADDER = tuple(range(-6, 7))
+RUNG = 0.005
+MONTHLIES = 4
+WALL_OPEN_INTEREST = 20_000.0
+_NO_QUOTE = ("bid", "ask", "last")
+
+
+def option_chain(
+    seed: int, symbol: str, ordinal: int, minute: int, front: dt.date
+) -> dict[str, list[str | float]]:
+    """The option chain as of the end of a minute, by column; about 130 contracts.
+
+    The front expiration has its largest put open interest at the planted support and its largest
+    call open interest at the planted resistance, and a ladder of strikes half a percent apart
+    around the opening level; the next four monthlies have the ladder only. Open interest and
+    volume of the ladder are draws, implied volatility a smile around 16 % a year.
+    """
+    state = simulate(seed, symbol, ordinal)
+    draw = _Stream.of(seed, symbol, ordinal, "chain")
+    strikes = [round(state.anchor * (1 + RUNG * rung), 2) for rung in LADDER]
+    planted = {
+        (round(state.support[minute], 2), "P"): WALL_OPEN_INTEREST,
+        (round(state.resistance[minute], 2), "C"): WALL_OPEN_INTEREST,
+    }
+    found: dict[str, list[str | float]] = {
+        name: [] for name in CHAIN_COLUMNS if name not in ("as_of", "available_at", *_NO_QUOTE)
+    }
+    number = 0
+    for position, expiry in enumerate([front, *_monthlies(front)]):
+        own = sorted({*strikes, *(strike for strike, _ in planted)}) if position == 0 else strikes
+        for strike in own:
+            for right in ("C", "P"):
+                number += 1
+                wall = planted.get((strike, right), 0.0) if position == 0 else 0.0
+                interest = round(400 * math.exp(0.8 * draw.normal(2 * number)))
+                distance = math.log(strike / state.anchor)
+                found["expiry"].append(expiry.isoformat())
+                found["strike"].append(strike)
+                found["right"].append(right)
+                found["open_interest"].append(wall or float(interest))
+                found["volume"].append(float(round(interest * draw.uniform(2 * number + 1) / 2)))
+                found["implied_volatility"].append(0.16 - 0.4 * distance + 4 * distance**2)
+    return found
+
+
+def _monthlies(front: dt.date) -> list[dt.date]:
+    """The third Fridays of the next months after the front expiration."""
+    found: list[dt.date] = []
+    year, month = front.year, front.month
+    while len(found) < MONTHLIES:
+        first = dt.date(year, month, 1)
+        third = first + dt.timedelta(days=(4 - first.weekday()) % 7 + 14)
+        if third > front:
+            found.append(third)
+        year, month = (year + 1, 1) if month == 12 else (year, month + 1)
+    return found
+
+
 class SimulatedSource:
-    """The simulated market as a source of one-minute bars; symbols begin with SIM.
+    """The simulated market as a source of one-minute bars and chains; symbols begin with SIM.
 
     Sessions are counted from 2024-01-02 on the configured calendar; a half day is the beginning of
     a full one. On a calendar with longer days (24/7) a day is several simulated sessions in a row.
     """
 
     name = "simulated"
-    capabilities = Capabilities(has_levels=True)
+    capabilities = Capabilities(has_levels=True, has_chains=True)
     delay = dt.timedelta(0)
 
     def __init__(self, options: SourceOptions) -> None:
@@ -301,10 +366,7 @@ class SimulatedSource:
         """See the protocol. Every bar has a volume, a spread of two cents and both levels."""
         import pandas as pd
 
-        if not symbol.startswith("SIM"):
-            raise SymbolUnknown(f"the simulated market has no symbol {symbol}; its begin with SIM")
-        if session.label < EPOCH:
-            raise WindowRefused(f"the simulated market begins on {EPOCH}")
+        self._refuse(symbol, session)
         length = dt.timedelta(seconds=session.bar_seconds)
         final = (now - self.delay - session.opens) // length
         count = min(session.bars, max(final, 0))
@@ -319,6 +381,35 @@ class SimulatedSource:
         frame.insert(0, "bar_ts", pd.to_datetime(session.bar_ts[:count], utc=True).as_unit("us"))
         return frame[list(BAR_COLUMNS)].astype({"volume": "float64"})
 
+    def chains(
+        self, symbol: str, session: Session, now: dt.datetime, *, sweep: bool
+    ) -> pd.DataFrame:
+        """See the protocol. A snapshot every hour and whenever the planted levels change.
+
+        Quotes are unknown, and every expiration is in every snapshot.
+        """
+        import pandas as pd
+
+        self._refuse(symbol, session)
+        length = dt.timedelta(seconds=session.bar_seconds)
+        final = min(session.bars, (now - self.delay - session.opens) // length)
+        wanted = [m for m in range(final) if m % MINUTES in RENEWALS or m % CHAIN_EVERY == 0]
+        if not wanted:
+            raise NoDataYet(f"there is no option chain of {session.label} yet")
+        ordinal = self.ordinal(session.label)
+        columns: dict[str, list[str | float]] = {}
+        moments: list[dt.datetime] = []
+        for minute in wanted:
+            as_of = session.opens + (minute + 1) * length
+            day, number = ordinal + minute // MINUTES, minute % MINUTES
+            chain = option_chain(self.seed, symbol, day, number, _front(as_of))
+            for name, values in chain.items():
+                columns.setdefault(name, []).extend(values)
+            moments.extend([as_of] * len(chain["strike"]))
+        at = pd.DatetimeIndex(moments).as_unit("us")
+        found = pd.DataFrame({"as_of": at, "available_at": at + self.delay, **columns})
+        return found.assign(**dict.fromkeys(_NO_QUOTE, np.nan))[list(CHAIN_COLUMNS)]
+
     def daily(self, symbol: str, first: str, last: str, now: dt.datetime) -> pd.DataFrame:
         """See the protocol; made of the minute bars."""
         import pandas as pd
@@ -332,3 +423,15 @@ class SimulatedSource:
                 bars = self.bars(symbol, session, session.closes)
                 self._days[symbol, session.label] = days_of([(session.label, bars)])
         return pd.concat([self._days[symbol, x.label] for x in over], ignore_index=True)
+
+    def _refuse(self, symbol: str, session: Session) -> None:
+        if not symbol.startswith("SIM"):
+            raise SymbolUnknown(f"the simulated market has no symbol {symbol}; its begin with SIM")
+        if session.label < EPOCH:
+            raise WindowRefused(f"the simulated market begins on {EPOCH}")
+
+
+def _front(as_of: dt.datetime) -> dt.date:
+    """The next expiration: today's until it expires at 16:00 in New York."""
+    local = as_of.astimezone(NEW_YORK)
+    return local.date() if local.hour < EXPIRY_HOUR else local.date() + dt.timedelta(days=1)

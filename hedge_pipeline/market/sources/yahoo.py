@@ -29,6 +29,7 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 
+from hedge_pipeline.market.sources import yahoo_chains
 from hedge_pipeline.market.sources.protocol import (
     BAR_COLUMNS,
     DAILY_COLUMNS,
@@ -60,6 +61,7 @@ CACHE_ATTEMPTS = 10
 SETTLED = dt.timedelta(hours=1)
 COOL_DOWN_SECONDS = (60.0, 300.0, 900.0)
 PRICE_DECIMALS = 4
+CHAIN_PAUSE_SECONDS = 2.0
 
 
 class BreakerOpen(Exception):
@@ -115,6 +117,10 @@ class Meter:
             self._sleep(pause)
             self._refuse_while_open(self._clock())
 
+    def pause(self, seconds: float) -> None:
+        """Waits between requests that are in no hurry."""
+        self._sleep(seconds)
+
     def after(self, status: int) -> None:
         """Notes the answer; a 429 opens the breaker, for longer each time in a row.
 
@@ -165,7 +171,7 @@ class YahooSource:
     """
 
     name = "yahoo"
-    capabilities = Capabilities()
+    capabilities = Capabilities(has_chains=True)
     delay = dt.timedelta(seconds=90)
 
     def __init__(self, options: SourceOptions, meter: Meter | None = None) -> None:
@@ -180,6 +186,7 @@ class YahooSource:
         self._meter = meter or Meter()
         self._delivered: set[str] = set()
         self._lock = threading.Lock()
+        self._chain_turn = threading.Lock()
         self._client: Any = None
         self._session: Any = None
 
@@ -202,6 +209,77 @@ class YahooSource:
             raise NoDataYet(f"{symbol}: Yahoo has no bar of {session.label} yet")
         self._delivered.add(symbol)
         return bars
+
+    def chains(
+        self, symbol: str, session: Session, now: dt.datetime, *, sweep: bool
+    ) -> pd.DataFrame:
+        """See the protocol: one snapshot, of now; Yahoo keeps none of the past.
+
+        An expiration that fails is left out; the others count. Symbols take turns and requests
+        are spaced, so that bars always find room in the request budget.
+        """
+        today = now.astimezone(ZoneInfo(self._calendar.timezone)).date()
+        if session.label != today.isoformat():
+            raise WindowRefused(f"{symbol}: Yahoo keeps no option chains of {session.label}")
+        with self._chain_turn:
+            first = self._ask_chain(symbol, None)
+            if first is None:
+                raise NoDataYet(f"{symbol}: Yahoo lists no options")
+            wanted = yahoo_chains.expirations_to_ask(first.expirations, today, sweep=sweep)
+            pages = [first] if first.expiration in wanted else []
+            for expiration in wanted:
+                if expiration != first.expiration:
+                    pages.extend(self._ask_expiration(symbol, expiration))
+        if not any(len(page.contracts) for page in pages):
+            raise NoDataYet(f"{symbol}: Yahoo's option chain is empty")
+        return yahoo_chains.snapshot(pages, now)
+
+    def _ask_expiration(self, symbol: str, expiration: int) -> list[yahoo_chains.Page]:
+        """The page of one expiration, or nothing if it fails."""
+        self._meter.pause(CHAIN_PAUSE_SECONDS)
+        try:
+            page = self._ask_chain(symbol, expiration)
+        except SourceError as error:
+            log.warning("%s: expiration %d is left out: %s", symbol, expiration, error)
+            return []
+        # Yahoo answers an expiration it does not know with the nearest one
+        return [page] if page is not None and page.expiration == expiration else []
+
+    def _ask_chain(self, symbol: str, expiration: int | None) -> yahoo_chains.Page | None:
+        """One answer; yfinance's own chain methods hide every error.
+
+        Raises:
+            SourceError: by the HTTP status.
+        """
+        client = self._open()
+        data = client.data.YfData(session=self._session)
+        url = f"{client.const._BASE_URL_}/v7/finance/options/{symbol}"
+        query = {} if expiration is None else {"date": expiration}
+        try:
+            answer = data.get(url, params=query)
+            if answer.status_code == 401:
+                data._crumb = None  # a refusal while throttled is remembered as the crumb
+                answer = data.get(url, params=query)
+            if answer.status_code >= 400:
+                raise self._refused_chain(symbol, answer.status_code)
+            return yahoo_chains.read_page(symbol, answer.json())
+        except SourceError:
+            raise
+        except BreakerOpen as error:
+            raise RateLimited(f"{symbol}: Yahoo {error}") from error
+        except OSError as error:
+            raise SourceDown(f"{symbol}: Yahoo cannot be reached ({_first_line(error)})") from error
+        except client.exceptions.YFRateLimitError as error:
+            raise RateLimited(f"{symbol}: Yahoo answers 429, too many requests") from error
+        except Exception as error:  # HTML, malformed JSON, and what else yfinance meets
+            raise SourceDown(f"{symbol}: Yahoo's option chain cannot be read") from error
+
+    def _refused_chain(self, symbol: str, status: int) -> SourceError:
+        if status == 429:
+            return RateLimited(f"{symbol}: Yahoo answers 429, too many requests")
+        if status == 404:
+            return SymbolUnknown(f"{symbol}: Yahoo has no options of it")
+        return SourceDown(f"{symbol}: Yahoo answers {status} when asked for options")
 
     def daily(self, symbol: str, first: str, last: str, now: dt.datetime) -> pd.DataFrame:
         """See the protocol; adjusted for splits, not for dividends, with the auctions' volume."""

@@ -1,0 +1,369 @@
+"""The stages of option chains: fetch -> store -> hedge levels; see `stages.py` for the others.
+
+Fetching touches no table, so it may happen in a thread. Everything that was asked for leaves a row
+in `chain_fetches`, whatever came of it. Levels of a snapshot are computed from it and the earlier
+snapshots of its session alone, in the order they became available: computing them again gives the
+same rows.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from hedge_pipeline.levels.chain import Chain
+from hedge_pipeline.levels.exposure import gamma_profile, priced
+from hedge_pipeline.levels.gaps import DailyBars
+from hedge_pipeline.levels.joining import NO_CHAIN
+from hedge_pipeline.levels.snapshot import CHAIN_LEVELS, prepare, row_of
+from hedge_pipeline.levels.strength import RANK_SESSIONS, ranks
+from hedge_pipeline.market.calendar import to_datetime64
+from hedge_pipeline.market.sources import (
+    CHAIN_COLUMNS,
+    BadInput,
+    ChainSource,
+    NoDataYet,
+    RateLimited,
+    SchemaDrift,
+    SourceDown,
+    SourceError,
+    SymbolUnknown,
+    WindowRefused,
+)
+from hedge_pipeline.market.tables import (
+    CHAIN_FETCHES,
+    DAILY_BARS,
+    HEDGE_LEVELS,
+    OPTION_CHAINS,
+    RAW_QUOTES,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from hedge_pipeline.market.calendar import Session
+    from hedge_pipeline.stages import Deployment
+
+OLDEST_SPOT = np.timedelta64(15, "m")
+STATUS: dict[type[SourceError], str] = {
+    NoDataYet: "no_data_yet",
+    RateLimited: "rate_limited",
+    SourceDown: "source_down",
+    SymbolUnknown: "symbol_unknown",
+    WindowRefused: "window_refused",
+    SchemaDrift: "schema_drift",
+    BadInput: "bad_input",
+}
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What one request for a symbol's option chain brought.
+
+    Attributes:
+        symbol: ticker symbol of the underlying.
+        asked_at: moment of asking.
+        sweep: every expiration was asked for.
+        snapshots: contracts with the columns `CHAIN_COLUMNS`; None if the request failed.
+        failure: why it failed; None if it did not.
+    """
+
+    symbol: str
+    asked_at: dt.datetime
+    sweep: bool
+    snapshots: pd.DataFrame | None
+    failure: SourceError | None = None
+
+
+def fetch(
+    deployment: Deployment, symbol: str, session: Session, now: dt.datetime, *, sweep: bool
+) -> Fetched:
+    """Asks the source for a symbol's chain; reads and writes no table."""
+    source = cast("ChainSource", deployment.source)
+    try:
+        snapshots = source.chains(symbol, session, now, sweep=sweep)
+        missing = [name for name in CHAIN_COLUMNS if name not in snapshots.columns]
+        if missing:
+            raise SchemaDrift(f"{symbol}: the option chain lacks {', '.join(missing)}")
+    except SourceError as error:
+        return Fetched(symbol, now, sweep, None, error)
+    return Fetched(symbol, now, sweep, snapshots)
+
+
+def store(
+    deployment: Deployment, label: str, fetched: Fetched, *, available_at: dt.datetime | None
+) -> int:
+    """Stores what is new of an answer and the row about the request; returns the new snapshots.
+
+    Args:
+        deployment: where to.
+        label: session of the answer.
+        fetched: the answer.
+        available_at: when the snapshots could first be used; None = history, as the source says.
+    """
+    import pandas as pd
+
+    new = _new_snapshots(deployment, label, fetched)
+    if available_at is not None:
+        new = new.assign(available_at=pd.Timestamp(available_at).as_unit("us"))
+    deployment.store.append(OPTION_CHAINS, label, new)
+    failure = fetched.failure
+    status = "ok" if len(new) else "nothing_new"
+    row = {
+        "symbol": fetched.symbol,
+        "asked_at": pd.Timestamp(fetched.asked_at).as_unit("us"),
+        "status": STATUS.get(type(failure), "source_down") if failure else status,
+        "sweep": fetched.sweep,
+        "snapshots": int(new["as_of"].nunique()),
+        "contracts": len(new),
+        "detail": str(failure) if failure else None,
+    }
+    deployment.store.append(CHAIN_FETCHES, label, pd.DataFrame([row]))
+    return int(new["as_of"].nunique())
+
+
+def _new_snapshots(deployment: Deployment, label: str, fetched: Fetched) -> pd.DataFrame:
+    if fetched.snapshots is None:
+        return OPTION_CHAINS.empty()
+    known = _stored_snapshots(deployment, label, fetched.symbol)
+    found = fetched.snapshots.assign(symbol=fetched.symbol)
+    return found[~found["as_of"].isin(known)]
+
+
+def _stored_snapshots(deployment: Deployment, label: str, symbol: str) -> set[Any]:
+    """Moments of the symbol's snapshots that are stored."""
+    stored = deployment.store.distinct(OPTION_CHAINS, label, ("symbol", "as_of"))
+    return set(stored.loc[stored["symbol"] == symbol, "as_of"])
+
+
+@dataclass(frozen=True)
+class CollectedChains:
+    """Counts of one collection; `failures` are the errors by symbol."""
+
+    snapshots: int
+    new: int
+    failures: dict[str, SourceError]
+
+
+def collect_chains(
+    deployment: Deployment, label: str, *, watched_live: frozenset[str] = frozenset()
+) -> CollectedChains:
+    """Asks for the session's chains of every symbol and stores what is new.
+
+    Args:
+        deployment: whose source and store.
+        label: the session.
+        watched_live: symbols somebody polled; what is added to them now is available only now.
+    """
+    session = deployment.calendar.session(label)
+    asked_at = deployment.asked_at(session)
+    failures: dict[str, SourceError] = {}
+    new = 0
+    if deployment.source.capabilities.has_chains:
+        for symbol in deployment.symbols:
+            found = fetch(deployment, symbol, session, asked_at, sweep=True)
+            history = session.closes <= asked_at and symbol not in watched_live
+            new += store(
+                deployment, label, found, available_at=None if history else deployment.clock()
+            )
+            if found.failure is not None:
+                failures[symbol] = found.failure
+    stored = deployment.store.distinct(OPTION_CHAINS, label, ("symbol", "as_of"))
+    return CollectedChains(len(stored), new, failures)
+
+
+# -- hedge levels ----------------------------------------------------------------------------------
+
+
+def build_levels(deployment: Deployment, label: str) -> int:
+    """Computes the levels of every stored snapshot of a session anew; returns the rows.
+
+    A symbol with daily bars has a first row at the open, with half gaps only.
+    """
+    import pandas as pd
+
+    rows = [
+        row
+        for symbol in deployment.symbols
+        for row in _session_rows(deployment, label, symbol, known=frozenset())
+    ]
+    frame = pd.DataFrame(rows, columns=list(HEDGE_LEVELS.names)) if rows else HEDGE_LEVELS.empty()
+    ranked = _with_ranks(deployment, label, HEDGE_LEVELS.conform(frame), HEDGE_LEVELS.empty())
+    return deployment.store.replace(HEDGE_LEVELS, label, ranked)
+
+
+def build_missing_levels(deployment: Deployment, label: str, symbol: str) -> int:
+    """Computes the levels of the symbol's snapshots that have none yet; returns how many."""
+    import pandas as pd
+
+    present = deployment.store.read(HEDGE_LEVELS, [label], symbols=[symbol])
+    rows = list(_session_rows(deployment, label, symbol, known=frozenset(present["as_of"])))
+    if not rows:
+        return 0
+    frame = HEDGE_LEVELS.conform(pd.DataFrame(rows, columns=list(HEDGE_LEVELS.names)))
+    ranked = _with_ranks(deployment, label, frame, present)
+    return deployment.store.append(HEDGE_LEVELS, label, ranked)
+
+
+def _session_rows(
+    deployment: Deployment, label: str, symbol: str, known: frozenset[Any]
+) -> Iterator[dict[str, object]]:
+    """Rows of `hedge_levels` without ranks, of the snapshots that are not known."""
+    import pandas as pd
+
+    session = deployment.calendar.session(label)
+    rules = deployment.level_rules
+    daily = daily_bars(deployment, symbol, session)
+    common = {"symbol": symbol, "dealer_sign": deployment.dealer_sign, "gex_rank": np.nan}
+    common |= {"vanna_rank": np.nan}
+    if len(daily.close) and pd.Timestamp(session.opens) not in known:
+        yield common | _opening_row(session, daily, deployment)
+    stored = _stored_snapshots(deployment, label, symbol)
+    if not stored - known:
+        return
+    chains = deployment.store.read(OPTION_CHAINS, [label], symbols=[symbol])
+    prices = _Prices(deployment, session, symbol)
+    earlier: Chain | None = None
+    for key, contracts in chains.groupby(["available_at", "as_of"], sort=True):
+        available_at, as_of = cast("tuple[pd.Timestamp, pd.Timestamp]", key)
+        snapshot = prepare(
+            contracts,
+            as_of=as_of.to_pydatetime(),
+            available_at=available_at.to_pydatetime(),
+            spot=prices.at(as_of, available_at),
+            earlier=earlier if _is_before(earlier, as_of) else None,
+            rules=rules,
+        )
+        if snapshot.usable:
+            earlier = snapshot.chain
+        if as_of not in known:
+            yield common | row_of(snapshot, daily=daily, rules=rules)
+
+
+def newest_profile(
+    deployment: Deployment, label: str, symbol: str
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None:
+    """Gamma exposure of the session's newest usable snapshot over a grid of prices.
+
+    Returns:
+        Prices in quote currency and exposures in dollars per 1 % move, both of shape [points];
+        None if no snapshot is usable.
+    """
+    rows = deployment.store.read(HEDGE_LEVELS, [label], symbols=[symbol])
+    rows = rows[rows["usable"].astype(bool)].sort_values("available_at")
+    if rows.empty:
+        return None
+    rules, newest = deployment.level_rules, rows.iloc[-1]
+    contracts = deployment.store.read(OPTION_CHAINS, [label], symbols=[symbol])
+    chain = Chain.from_frame(
+        contracts[contracts["as_of"] == newest["as_of"]], newest["as_of"].to_pydatetime()
+    )
+    spot, reach = float(newest["spot"]), rules.flip_range
+    spots = np.linspace((1 - reach) * spot, (1 + reach) * spot, rules.flip_points)
+    return spots, gamma_profile(chain.part(priced(chain, rules)), spots, rules)
+
+
+def _is_before(earlier: Chain | None, as_of: pd.Timestamp) -> bool:
+    """Whether the later snapshot may borrow: it is of the same New York day."""
+    if earlier is None or as_of < earlier.as_of:
+        return False
+    day = as_of.tz_convert("America/New_York").date()
+    return bool(earlier.day == np.datetime64(day, "D"))
+
+
+def _opening_row(session: Session, daily: DailyBars, deployment: Deployment) -> dict[str, object]:
+    """Half gaps around yesterday's close, before the first chain."""
+    from hedge_pipeline.levels.gaps import half_gaps
+
+    spot = float(daily.close[-1])
+    gaps = half_gaps(daily, spot, deployment.level_rules)
+    return {
+        **dict.fromkeys(CHAIN_LEVELS, np.nan),
+        "as_of": session.opens,
+        "available_at": session.opens,
+        "spot": spot,
+        "hg_below": gaps.below,
+        "hg_above": gaps.above,
+        "gamma_flip_count": None,
+        "contracts": 0,
+        "usable": False,
+        "unusable_reason": NO_CHAIN,
+        "oi_reused": False,
+    }
+
+
+def daily_bars(deployment: Deployment, symbol: str, session: Session) -> DailyBars:
+    """Daily bars of the sessions before this one that were known when it opened.
+
+    One entry for every session of the calendar in the window, NaN = unknown.
+    """
+    import pandas as pd
+
+    calendar, length = deployment.calendar, deployment.level_rules.gap_sessions
+    before = calendar.labels[: calendar.ordinal(session.label)][-length:]
+    stored = deployment.store.read(DAILY_BARS, before, symbols=[symbol])
+    stored = stored[stored["available_at"] < pd.Timestamp(session.opens)]
+    if stored.empty:
+        return DailyBars.none()
+    by_session = stored.set_index("session").reindex(list(before))
+    first = int(np.argmax(by_session["close"].notna().to_numpy()))
+    columns = (by_session[name].to_numpy(dtype=float)[first:] for name in ("high", "low", "close"))
+    return DailyBars(*columns)
+
+
+class _Prices:
+    """Closes of a symbol's bars by the moment they were known; yesterday's before the first."""
+
+    def __init__(self, deployment: Deployment, session: Session, symbol: str) -> None:
+        length = np.timedelta64(session.bar_seconds, "s")
+        self._opens, self._closes = to_datetime64(session.opens), to_datetime64(session.closes)
+        before = deployment.calendar.previous(session.label)
+        labels = [session.label] if before is None else [before, session.label]
+        columns = ("symbol", "bar_ts", "close", "available_at")
+        bars = deployment.store.read(RAW_QUOTES, labels, symbols=[symbol], columns=columns)
+        bars = bars.sort_values("bar_ts")
+        self._ends = bars["bar_ts"].dt.tz_localize(None).to_numpy() + length
+        self._known = bars["available_at"].dt.tz_localize(None).to_numpy()
+        self._close = bars["close"].to_numpy(dtype=float)
+
+    def at(self, as_of: pd.Timestamp, available_at: pd.Timestamp) -> float:
+        """Close of the last bar that had ended at `as_of` and was known at `available_at`.
+
+        During the session a price that is a quarter of an hour old is none: walls move with it.
+        """
+        moment = to_datetime64(as_of)
+        seen = np.flatnonzero((self._ends <= moment) & (self._known <= to_datetime64(available_at)))
+        if not len(seen):
+            return float("nan")
+        during = moment >= self._opens
+        age = min(moment, self._closes) - self._ends[seen[-1]]
+        return float("nan") if during and age > OLDEST_SPOT else float(self._close[seen[-1]])
+
+
+def _with_ranks(
+    deployment: Deployment, label: str, rows: pd.DataFrame, present: pd.DataFrame
+) -> pd.DataFrame:
+    """Fills in the ranks of the exposures among the symbol's snapshots of the last sessions."""
+    import pandas as pd
+
+    if rows.empty:
+        return rows
+    calendar = deployment.calendar
+    place = calendar.ordinal(label)
+    before = calendar.labels[max(0, place - RANK_SESSIONS + 1) : place]
+    history = deployment.store.read(HEDGE_LEVELS, before)
+    pieces = []
+    for symbol, own in rows.groupby("symbol", sort=True):
+        earlier = pd.concat([history[history["symbol"] == symbol], present]).assign(new=False)
+        both = pd.concat([earlier, own.assign(new=True)]).sort_values(["available_at", "as_of"])
+        day = both["available_at"].dt.tz_convert(calendar.timezone).dt.strftime("%Y-%m-%d")
+        ordinals = day.map({x: calendar.ordinal(x) for x in day.unique()}).to_numpy()
+        for name in ("gex", "vanna"):
+            column = "gex" if name == "gex" else "vanna_exposure"
+            both[f"{name}_rank"] = ranks(both[column].to_numpy(dtype=float), ordinals)
+        pieces.append(both[both["new"]].drop(columns="new"))
+    return pd.concat(pieces, ignore_index=True)

@@ -1,0 +1,85 @@
+"""What the tables say about a symbol beyond its accuracy: for asset pages, status and MLflow.
+
+Reads the store, writes nothing, decides nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from hedge_pipeline.learning import calibration, paired
+from hedge_pipeline.learning.gate import logit
+from hedge_pipeline.learning.paired import Paired, SessionPair
+from hedge_pipeline.market.tables import OUTCOMES, PREDICTION_LOG
+from hedge_pipeline.stages import Deployment
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RECENT = 250
+
+
+def retraining_value(
+    deployment: Deployment,
+    symbol: str,
+    last: int = RECENT,
+    known: dict[str, SessionPair] | None = None,
+) -> Paired:
+    """Does retraining help? The served stream against the first model, on the same rows.
+
+    Args:
+        deployment: whose tables.
+        symbol: ticker symbol.
+        last: newest sessions that are looked at.
+        known: remembers the sessions that are over between two calls.
+    """
+    known = {} if known is None else known
+    sessions = deployment.store.sessions(OUTCOMES)[-last:]
+    for label in (x for x in sessions if x not in known):
+        log, outcomes = _session(deployment, symbol, label)
+        known[label] = paired.pair(log, outcomes)
+    pairs = [known[label] for label in sessions]
+    for label in sessions[-1:]:  # it may not be over
+        del known[label]
+    return paired.compare(pairs)
+
+
+def calibration_slope(
+    deployment: Deployment, symbol: str, label: str, version: int, role: str
+) -> float:
+    """Slope of the trusted log-odds of one version in one session; NaN if it said nothing."""
+    rows = _scored(deployment, symbol, label, role)
+    rows = rows[rows["model_version"] == version]
+    base = rows["base_rate"].to_numpy(dtype=np.float64)
+    said = logit(rows["prob_up"].to_numpy(dtype=np.float64)) - logit(base)
+    return calibration.slope(base, said, rows["actual_direction"].to_numpy(dtype=np.float64))
+
+
+def served_probabilities(
+    deployment: Deployment, symbol: str, last: int = RECENT
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Served probabilities of up and what became of them, newest sessions, [n] each."""
+    labels = deployment.store.sessions(OUTCOMES)[-last:]
+    parts = [_scored(deployment, symbol, label, "served") for label in labels]
+    probability = [part["prob_up"].to_numpy(dtype=np.float64) for part in parts]
+    up = [part["actual_direction"].to_numpy(dtype=np.float64) for part in parts]
+    return np.concatenate([np.empty(0), *probability]), np.concatenate([np.empty(0), *up])
+
+
+def _scored(deployment: Deployment, symbol: str, label: str, role: str) -> pd.DataFrame:
+    log, outcomes = _session(deployment, symbol, label)
+    log = log[(log["role"] == role) & log["prob_up"].notna()]
+    known = outcomes.loc[outcomes["actual_direction"].notna(), ["bar_ts", "actual_direction"]]
+    return log.merge(known, on="bar_ts")
+
+
+def _session(deployment: Deployment, symbol: str, label: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    log = deployment.store.read(PREDICTION_LOG, [label], symbols=[symbol])
+    outcomes = deployment.store.read(OUTCOMES, [label], symbols=[symbol])
+    return (
+        log[log["mode"].isin(deployment.evidence_modes)],
+        outcomes[outcomes["horizon_bars"] == deployment.horizon],
+    )

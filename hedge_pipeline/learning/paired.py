@@ -1,0 +1,116 @@
+"""Two streams on the very same rows, and how sure the difference is.
+
+"Does retraining help?" is the served stream against the first model ever, on bars both predicted
+with different versions. Sessions are resampled whole: single rows are not independent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hedge_pipeline.learning.gate import log_likelihood, logit
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DRAWS = 2000
+LEAST_SESSIONS = 5
+
+
+@dataclass(frozen=True)
+class SessionPair:
+    """One session of two streams: common labels, and the sum of the first one's gain in nats."""
+
+    labels: int
+    gain: float
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Mean gain of one stream over another, 1e-4 nats per label; positive = the first is better.
+
+    Attributes:
+        gain: NaN without common labels.
+        lo: lower end of the 95 % interval; NaN with fewer than five sessions.
+        hi: upper end.
+        labels: common labels.
+        sessions: sessions with common labels.
+    """
+
+    gain: float
+    lo: float
+    hi: float
+    labels: int
+    sessions: int
+
+    def in_words(self, first: str = "retraining", second: str = "the first model") -> str:
+        """One line that claims no more than the interval does."""
+        if self.labels == 0:
+            return f"{first} and {second} have not been compared on any outcome yet"
+        where = f"on {self.labels:,} labels of {self.sessions} sessions"
+        if np.isnan(self.lo):
+            return f"{first} against {second}: {self.gain:+.1f}e-4 nats per label {where}, too few"
+        numbers = f"{self.gain:+.1f} [{self.lo:+.1f}, {self.hi:+.1f}] 1e-4 nats per label {where}"
+        if self.lo > 0:
+            return f"{first} is better than {second}: {numbers}"
+        if self.hi < 0:
+            return f"{first} is worse than {second}: {numbers}"
+        return f"{first} is not shown to differ from {second}: {numbers}"
+
+
+def pair(
+    log: pd.DataFrame, outcomes: pd.DataFrame, first: str = "served", second: str = "baseline"
+) -> SessionPair:
+    """Compares two roles on one session of one symbol.
+
+    Only bars count that both predicted, with different versions, and whose outcome is up or down.
+
+    Args:
+        log: rows of `prediction_log` of the modes that count.
+        outcomes: rows of `outcomes`, one horizon.
+        first: role.
+        second: role.
+    """
+    columns = ["bar_ts", "model_version", "prob_up"]
+    known = outcomes.loc[outcomes["actual_direction"].notna(), ["bar_ts", "actual_direction"]]
+    made = log[log["prob_up"].notna()]
+    # a hot swap may leave a bar with two served versions: the first one decided counts
+    made = made.sort_values(["bar_ts", "decided_at"]).drop_duplicates(["bar_ts", "role"])
+    rows = (
+        made.loc[made["role"] == first, columns]
+        .merge(made.loc[made["role"] == second, columns], on="bar_ts", suffixes=("", "_second"))
+        .merge(known, on="bar_ts")
+    )
+    rows = rows[rows["model_version"] != rows["model_version_second"]]
+    up = rows["actual_direction"].to_numpy(dtype=np.float64)
+    one, other = (
+        log_likelihood(logit(rows[name].to_numpy(dtype=np.float64)), up)
+        for name in ("prob_up", "prob_up_second")
+    )
+    return SessionPair(len(rows), float((one - other).sum()))
+
+
+def compare(pairs: Sequence[SessionPair], *, draws: int = DRAWS, seed: int = 0) -> Paired:
+    """The mean gain over sessions, with an interval.
+
+    Args:
+        pairs: one per session; sessions without common labels do not count.
+        draws: bootstrap draws of whole sessions.
+        seed: of the draws.
+    """
+    used = [one for one in pairs if one.labels]
+    labels = np.array([one.labels for one in used], dtype=np.float64)
+    gains = np.array([one.gain for one in used], dtype=np.float64)
+    if not used:
+        return Paired(float("nan"), float("nan"), float("nan"), 0, 0)
+    lo = hi = float("nan")
+    if len(used) >= LEAST_SESSIONS:
+        picks = np.random.default_rng(seed).integers(0, len(used), (draws, len(used)))
+        means = gains[picks].sum(axis=1) / labels[picks].sum(axis=1)
+        lo, hi = (1e4 * float(x) for x in np.quantile(means, [0.025, 0.975]))
+    mean = 1e4 * float(gains.sum() / labels.sum())
+    return Paired(mean, lo, hi, int(labels.sum()), len(used))

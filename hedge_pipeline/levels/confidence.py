@@ -1,0 +1,168 @@
+"""Confidence in a prediction at a hedge level: the trusted probability, moved by what was seen.
+
+Sums are stored by session, so that a decision can add up exactly the sessions known before it.
+They count what the price did at levels, whatever was predicted there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from hedge_pipeline.learning.gate import logit, sigmoid
+from hedge_pipeline.levels.strength import Texts, strength_band
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Floats = npt.NDArray[np.float64]
+Cell = tuple[str, str, str]
+
+PRIOR: Final = 200.0
+# the row of a symbol that counts every outcome, at a level or not
+EVERYWHERE: Final[Cell] = ("all", "all", "all")
+CELL_COLUMNS: Final = ("level_type", "level_source", "strength_band")
+COUNT_COLUMNS: Final = ("labels", "ups", "effective_labels", "effective_ups")
+
+
+class Seen(NamedTuple):
+    """Effective counts (overlap-adjusted) of outcomes in the cells of n bars.
+
+    Attributes:
+        labels: [n] up or down outcomes of the bar's cell; 0 = nothing was seen there.
+        ups: [n] those that were up.
+        base_rate: share of ups among all outcomes of the symbol in the same sessions; NaN = none.
+    """
+
+    labels: Floats
+    ups: Floats
+    base_rate: float
+
+
+class Confidence(NamedTuple):
+    """What is believed of n predictions at their levels.
+
+    Attributes:
+        prob_up: [n] the probability of up after the evidence; NaN = abstained.
+        value: [n] the same of the predicted side; NaN = abstained. Below 1/2 if the evidence
+            speaks against the prediction.
+    """
+
+    prob_up: Floats
+    value: Floats
+
+
+@dataclass(frozen=True)
+class LevelEvidence:
+    """What one symbol's price did at its levels, in cells of side, kind and strength band.
+
+    Attributes:
+        cells: effective labels and ups by cell, and of `EVERYWHERE`.
+    """
+
+    cells: Mapping[Cell, tuple[float, float]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, sums: pd.DataFrame) -> LevelEvidence:
+        """Adds up rows of `cell_sums` of one symbol, of any number of sessions.
+
+        Args:
+            sums: only sessions whose outcomes were all known before the decision.
+
+        Raises:
+            ValueError: the rows are of several symbols.
+        """
+        if sums["symbol"].nunique() > 1:
+            raise ValueError("evidence at levels is kept per symbol")
+        counts = sums.groupby(list(CELL_COLUMNS))[["effective_labels", "effective_ups"]].sum()
+        return cls(
+            {
+                (str(side), str(kind), str(band)): (float(labels), float(ups))
+                for (side, kind, band), (labels, ups) in zip(
+                    counts.index, counts.to_numpy(), strict=True
+                )
+            }
+        )
+
+    def at(self, level_type: Texts, level_source: Texts, strength_score: npt.ArrayLike) -> Seen:
+        """The counts in the cell of each bar.
+
+        Args:
+            level_type: [n] support, resistance or none.
+            level_source: [n] HP, MHP, HG or none.
+            strength_score: [n] 0..100; NaN = unknown.
+        """
+        nothing = (0.0, 0.0)
+        bands = strength_band(strength_score)
+        found = [
+            self.cells.get(cell, nothing)
+            for cell in zip(level_type, level_source, bands, strict=True)
+        ]
+        labels, ups = np.array(found, dtype=np.float64).reshape(-1, 2).T
+        every, every_up = self.cells.get(EVERYWHERE, nothing)
+        return Seen(labels, ups, every_up / every if every else float("nan"))
+
+
+def confident(prob_up: npt.ArrayLike, seen: Seen, prior: float = PRIOR) -> Confidence:
+    """Moves probabilities by what was seen at the levels.
+
+    logit(q) = logit(prob_up) + logit(h) - logit(b) with h = (ups + k b) / (labels + k): the share
+    of ups in the bar's cell, shrunk to the base rate b by k outcomes' worth. Where nothing was
+    seen, and where b is 0 or 1 (the cells cannot differ then), q is `prob_up` to the last bit.
+
+    Args:
+        prob_up: [n] trusted probabilities; NaN = abstained. The prediction is up above 1/2.
+        seen: of the same bars.
+        prior: k, effective outcomes.
+    """
+    prob = np.asarray(prob_up, dtype=np.float64)
+    b = seen.base_rate
+    q = prob.copy()
+    if 0 < b < 1:
+        moved = (seen.labels > 0) & (prob > 0) & (prob < 1)
+        h = (seen.ups[moved] + prior * b) / (seen.labels[moved] + prior)
+        q[moved] = sigmoid(logit(prob[moved]) + logit(h) - logit(b))
+    return Confidence(q, np.where(prob > 0.5, q, 1 - q))
+
+
+def cell_sums(rows: pd.DataFrame, horizon: int) -> pd.DataFrame:
+    """Counts of one settled session by symbol and cell.
+
+    Outcomes of neighbouring bars overlap: an effective count is the count over the horizon. That
+    is too careful for bars of a cell that lie far apart, and never too bold. Flat and unlabelable
+    bars, and bars without a level nearby, are in no cell; the latter count in `EVERYWHERE`.
+
+    Args:
+        rows: rows of `prediction_log` joined with `actual_direction` of `outcomes`. Only the
+            served stream is counted: the level of a bar is the same in every stream.
+        horizon: label horizon, bars.
+
+    Returns:
+        symbol, `CELL_COLUMNS`, `COUNT_COLUMNS`; sorted, no row without a label.
+    """
+    import pandas as pd
+
+    labelled = rows[(rows["role"] == "served") & rows["actual_direction"].notna()]
+    up = labelled["actual_direction"].to_numpy(dtype=np.int64)
+    every = pd.DataFrame(
+        {
+            "symbol": labelled["symbol"].to_numpy(),
+            **dict(zip(CELL_COLUMNS, EVERYWHERE, strict=True)),
+            "labels": 1,
+            "ups": up,
+        }
+    )
+    cells = every.assign(
+        level_type=labelled["level_type"].to_numpy(),
+        level_source=labelled["level_source"].to_numpy(),
+        strength_band=strength_band(labelled["strength_score"].to_numpy(dtype=np.float32)),
+    )
+    counted = pd.concat([every, cells[cells["level_type"] != "none"]])
+    sums = counted.groupby(["symbol", *CELL_COLUMNS], sort=True)[["labels", "ups"]].sum()
+    return sums.assign(
+        effective_labels=sums["labels"] / horizon, effective_ups=sums["ups"] / horizon
+    ).reset_index()

@@ -1,0 +1,108 @@
+"""Which hedge levels are in force at a bar: joined on what was available at its decision.
+
+A bar sees the newest usable snapshot of its session that was available by then and is not stale.
+Half gaps come from daily bars and stay in force although a chain is unusable or stale.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hedge_pipeline.market.features import LEVEL_COLUMNS, LevelGrid
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from hedge_pipeline.market.calendar import Session
+
+DAILY_LEVELS = ("hg_below", "hg_above")
+RANKS = ("gex_rank", "vanna_rank")
+NO_CHAIN = "no option chain"
+_FROM_CHAIN = tuple(x for x in LEVEL_COLUMNS if x not in (*DAILY_LEVELS, "age_minutes"))
+
+
+def in_force(levels: pd.DataFrame, rows: pd.DataFrame, most_age: dt.timedelta) -> pd.DataFrame:
+    """The levels in force at each row.
+
+    Args:
+        levels: rows of `hedge_levels` of one session, any symbols.
+        rows: with symbol and available_at, the moment the row was decided on at the earliest.
+        most_age: a snapshot that became available longer ago is stale.
+
+    Returns:
+        Frame with the index of `rows` and the columns `LEVEL_COLUMNS`, gex_rank, vanna_rank (NaN =
+        unknown) and no_levels: why there are none from a chain, NULL where there are.
+    """
+    import pandas as pd
+
+    found = {name: np.full(len(rows), np.nan) for name in (*LEVEL_COLUMNS, *RANKS)}
+    reason = np.full(len(rows), NO_CHAIN, dtype=object)
+    names, at = rows["symbol"].to_numpy(), _plain(rows["available_at"])
+    for symbol in np.unique(names):
+        own = levels[levels["symbol"] == symbol].sort_values(["available_at", "as_of"])
+        if len(own):
+            where = np.flatnonzero(names == symbol)
+            _fill(found, reason, where, at[where], own, most_age)
+    return pd.DataFrame({**found, "no_levels": reason}, index=rows.index)
+
+
+def _fill(
+    found: dict[str, npt.NDArray[np.float64]],
+    reason: npt.NDArray[np.object_],
+    where: npt.NDArray[np.int64],
+    at: npt.NDArray[np.datetime64],
+    own: pd.DataFrame,
+    most_age: dt.timedelta,
+) -> None:
+    newest = np.searchsorted(_plain(own["available_at"]), at, side="right") - 1
+    seen = newest >= 0
+    for name in DAILY_LEVELS:
+        found[name][where[seen]] = own[name].to_numpy(dtype=float)[newest[seen]]
+    told = [None if why != why else why for why in own["unusable_reason"]]
+    reason[where[seen]] = np.array(told, dtype=object)[newest[seen]]
+
+    usable = own[own["usable"].astype(bool)]
+    available = _plain(usable["available_at"])
+    place = np.searchsorted(available, at, side="right") - 1
+    age = np.full(len(at), np.inf)
+    known = place >= 0
+    age[known] = (at[known] - available[place[known]]) / np.timedelta64(60, "s")
+    fresh = age <= most_age.total_seconds() / 60
+    for name in (*_FROM_CHAIN, *RANKS):
+        found[name][where[fresh]] = usable[name].to_numpy(dtype=float)[place[fresh]]
+    found["age_minutes"][where[fresh]] = age[fresh]
+    reason[where[fresh]] = None
+    stale = known & ~fresh
+    for position in np.flatnonzero(stale):
+        if reason[where[position]] is None:
+            reason[where[position]] = f"the option chain is {age[position]:.0f} minutes old"
+
+
+def level_grid(
+    joined: pd.DataFrame, bars: pd.DataFrame, symbols: Sequence[str], session: Session
+) -> LevelGrid:
+    """Joined levels on the grid of the session, shape [symbols, bars of the session].
+
+    Args:
+        joined: the answer of `in_force` for `bars`.
+        bars: rows with symbol and bar_ts.
+        symbols: order of the rows of the grid.
+        session: the session.
+    """
+    grid = LevelGrid.unknown(len(symbols), session.bars)
+    row = bars["symbol"].map({symbol: i for i, symbol in enumerate(symbols)})
+    column = session.index_of(_plain(bars["bar_ts"]))
+    inside = row.notna().to_numpy() & (column >= 0)
+    place = (row.to_numpy()[inside].astype(int), column[inside])
+    for name, array in grid.values.items():
+        array[place] = joined[name].to_numpy(dtype=float)[inside]
+    return grid
+
+
+def _plain(times: pd.Series[Any]) -> npt.NDArray[np.datetime64]:
+    return np.asarray(times.dt.tz_localize(None).to_numpy().astype("datetime64[us]"))

@@ -1,0 +1,87 @@
+"""Predictions at hedge levels: strength, confidence, and whether a prediction is a signal."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hedge_pipeline.levels.confidence import PRIOR, LevelEvidence, confident
+from hedge_pipeline.levels.signals import NO_LEVEL, SignalRules, decide_signals
+from hedge_pipeline.levels.strength import measure
+from hedge_pipeline.market.tables import PREDICTION_LOG
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from hedge_pipeline.market.calendar import Session
+
+OTHER_STREAM = "only the served stream gives signals"
+
+
+@dataclass(frozen=True)
+class Signalling:
+    """What decides on signals beside the prediction itself.
+
+    Attributes:
+        rules: what a signal must fulfil.
+        evidence: outcomes seen at levels in sessions before.
+        prior: weight of the base rate against that evidence, effective outcomes.
+        last_signal: start of the bar of the symbol's newest signal, aware; None = none.
+    """
+
+    rules: SignalRules = field(default_factory=SignalRules)
+    evidence: LevelEvidence = field(default_factory=LevelEvidence)
+    prior: float = PRIOR
+    last_signal: dt.datetime | None = None
+
+
+def at_levels(
+    log: pd.DataFrame, levels: pd.DataFrame, session: Session, signalling: Signalling
+) -> pd.DataFrame:
+    """Log rows of one symbol with what the hedge levels say of them.
+
+    Confidence is the probability of the predicted side after the evidence at the level. Rows of
+    other streams than the served one get the same columns and never a signal.
+
+    Args:
+        log: rows of `prediction_log` of one symbol and session, ascending `bar_ts` per role.
+        levels: `bar_ts` and the answer of `in_force`, one row per bar.
+        session: the session.
+        signalling: rules and evidence.
+    """
+    import pandas as pd
+
+    rows = log[["bar_ts"]].merge(levels, on="bar_ts", how="left", validate="many_to_one")
+    found = measure(log["price"].to_numpy(dtype=np.float64), rows)
+    seen = signalling.evidence.at(found.level_type, found.level_source, found.score)
+    log = log.assign(
+        confidence=confident(log["prob_up"], seen, signalling.prior).value.astype(np.float32),
+        strength_score=found.score,
+        level_type=found.level_type,
+        level_source=found.level_source,
+        level_price=found.level_price,
+        strength_gex=found.gex,
+        strength_vanna=found.vanna,
+        strength_hp=found.hp,
+        strength_mhp=found.mhp,
+        strength_hg=found.hg,
+        strength_overlap=found.overlap,
+        strength_missing=found.missing,
+        no_levels=rows["no_levels"].to_numpy(),
+    )
+    times = log["bar_ts"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
+    log = log.assign(bars_left=session.bars - 1 - session.index_of(times))
+    pieces = []
+    for role, own in log.groupby("role", sort=False):
+        if role == "served":
+            fired, reason = decide_signals(own, signalling.rules, signalling.last_signal)
+        else:
+            fired = np.zeros(len(own), dtype=np.bool_)
+            reason = np.where(own["prediction"].isna(), own["reason"], OTHER_STREAM)
+        blind = (reason == NO_LEVEL) & own["no_levels"].notna().to_numpy()
+        reason = np.where(blind, [f"{NO_LEVEL}: {why}" for why in own["no_levels"]], reason)
+        pieces.append(own.assign(signal_fired=fired, reason=reason))
+    return PREDICTION_LOG.conform(pd.concat(pieces, ignore_index=True))

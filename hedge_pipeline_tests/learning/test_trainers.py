@@ -1,0 +1,195 @@
+"""Trainings from the store to the verdict: sabotage is refused, and two at once are one.
+
+The candidates come from `stages.train_candidate` on a simulated edge; what is replaced is only the
+sabotaged function.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import guard_sabotage
+from hedge_pipeline import stages
+from hedge_pipeline.learning.shelf import ModelShelf
+from hedge_pipeline.market.tables import PROMOTIONS
+from hedge_pipeline.stages import Deployment, StageError
+from hedge_pipeline_tests.markets import copy_of
+
+SYMBOL = "EDGE56X0"
+SESSIONS = 9
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def history(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("edge")
+    guard_sabotage.world_in(folder, (SYMBOL,), SESSIONS, 3)
+    return folder
+
+
+@pytest.fixture
+def trainer(history: Path, tmp_path: Path) -> Deployment:
+    return opened(copy_of(history, tmp_path / "store"))
+
+
+def opened(folder: Path) -> Deployment:
+    """A deployment of its own on the folder, as another process has it."""
+    return guard_sabotage.world_in(folder, (SYMBOL,), 0, 3)
+
+
+# --- sabotage --------------------------------------------------------------------------------
+
+
+EXPECTED = {
+    "flipped labels": "in-sample: ",
+    "permuted serving columns": "parity: ",
+    "margins x5": "parity: ",
+    "truncated file": "file: model ",
+}
+
+
+def test_every_sabotaged_candidate_is_refused_and_no_honest_one(trainer: Deployment) -> None:
+    found = list(guard_sabotage.verdicts(trainer, SESSIONS))
+    windows = SESSIONS - guard_sabotage.FIRST_WINDOW + 1
+    assert len(found) == windows * len(guard_sabotage.SABOTAGES)
+    for kind, failure in found:
+        if kind == "honest":
+            assert failure is None
+        else:
+            assert failure is not None
+            assert failure.startswith(EXPECTED[kind])
+
+
+@pytest.mark.parametrize("kind", list(EXPECTED))
+def test_a_refused_candidate_is_rejected_with_the_reason_and_never_predicts(
+    trainer: Deployment, kind: str
+) -> None:
+    with guard_sabotage.SABOTAGES[kind]():
+        card = stages.train_candidate(trainer, SYMBOL).card
+    (entry,) = stages.judge(trainer, SYMBOL)
+    assert entry["event"] == "reject"
+    assert entry["reason"] == card.guard_failure
+    assert trainer.ledger(SYMBOL).accepted == ()
+
+
+def test_serving_that_reads_other_rows_than_were_trained_on_is_refused(
+    trainer: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The features table changed after the rows were read: the file is right, the rows are not."""
+    read = type(trainer.store).read
+
+    def older(store: Any, table: Any, *arguments: Any, **options: Any) -> Any:
+        frame = read(store, table, *arguments, **options)
+        return frame.assign(return_10=frame["return_10"] * -1) if "return_10" in frame else frame
+
+    labelled = [
+        trainer.labelled.read(SYMBOL, label) for label in trainer.calendar.labels[:SESSIONS]
+    ]
+    assert sum(len(session.labels) for session in labelled) > 3000
+    monkeypatch.setattr(type(trainer.store), "read", older)
+    failure = stages.train_candidate(trainer, SYMBOL).card.guard_failure
+    assert failure is not None
+    assert failure.startswith("parity: ")
+
+
+# --- two at once -----------------------------------------------------------------------------
+
+
+def verdicts_in(deployment: Deployment) -> list[tuple[int, str]]:
+    rows = deployment.store.read(PROMOTIONS)
+    rows = rows[rows["kind"] == "verdict"]
+    return list(zip(rows["model_version"], rows["event"], strict=True))
+
+
+def other_trains(folder: str, last: int) -> None:
+    """A whole training and verdict of another process, on a window of its own."""
+    other = opened(Path(folder))
+    labels = other.calendar.labels[:last]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "training_window", lambda *_: labels)
+        stages.train_candidate(other, SYMBOL)
+        stages.judge(other, SYMBOL)
+
+
+@pytest.mark.parametrize("last", [SESSIONS, SESSIONS - 1], ids=["same data", "other data"])
+@pytest.mark.parametrize("moment", ["put_content", "written", "put_card"])
+def test_another_training_in_the_middle_of_ours_gets_the_version_and_we_say_so(
+    trainer: Deployment, monkeypatch: pytest.MonkeyPatch, moment: str, last: int
+) -> None:
+    real: Callable[..., Any] = getattr(ModelShelf, moment)
+
+    def interrupted(shelf: ModelShelf, *arguments: Any) -> Any:
+        monkeypatch.setattr(ModelShelf, moment, real)
+        other_trains(trainer.store.url, last)
+        return real(shelf, *arguments)
+
+    monkeypatch.setattr(ModelShelf, moment, interrupted)
+    with pytest.raises(StageError, match="another training has version 1 already"):
+        stages.train_candidate(trainer, SYMBOL)
+    assert stages.judge(trainer, SYMBOL) == []
+    assert verdicts_in(trainer) == [(1, "hold")]
+    card = ModelShelf(trainer.store).load(SYMBOL, 1).card
+    assert card.cutoff == trainer.calendar.labels[last - 1]
+
+
+def test_a_verdict_is_given_once_whoever_gives_it(
+    trainer: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages.train_candidate(trainer, SYMBOL)
+    other = opened(Path(trainer.store.url))
+    judged: list[Any] = []
+    append = stages.append_entry
+
+    def interrupted(*arguments: Any) -> bool:
+        monkeypatch.setattr(stages, "append_entry", append)
+        judged.extend(stages.judge(other, SYMBOL))
+        return append(*arguments)
+
+    monkeypatch.setattr(stages, "append_entry", interrupted)
+    assert stages.judge(trainer, SYMBOL) == []
+    assert [entry["event"] for entry in judged] == ["hold"]
+    assert verdicts_in(trainer) == [(1, "hold")]
+    (row,) = trainer.ledger(SYMBOL).entries.to_dict("records")
+    assert row["decided_at"] == judged[0]["decided_at"]
+
+
+# --- the same again --------------------------------------------------------------------------
+
+
+def test_the_same_rows_give_the_same_file_and_description(history: Path, tmp_path: Path) -> None:
+    found = []
+    for name in ("one", "two"):
+        deployment = opened(copy_of(history, tmp_path / name))
+        card = stages.train_candidate(deployment, SYMBOL).card
+        found.append((card, deployment.shelf.content(SYMBOL, 1)))
+    assert found[0] == found[1]
+    assert found[0][0].sha256 == hashlib.sha256(found[0][1]).hexdigest()
+
+
+def test_sessions_stored_twice_give_no_new_version(trainer: Deployment) -> None:
+    first = stages.train_candidate(trainer, SYMBOL)
+    for label in trainer.calendar.labels[:SESSIONS]:
+        stages.collect(trainer, label)
+        stages.build_features(trainer, label)
+        assert stages.mature_outcomes(trainer, label) == 0
+    again = stages.train_candidate(opened(Path(trainer.store.url)), SYMBOL)
+    assert first.new
+    assert not again.new
+    assert again.card == first.card
+
+
+def test_a_clock_that_jumped_back_does_not_let_the_future_in(trainer: Deployment) -> None:
+    """Live, with the clock in the middle of the seventh session: only six are over."""
+    label = trainer.calendar.labels[6]
+    noon = trainer.calendar.session(label).opens + 200 * np.timedelta64(1, "m").astype(object)
+    live = dataclasses.replace(trainer, replay=False, clock=lambda: noon, settled=set())
+    card = stages.train_candidate(live, SYMBOL).card
+    assert card.cutoff == trainer.calendar.labels[5]
+    assert card.sessions == 6

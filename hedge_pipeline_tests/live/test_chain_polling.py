@@ -1,0 +1,251 @@
+"""Option chains beside the bars: in time, never waited for, and every failure with its reason."""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from hedge_pipeline import chains, stages
+from hedge_pipeline.levels.joining import NO_CHAIN
+from hedge_pipeline.levels.signals import NO_LEVEL
+from hedge_pipeline.live import chain_polling
+from hedge_pipeline.market.calendar import Session
+from hedge_pipeline.market.sources import (
+    CHAIN_COLUMNS,
+    Capabilities,
+    RateLimited,
+    SourceDown,
+    SourceError,
+)
+from hedge_pipeline.market.tables import (
+    CHAIN_FETCHES,
+    FEATURE_ROWS,
+    HEDGE_LEVELS,
+    OPTION_CHAINS,
+    PREDICTION_LOG,
+)
+from hedge_pipeline_tests.live.test_loop import at
+from hedge_pipeline_tests.markets import (
+    HALF_DAY,
+    MINUTE,
+    SYMBOLS,
+    FakeMarket,
+    Watch,
+    copy_of,
+    history_in,
+    watch,
+)
+
+EXPIRIES = (HALF_DAY, "2024-12-20", "2025-01-17")
+
+
+@dataclass
+class ChainMarket(FakeMarket):
+    """Random walks with option chains: the largest put interest at 99, the largest call at 101.
+
+    Attributes:
+        chain_errors: raised by the next requests for a symbol, one each.
+        chain_held: answers wait until the event is set.
+        sweeps: whether each request asked for everything, by symbol.
+        empty_interest: open interest is zero.
+    """
+
+    chain_errors: dict[str, list[SourceError | ValueError]] = field(default_factory=dict)
+    chain_held: threading.Event | None = None
+    sweeps: dict[str, list[bool]] = field(default_factory=dict)
+    empty_interest: bool = False
+    capabilities: Capabilities = field(default_factory=lambda: Capabilities(has_chains=True))
+
+    def chains(
+        self, symbol: str, session: Session, now: dt.datetime, *, sweep: bool
+    ) -> pd.DataFrame:
+        self.sweeps.setdefault(symbol, []).append(sweep)
+        if self.chain_held is not None:
+            assert self.chain_held.wait(30)
+        if self.chain_errors.get(symbol):
+            raise self.chain_errors[symbol].pop(0)
+        rows = [
+            (expiry, strike, right, self._interest(strike, right))
+            for expiry in (EXPIRIES if sweep else EXPIRIES[:1])
+            for strike in range(90, 111)
+            for right in "CP"
+        ]
+        frame = pd.DataFrame(rows, columns=["expiry", "strike", "right", "open_interest"])
+        asked = pd.Timestamp(now).as_unit("us")
+        return frame.assign(
+            as_of=asked - dt.timedelta(minutes=15),
+            available_at=asked,
+            strike=frame["strike"].astype(float),
+            volume=10.0,
+            implied_volatility=0.2,
+            **dict.fromkeys(("bid", "ask", "last"), np.nan),
+        )[list(CHAIN_COLUMNS)]
+
+    def _interest(self, strike: int, right: str) -> float:
+        if self.empty_interest:
+            return 0.0
+        return 9000.0 if (strike, right) in ((99, "P"), (101, "C")) else 500.0
+
+
+class Inline:
+    """A thread that has done its work when it is started."""
+
+    def __init__(self, target: Callable[[], None], **others: Any) -> None:
+        self._target = target
+
+    def start(self) -> None:
+        self._target()
+
+
+@pytest.fixture(scope="module")
+def history(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return history_in(tmp_path_factory.mktemp("history") / "data")
+
+
+@pytest.fixture
+def folder(history: Path, tmp_path: Path) -> Path:
+    return copy_of(history, tmp_path / "data")
+
+
+@pytest.fixture
+def inline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chain_polling, "Thread", Inline)
+
+
+def polled(folder: Path, market: ChainMarket, until: dt.datetime) -> Watch:
+    found = watch(folder, market, at(1, 1))
+    found.run(until=until)
+    return found
+
+
+@pytest.mark.usefixtures("inline")
+def test_chains_are_asked_for_every_cache_ttl_and_the_first_time_for_everything(
+    folder: Path,
+) -> None:
+    market = ChainMarket()
+    found = polled(folder, market, at(16, 2))
+    assert market.sweeps == {symbol: [True, False, False, False] for symbol in SYMBOLS}
+    fetches = found.rows(CHAIN_FETCHES, HALF_DAY, SYMBOLS[0])
+    assert set(fetches["status"]) == {"ok"}
+    assert fetches["asked_at"].diff().dropna().unique().tolist() == [5 * MINUTE]
+    assert fetches["contracts"].tolist()[:2] == [126, 42]
+
+
+@pytest.mark.usefixtures("inline")
+def test_levels_are_in_force_from_the_bar_after_they_came(folder: Path) -> None:
+    found = polled(folder, ChainMarket(), at(12, 2))
+    levels = found.rows(HEDGE_LEVELS, HALF_DAY, SYMBOLS[0])
+    levels = levels[levels["usable"].astype(bool)]
+    assert set(levels["put_oi_wall"]) == {99.0} and set(levels["call_oi_wall"]) == {101.0}
+    # a poll that did not sweep knows the other expirations from the sweep
+    assert levels["contracts"].tolist() == [126] * len(levels)
+    rows = found.rows(FEATURE_ROWS, HALF_DAY, SYMBOLS[0]).sort_values("bar_ts")
+    first = levels["available_at"].min()
+    known = rows["put_oi_wall_distance"].notna()
+    assert known.tolist() == (rows["available_at"] >= first).tolist()
+    assert known.sum() >= 9
+
+
+@pytest.mark.usefixtures("inline")
+def test_the_features_of_the_running_session_can_be_computed_again_bit_for_bit(
+    folder: Path,
+) -> None:
+    """I2: the join asks what was available, not when it is asked."""
+    found = polled(folder, ChainMarket(), at(14, 2))
+    live = found.rows(FEATURE_ROWS, HALF_DAY)
+    stages.build_features(found.deployment, HALF_DAY)
+    pd.testing.assert_frame_equal(found.rows(FEATURE_ROWS, HALF_DAY), live)
+    levels = found.rows(HEDGE_LEVELS, HALF_DAY)
+    chains.build_levels(found.deployment, HALF_DAY)
+    pd.testing.assert_frame_equal(found.rows(HEDGE_LEVELS, HALF_DAY), levels)
+
+
+def test_a_chain_that_hangs_costs_no_prediction(folder: Path) -> None:
+    release = threading.Event()
+    try:
+        found = polled(folder, ChainMarket(chain_held=release), at(8, 2))
+    finally:
+        release.set()
+    served = found.served(HALF_DAY)
+    assert len(served) == 8 * len(SYMBOLS)
+    assert set(served["mode"]) == {"live"}
+    assert found.rows(OPTION_CHAINS, HALF_DAY).empty
+
+
+@pytest.mark.usefixtures("inline")
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (RateLimited("SIMA: 429"), "rate_limited"),
+        (SourceDown("SIMA: down"), "source_down"),
+        (ValueError("broken plug-in"), "source_down"),
+    ],
+)
+def test_a_chain_that_fails_is_recorded_and_predictions_go_on_without_levels(
+    folder: Path, error: SourceError | ValueError, status: str
+) -> None:
+    market = ChainMarket(chain_errors={"SIMA": [error]})
+    found = polled(folder, market, at(4, 2))
+    (fetch,) = found.rows(CHAIN_FETCHES, HALF_DAY, "SIMA").to_dict("records")
+    assert fetch["status"] == status
+    assert str(error) in fetch["detail"]
+    served = found.served(HALF_DAY)
+    own = served[served["symbol"] == "SIMA"]
+    assert own["prediction"].notna().all() and len(own) == 4
+    assert set(own["reason"]) == {f"{NO_LEVEL}: {NO_CHAIN}"}
+    other = served[served["symbol"] == "SIMB"].sort_values("bar_ts")
+    assert other["strength_score"].notna().tolist()[2:] == [True] * 2
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_chain_without_open_interest_gives_no_levels_and_says_so(folder: Path) -> None:
+    found = polled(folder, ChainMarket(empty_interest=True), at(4, 2))
+    levels = found.rows(HEDGE_LEVELS, HALF_DAY, "SIMA")
+    told = levels.loc[levels["contracts"] > 0, "unusable_reason"]
+    assert told.str.contains("open interest is zero or missing").all() and len(told)
+    reasons = found.served(HALF_DAY).sort_values("bar_ts")["reason"].tolist()
+    assert "open interest is zero or missing" in reasons[-1]
+    assert found.rows(FEATURE_ROWS, HALF_DAY)["put_oi_wall_distance"].isna().all()
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_new_run_does_not_ask_again_before_it_is_time(folder: Path) -> None:
+    polled(folder, ChainMarket(), at(3, 2))
+    market = ChainMarket()
+    watch(folder, market, at(4, 1)).run(until=at(5, 2), run_id="run-2")
+    assert market.sweeps == {}
+    watch(folder, market, at(7, 1)).run(until=at(8, 2), run_id="run-3")
+    assert market.sweeps == {symbol: [False] for symbol in SYMBOLS}
+
+
+@pytest.mark.usefixtures("inline")
+def test_killed_between_chain_and_levels_the_next_run_computes_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(chains, "build_missing_levels", lambda *_: 0)
+        polled(folder, ChainMarket(), at(3, 2))
+    found = watch(folder, ChainMarket(), at(4, 1))
+    assert found.rows(HEDGE_LEVELS, HALF_DAY).empty
+    found.run(until=at(5, 2), run_id="run-2")
+    assert found.rows(HEDGE_LEVELS, HALF_DAY)["usable"].sum() == len(SYMBOLS)
+
+
+@pytest.mark.usefixtures("inline")
+def test_the_log_of_a_level_holds_its_parts(folder: Path) -> None:
+    found = polled(folder, ChainMarket(), at(10, 2))
+    log = found.rows(PREDICTION_LOG, HALF_DAY)
+    known = log[log["strength_score"].notna()]
+    assert len(known)
+    parts = known[[x for x in known.columns if x.startswith("strength_") and x.endswith("hp")]]
+    assert (known["strength_score"] >= parts["strength_hp"].fillna(0) - 1e-3).all()
+    assert known["strength_missing"].str.contains("gex").all()  # fewer than 20 snapshots
+    assert PREDICTION_LOG.violations(log) == {}
