@@ -252,15 +252,17 @@ def bootstrap(
             registry.publish(deployment, symbol)
         if as_json:
             _print_json(found)
-            return
-        console.print(
-            f"{found['sessions']} sessions, {found['bars']:,} bars, {found['gaps']} gaps",
-            highlight=False,
-        )
-        for symbol, words in found["models"].items():
-            console.print(f"{symbol}: {words}", highlight=False)
+        else:
+            console.print(
+                f"{found['sessions']} sessions, {found['bars']:,} bars, {found['gaps']} gaps",
+                highlight=False,
+            )
+            for symbol, words in found["models"].items():
+                console.print(f"{symbol}: {words}", highlight=False)
         for line in found["failures"]:
-            errors.print(f"warning: {line}", markup=False, highlight=False)
+            errors.print(f"warning: {line}", markup=False, highlight=False, soft_wrap=True)
+        if found["failures"] and not found["bars"]:
+            raise typer.Exit(1)
 
 
 @app.command()

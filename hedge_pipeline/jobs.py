@@ -90,6 +90,45 @@ def close_open_sessions(context: dg.OpExecutionContext, loop: LoopResource) -> N
     context.log.info(published)
 
 
+@dg.op(
+    config_schema={
+        "days": dg.Field(
+            dg.Int, default_value=29, description="calendar days to look back, at least 1"
+        )
+    }
+)
+def collect_history(context: dg.OpExecutionContext, loop: LoopResource) -> None:
+    """Fetches what the source still has, with features and outcomes, and trains first models."""
+    from hedge_pipeline import stages
+    from hedge_pipeline.assets.reporting import plain_failures, report_session
+
+    deployment = loop.deployment
+    with plain_failures():
+        sessions = stages.history_window(deployment, context.op_config["days"])
+        found = stages.bootstrap(
+            deployment,
+            sessions,
+            advance=lambda label: report_session(context, deployment, label),
+        )
+        published = report_models(context, loop)
+    for line in found["failures"]:
+        context.log.warning(line)
+    if found["failures"] and not found["bars"]:
+        raise dg.Failure(description="; ".join(found["failures"]), allow_retries=False)
+    for symbol, words in found["models"].items():
+        context.log.info(f"{symbol}: {words}")
+    context.log.info(published)
+
+
+@dg.job(
+    tags=TRAIN_LANE,
+    description="A first start: bars, features and outcomes of the last weeks, first models.",
+)
+def bootstrap() -> None:
+    """One op in one process; may be run again at any time."""
+    collect_history()
+
+
 def report_models(context: dg.OpExecutionContext, loop: LoopResource) -> str:
     """Publishes scores and aliases of every symbol; says how it went."""
     from hedge_pipeline.assets import pictures

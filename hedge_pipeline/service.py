@@ -1,7 +1,7 @@
 """The running service: one code server, the daemon, the web UI and MLflow's UI, all on loopback.
 
-Processes are run by honcho: if one ends, all are ended and the exit code is not zero, so that
-whatever started the service can start it again. The daemon and the web server share one code server
+A process that ends is started again alone, see `processes.py`; if that is of no use, all are ended
+and the exit code is not zero. The daemon and the web server share one code server
 over a socket in a fresh folder; a python-module workspace would start a new one every minute.
 """
 
@@ -11,6 +11,7 @@ import fcntl
 import os
 import shlex
 import shutil
+import socket
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -80,15 +81,16 @@ def commands(settings: Settings, ports: Ports, folder: Path, *, headless: bool) 
         folder: fresh folder for the socket and the workspace file.
         headless: without the two UIs.
     """
-    socket, workspace = folder / "code.sock", folder / "workspace.yaml"
+    address, workspace = folder / "code.sock", folder / "workspace.yaml"
     workspace.write_text(
-        f"load_from:\n  - grpc_server: {{socket: {socket}, location_name: hedge_pipeline}}\n"
+        f"load_from:\n  - grpc_server: {{socket: {address}, location_name: hedge_pipeline}}\n"
     )
     run = shlex.quote(sys.executable)
     # a daemon that is there before the code server sees its schedules a minute later
-    ready = f"while [ ! -S {socket} ]; do sleep 0.2; done; exec {run}"
+    ready = f"while [ ! -S {address} ]; do sleep 0.2; done; exec {run}"
     found = {
-        "code": f"exec {run} -m dagster api grpc --socket {socket} "
+        # a killed server leaves its socket behind
+        "code": f"rm -f {address}; exec {run} -m dagster api grpc --socket {address} "
         "--module-name hedge_pipeline.definitions --location-name hedge_pipeline",
         "daemon": f"{ready} -m dagster._daemon run -w {workspace}",
     }
@@ -104,12 +106,12 @@ def commands(settings: Settings, ports: Ports, folder: Path, *, headless: bool) 
 
 
 def serve(settings: Settings, ports: Ports, configuration: Path, *, headless: bool) -> int:
-    """Runs the service until it is told to stop or a process ends; returns the exit code.
+    """Runs the service until it is told to stop; returns the exit code.
 
     Raises:
-        SettingsError: another service runs in the same home.
+        SettingsError: another service runs in the same home, or a port is in use.
     """
-    from honcho.manager import Manager
+    from hedge_pipeline.processes import Keeper
 
     home = dagster_home(settings)
     home.mkdir(parents=True, exist_ok=True)
@@ -120,6 +122,8 @@ def serve(settings: Settings, ports: Ports, configuration: Path, *, headless: bo
         raise SettingsError(
             f"another service, or what a killed one left running, uses {home}: stop it first"
         ) from None
+    if not headless:
+        _refuse_ports_in_use(ports)
     left_over = prepare(home, configuration)
     if left_over:
         print(f"{left_over} runs were left over and are reported as failed", file=sys.stderr)
@@ -132,8 +136,19 @@ def serve(settings: Settings, ports: Ports, configuration: Path, *, headless: bo
         "PYTHONUNBUFFERED": "1",
     }
     with tempfile.TemporaryDirectory(prefix="hedge-") as folder:
-        manager = Manager()
+        keeper = Keeper(environment, inherited=[lock.fileno()])
         for name, command in commands(settings, ports, Path(folder), headless=headless).items():
-            manager.add_process(name, command, env=environment)
-        manager.loop()
-        return int(manager.returncode or 0)
+            keeper.add(name, command)
+        return keeper.run()
+
+
+def _refuse_ports_in_use(ports: Ports) -> None:
+    for option, port in (("--port", ports.dagster), ("--mlflow-port", ports.mlflow)):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((LOOPBACK, port))
+            except OSError:
+                raise SettingsError(
+                    f"port {port} is in use: choose another with {option}"
+                ) from None

@@ -1152,7 +1152,7 @@ def bootstrap(
         "bars": bars,
         "gaps": gaps,
         "models": models,
-        "failures": [*failures, *without_days],
+        "failures": list(dict.fromkeys([*failures, *without_days])),
     }
 
 

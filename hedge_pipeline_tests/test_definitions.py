@@ -139,7 +139,7 @@ def test_a_check_says_what_breaks_it(name: str) -> None:
 
 # -- jobs, schedules, sensor, executor ---------------------------------------------------------
 
-JOBS = {"poll_market", "close_session", "train_model"}
+JOBS = {"poll_market", "close_session", "train_model", "bootstrap"}
 
 
 def test_the_jobs_are_exactly_these() -> None:
@@ -286,9 +286,10 @@ def test_a_job_has_a_lane_of_its_own_in_the_queue(
     assert limit < queue.max_concurrent_runs
 
 
-def test_the_three_lanes_differ() -> None:
-    tags = [code_location().resolve_job_def(job).tags["hedge/lane"] for job in JOBS]
-    assert len(set(tags)) == 3
+def test_polling_closing_and_training_differ_and_a_first_start_is_a_training() -> None:
+    lanes = {job: code_location().resolve_job_def(job).tags["hedge/lane"] for job in JOBS}
+    assert lanes.pop("bootstrap") == lanes["train_model"]
+    assert len(set(lanes.values())) == 3
 
 
 # -- weight and layers -------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from dagster._core.remote_origin import (
 from hedge_pipeline import jobs, stages
 from hedge_pipeline.jobs import POLL_LANE
 from hedge_pipeline.live.supervision import Heartbeat
-from hedge_pipeline.market.tables import RAW_QUOTES
+from hedge_pipeline.market.tables import PREDICTION_LOG, RAW_QUOTES
 from hedge_pipeline.opening import open_deployment
 from hedge_pipeline.resources.loop import RegistryResource, SourceResource, StoreResource
 from hedge_pipeline.schedules import UNFINISHED, build_schedules
@@ -30,7 +30,7 @@ from hedge_pipeline.settings import load_settings
 from hedge_pipeline.stages import Deployment
 from hedge_pipeline.store import Store
 from hedge_pipeline_tests.markets import FakeClock
-from hedge_pipeline_tests.runs import LoopAt, code_location, loop_at
+from hedge_pipeline_tests.runs import LoopAt, code_location, failures, loop_at
 
 ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 EACH = pytest.mark.parametrize("name", ["polling_schedule", "close_session_schedule"])
@@ -304,6 +304,37 @@ def test_the_close_job_closes_reports_and_is_not_asked_for_again(
         for asset in ("raw_quotes", "features", "prediction_log", "outcomes"):
             assert (asset, label) in found
     assert why_not(instance, NIGHT, CLOSE) == "every session that is over is closed"
+
+
+def test_the_bootstrap_job_leaves_history_and_first_models_and_shows_both(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, data: Path
+) -> None:
+    monkeypatch.setenv("HEDGE_CALENDAR", "XNYS")
+    job = code_location("2024-01-10T07:30:00+00:00").resolve_job_def("bootstrap")
+    config = {"ops": {"collect_history": {"config": {"days": 8}}}}
+    result = job.execute_in_process(instance=instance, run_config=config)
+    assert result.success
+    labels = ("2024-01-02", "2024-01-03", "2024-01-04", "2024-01-05", "2024-01-08", "2024-01-09")
+    made = result.get_asset_materialization_events()
+    found = {
+        (e.step_materialization_data.materialization.asset_key.to_user_string(), e.partition)
+        for e in made
+    }
+    assert found == {(x, y) for x in ("raw_quotes", "features", "outcomes") for y in labels}
+    deployment = open_deployment(load_settings())
+    assert [deployment.shelf.versions(symbol) for symbol in deployment.symbols] == [(1,)]
+    assert deployment.store.sessions(PREDICTION_LOG) == ()
+
+
+def test_a_bootstrap_that_brought_nothing_has_failed_and_says_why(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEDGE_CALENDAR", "XNYS")
+    monkeypatch.setenv("HEDGE_SYMBOLS", "QQQ")
+    job = code_location("2024-01-10T07:30:00+00:00").resolve_job_def("bootstrap")
+    result = job.execute_in_process(instance=instance, raise_on_error=False)
+    assert not result.success
+    assert failures(result) == ["the simulated market has no symbol QQQ; its begin with SIM"]
 
 
 class PassingLoop(LoopAt):

@@ -174,6 +174,16 @@ class Service:
             time.sleep(0.5)
         raise AssertionError(f"no {what} within {seconds} s\n{self.tail()}")
 
+    def running(self, what: str) -> list[int]:
+        """Ids of the processes that run this Python module."""
+        return [x for x, told in self.processes().items() if what in told and "exec" not in told]
+
+    def polled(self) -> pd.Timestamp:
+        """Time of the last poll."""
+        beat = self.heartbeat()
+        assert beat is not None
+        return pd.Timestamp(beat.moment)
+
     def polls_after(self, earlier: Heartbeat) -> bool:
         """Whether another run than this one polls."""
         beat = self.heartbeat()
@@ -297,11 +307,27 @@ def test_a_poll_run_predicts_and_the_uis_show_it(service: Service) -> None:
     assert ill == []
 
 
+@pytest.mark.parametrize("which", ["dagster api grpc", "dagster._daemon"])
+def test_a_killed_process_is_started_again_while_polling_goes_on(
+    service: Service, which: str
+) -> None:
+    before = service.heartbeat()
+    assert before is not None
+    (victim,) = service.running(which)
+    os.kill(victim, signal.SIGKILL)
+    service.wait_for("new process", 20, lambda: set(service.running(which)) - {victim})
+    killed = pd.Timestamp.now("UTC")
+    service.wait_for("poll", 40, lambda: service.polled() > killed)
+    assert not service.polls_after(before)
+    service.assert_no_minute_is_missing_or_doubled()
+
+
 def test_a_killed_poll_run_is_reported_and_replaced(service: Service, struck: Struck) -> None:
     first = service.heartbeat()
     assert first is not None
     os.kill(service.poller(), signal.SIGKILL)
-    service.wait_for("new poll run", 100, lambda: service.polls_after(first))
+    # its code server is gone, so only its silence tells: three intervals, a minute, a start
+    service.wait_for("new poll run", 240, lambda: service.polls_after(first))
     runs = {run["id"]: run["status"] for run in service.runs()}
     assert runs.pop(first.run_id) == "FAILURE"
     assert list(runs.values()) == ["STARTED"]

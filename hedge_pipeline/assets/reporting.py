@@ -84,6 +84,17 @@ class LiveReport:
                 )
 
 
+def report_session(context: dg.OpExecutionContext, deployment: Deployment, label: str) -> None:
+    """Reports what is stored of a session, one materialization per asset that has rows."""
+    from hedge_pipeline.assets import pictures
+
+    for asset, metadata in pictures.session(deployment, label, draw=False).items():
+        if metadata["dagster/row_count"]:
+            context.log_event(
+                dg.AssetMaterialization(asset_key=asset, partition=label, metadata=metadata)
+            )
+
+
 def report_closed(
     context: dg.OpExecutionContext, deployment: Deployment, closed: ClosedSession
 ) -> None:
