@@ -81,7 +81,10 @@ _LEVEL_STYLES = {
 
 
 def levels(bars: pd.DataFrame, rows: pd.DataFrame, title: str) -> Figure:
-    """Price of one symbol and session with the hedge levels from when they were available."""
+    """Price of one symbol and session with the hedge levels from when they were available.
+
+    Levels more than 3 % away from the price are outside the picture.
+    """
     figure, axes = _figure(f"{title}: price and hedge levels", (7.0, 3.4))
     axes.plot(bars["bar_ts"], bars["close"], linewidth=1, color=_BLUE, label="price")
     rows = rows.sort_values("available_at")
@@ -98,6 +101,9 @@ def levels(bars: pd.DataFrame, rows: pd.DataFrame, title: str) -> Figure:
                 linestyle=style,
                 label=label,
             )
+    if len(bars):
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, 0.97 * bars["low"].min()), min(high, 1.03 * bars["high"].max()))
     _time_axis(axes)
     axes.legend(
         fontsize=7, frameon=False, labelcolor=_INK, loc="center left", bbox_to_anchor=(1.0, 0.5)
