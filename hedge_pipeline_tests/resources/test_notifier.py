@@ -20,7 +20,9 @@ from typing import Any
 import pytest
 import urllib3
 from pydantic import SecretStr
+from typer.testing import CliRunner
 
+from hedge_pipeline import cli
 from hedge_pipeline.live.alerting import SKILL_WORDS, Alert, alert_text
 from hedge_pipeline.resources.notifier import WITHHELD, Delivery, Notifier
 from hedge_pipeline.settings import SettingsError
@@ -448,3 +450,29 @@ def test_a_vendors_own_address_is_masked_by_the_name_of_the_service() -> None:
     address = "https://hooks.slack.com/services/T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7FQ"
     (channel,) = Notifier([address])._channels
     assert re.fullmatch(r"slack://\*\*\* \(1 of 1\)", channel.name)
+
+
+# --- on the command line -----------------------------------------------------------------------
+
+
+def test_the_test_alert_arrives_and_no_url_is_shown(receiver: Receiver) -> None:
+    url = receiver.url(f"/{CANARY}")
+    found = CliRunner().invoke(cli.app, ["alert-test"], env={"HEDGE_ALERT_URLS": url})
+    assert found.exit_code == 0, found.output
+    (got,) = receiver.got
+    assert got["json"]["title"] == "hedge: test alert"
+    assert "ok" in found.output and CANARY not in found.output
+
+
+def test_a_test_alert_that_fails_is_an_error_exit(nobody: int) -> None:
+    env = {"HEDGE_ALERT_URLS": f"json://127.0.0.1:{nobody}/{CANARY}"}
+    found = CliRunner().invoke(cli.app, ["alert-test", "--json"], env=env)
+    assert found.exit_code == 1
+    (delivery,) = json.loads(found.output)
+    assert delivery["ok"] is False and CANARY not in found.output
+
+
+def test_without_urls_there_is_nobody_to_tell() -> None:
+    found = CliRunner().invoke(cli.app, ["alert-test"], env={"HEDGE_ALERT_URLS": ""})
+    assert found.exit_code == 1
+    assert "HEDGE_ALERT_URLS is empty" in found.output
