@@ -99,6 +99,8 @@ def store(
 ) -> int:
     """Stores what is new of an answer and the row about the request; returns the new snapshots.
 
+    Of a session that is over a further request leaves a row only if it brought something.
+
     Args:
         deployment: where to.
         label: session of the answer.
@@ -111,6 +113,9 @@ def store(
     if available_at is not None:
         new = new.assign(available_at=pd.Timestamp(available_at).as_unit("us"))
     deployment.store.append(OPTION_CHAINS, label, new)
+    over = deployment.calendar.session(label).closes <= fetched.asked_at
+    if over and new.empty and _was_asked(deployment, label, fetched.symbol):
+        return 0
     failure = fetched.failure
     status = "ok" if len(new) else "nothing_new"
     row = {
@@ -124,6 +129,14 @@ def store(
     }
     deployment.store.append(CHAIN_FETCHES, label, pd.DataFrame([row]))
     return int(new["as_of"].nunique())
+
+
+def _was_asked(deployment: Deployment, label: str, symbol: str) -> bool:
+    """Whether the symbol's chain was asked for after the session's close."""
+    asked = deployment.store.read(
+        CHAIN_FETCHES, [label], symbols=[symbol], columns=("symbol", "asked_at")
+    )
+    return bool((asked["asked_at"] >= deployment.calendar.session(label).closes).any())
 
 
 def _new_snapshots(deployment: Deployment, label: str, fetched: Fetched) -> pd.DataFrame:

@@ -21,7 +21,14 @@ from hedge_pipeline.resources.loop import (
 )
 from hedge_pipeline.stages import Deployment
 
-SESSION_ASSETS = ("raw_quotes", "features", "prediction_log", "outcomes")
+SESSION_ASSETS = (
+    "raw_quotes",
+    "option_chains",
+    "hedge_levels",
+    "features",
+    "prediction_log",
+    "outcomes",
+)
 SESSIONS = (
     "2024-01-02",
     "2024-01-03",

@@ -179,7 +179,13 @@ def test_bars_are_the_truth_and_features_follow_from_them_bit_for_bit(story: Sto
 
 def test_yahoo_is_asked_once_a_poll_and_nobody_else_at_all(story: Story) -> None:
     assert story.yahoo.strangers == []
-    assert {asked.kind for asked in story.yahoo.requests} <= {"chart", "cookie", "crumb", "consent"}
+    assert {asked.kind for asked in story.yahoo.requests} <= {
+        "chart",
+        "options",
+        "cookie",
+        "crumb",
+        "consent",
+    }
     assert story.bootstrapped <= 8
     asked = story.yahoo.count() - story.bootstrapped
     repeated = story.service.refusals()  # yfinance asks again, once, what was answered with 503

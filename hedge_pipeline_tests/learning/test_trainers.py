@@ -18,7 +18,7 @@ import pytest
 from benchmarks import guard_sabotage
 from hedge_pipeline import stages
 from hedge_pipeline.learning.shelf import ModelShelf
-from hedge_pipeline.market.tables import PROMOTIONS
+from hedge_pipeline.market.tables import PROMOTIONS, feature_names
 from hedge_pipeline.stages import Deployment, StageError
 from hedge_pipeline_tests.markets import copy_of
 
@@ -87,7 +87,8 @@ def test_serving_that_reads_other_rows_than_were_trained_on_is_refused(
 
     def older(store: Any, table: Any, *arguments: Any, **options: Any) -> Any:
         frame = read(store, table, *arguments, **options)
-        return frame.assign(return_10=frame["return_10"] * -1) if "return_10" in frame else frame
+        names = [name for name in feature_names() if name in frame]
+        return frame.assign(**{name: frame[name] * -1 for name in names})
 
     labelled = [
         trainer.labelled.read(SYMBOL, label) for label in trainer.calendar.labels[:SESSIONS]
