@@ -112,7 +112,6 @@ def store(
     new = _new_snapshots(deployment, label, fetched)
     if available_at is not None:
         new = new.assign(available_at=pd.Timestamp(available_at).as_unit("us"))
-    deployment.store.append(OPTION_CHAINS, label, new)
     over = deployment.calendar.session(label).closes <= fetched.asked_at
     if over and new.empty and _was_asked(deployment, label, fetched.symbol):
         return 0
@@ -127,7 +126,9 @@ def store(
         "contracts": len(new),
         "detail": str(failure) if failure else None,
     }
+    # first: asked again after a kill, the same request would have brought nothing new
     deployment.store.append(CHAIN_FETCHES, label, pd.DataFrame([row]))
+    deployment.store.append(OPTION_CHAINS, label, new)
     return int(new["as_of"].nunique())
 
 
