@@ -5,8 +5,8 @@ or | separate; UTF-8, with or without a byte order mark; LF, CRLF or CR. Names o
 without case, blanks and punctuation, % stands for pct. Of several names for one thing the first
 that is there is taken; * must be there:
 
-timestamp *: prediction_timestamp, prediction_time, predicted_at, timestamp, time, datetime,
-    date_time, ts, logged_at, created_at, date
+timestamp *: timestamp, time, datetime, date_time, ts, logged_at, created_at, date; also
+    prediction_timestamp, predicted_at, prediction_time, in outcomes.csv before the others
 symbol *: symbol, ticker, instrument
 prediction_id: prediction_id, pred_id, id, uuid
 
@@ -217,6 +217,9 @@ def _parse(texts: dict[int, str], *, utc: bool) -> pd.Series[Any]:
 
 # -- layouts ---------------------------------------------------------------------------------------
 
+_TIMES = ("timestamp", "time", "datetime", "date_time", "ts", "logged_at", "created_at", "date")
+_PREDICTION_TIMES = ("prediction_timestamp", "predicted_at", "prediction_time")
+
 
 @dataclass(frozen=True)
 class Field:
@@ -233,6 +236,7 @@ class Layout:
     """A file: its name, its table and its columns beside timestamp and symbol.
 
     Attributes:
+        times: names of the column timestamp.
         by_id: a prediction's id stands in for a missing timestamp or symbol.
         features: every other column is a feature.
     """
@@ -240,23 +244,11 @@ class Layout:
     file: str
     table: Table
     fields: tuple[Field, ...]
+    times: tuple[str, ...] = (*_TIMES, *_PREDICTION_TIMES)
     by_id: bool = False
     features: bool = False
 
 
-TIME_NAMES = (
-    "prediction_timestamp",
-    "prediction_time",
-    "predicted_at",
-    "timestamp",
-    "time",
-    "datetime",
-    "date_time",
-    "ts",
-    "logged_at",
-    "created_at",
-    "date",
-)
 _DIRECTION = _words(
     {"1": 1, "0": 0, "1.0": 1, "0.0": 0, "up": 1, "down": 0}, "1, 0, up or down", nullable=False
 )
@@ -336,6 +328,7 @@ OUTCOMES = Layout(
         ),
         _ID,
     ),
+    times=(*_PREDICTION_TIMES, *_TIMES),
     by_id=True,
 )
 # predictions first: outcomes may name them by their ids
@@ -429,7 +422,7 @@ class _Header:
             _NoHeader: a needed column is not there, or there twice.
         """
         wanted = {
-            "timestamp": TIME_NAMES,
+            "timestamp": layout.times,
             "symbol": _SYMBOLS.names,
             **{x.name: x.names for x in layout.fields},
         }
@@ -542,15 +535,16 @@ def _read_rows(
     taken: dict[str, Any] = {}
     times = _take_times(cells.get("timestamp", [""] * len(numbers)), zone, now)
     taken["timestamp"] = times.values
-    _note(wrong, "timestamp", times.wrong)
+    titles = {name: header.titles[place] for name, place in header.places.items()}
+    _note(wrong, titles.get("timestamp", ""), times.wrong)
     if not layout.by_id:
         for name in ("timestamp", "symbol"):
             missing = [place for place, cell in enumerate(cells[name]) if not cell]
-            _note(wrong, name, dict.fromkeys(missing, "is missing"))
+            _note(wrong, titles[name], dict.fromkeys(missing, "is missing"))
     for item in (_SYMBOLS, *layout.fields):
         if item.name in cells:
             taken[item.name], bad = item.take(cells[item.name])
-            _note(wrong, item.name, bad)
+            _note(wrong, titles[item.name], bad)
     kept = features.close(wrong, [header.titles[place] for place in header.features])
     used = [header.features[x] for x in kept]
 
@@ -567,7 +561,7 @@ def _read_rows(
         names=tuple(header.titles[place] for place in used),
         values=features.values(kept),
         refused=dict(sorted(refused.items())),
-        columns={name: header.titles[place] for name, place in header.places.items()},
+        columns=titles,
         ignored=header.ignored(used),
         naive=times.naive,
     )

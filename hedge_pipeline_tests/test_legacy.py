@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 import hedge_pipeline
 from hedge_pipeline import legacy_files, stages
 from hedge_pipeline.legacy import FileReport, ImportReport, import_legacy, legacy_summary
-from hedge_pipeline.legacy_files import LAYOUTS, TIME_NAMES
+from hedge_pipeline.legacy_files import LAYOUTS
 from hedge_pipeline.market.calendar import SessionCalendar
 from hedge_pipeline.market.sources import BadInput
 from hedge_pipeline.market.tables import (
@@ -412,21 +412,29 @@ def test_names_of_columns_count_without_case_and_punctuation(tmp_path: Path, tit
 def test_every_name_of_a_column_is_documented(layout: legacy_files.Layout) -> None:
     words = set(re.findall(r"\w+", inspect.getdoc(legacy_files) or ""))
     assert {name for x in layout.fields for name in (x.name, *x.names)} <= words
-    assert set(TIME_NAMES) <= words
+    assert set(layout.times) <= words
 
 
+@pytest.mark.parametrize(
+    ("name", "read", "ignored", "moment"),
+    [
+        (OUTCOMES, "Prediction_Time", "time", "2025-01-03T14:31Z"),
+        (PREDICTIONS, "time", "Prediction_Time", "2025-01-03T14:41Z"),
+    ],
+)
 def test_of_two_names_for_one_thing_the_first_counts_and_the_other_is_named(
-    tmp_path: Path,
+    tmp_path: Path, name: str, read: str, ignored: str, moment: str
 ) -> None:
     text = (
-        "timestamp,prediction_timestamp,symbol,actual_direction\n"
-        "2025-01-03 09:41,2025-01-03 09:31,QQQ,1\n"
+        "time,Prediction_Time,symbol,direction\n"
+        "2025-01-03 09:41,2025-01-03 09:31,QQQ,1\nsoon,later,QQQ,1\n"
     )
-    report = only(imported(tmp_path, {OUTCOMES: text}))
-    assert report.columns["timestamp"] == "prediction_timestamp"
-    assert report.ignored == ("timestamp",)
-    moments = store_in(tmp_path).read(LEGACY_OUTCOMES)["logged_at"]
-    assert moments.tolist() == [pd.Timestamp("2025-01-03T14:31Z")]
+    report = only(imported(tmp_path, {name: text}))
+    assert report.columns["timestamp"] == read
+    assert report.ignored == (ignored,)
+    assert report.refused[3].startswith(f"{read} ")
+    (table,) = (layout.table for layout in LAYOUTS if layout.file == name)
+    assert store_in(tmp_path).read(table)["logged_at"].tolist() == [pd.Timestamp(moment)]
 
 
 FORMS: dict[str, Callable[[str], bytes]] = {
