@@ -265,6 +265,40 @@ def bootstrap(
             raise typer.Exit(1)
 
 
+@app.command("import-legacy")
+def import_legacy(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR", help="folder with predictions.csv, features.csv, outcomes.csv, or some"
+        ),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Import the log of the system before this one; it is shown and never evidence.
+
+    Times without a zone are taken as exchange time (America/New_York for XNYS), others are
+    converted to UTC. Every row is imported, known already, or refused with its line and reason;
+    the exit code is 1 if one was refused. Running it again changes nothing.
+    """
+    with _one_line():
+        from hedge_pipeline import legacy
+        from hedge_pipeline.opening import open_deployment
+        from hedge_pipeline.replay import check_mode
+
+        deployment = open_deployment(load_settings())
+        check_mode(deployment)
+        found = legacy.import_legacy(
+            deployment.store, deployment.calendar, folder, deployment.clock()
+        )
+        if as_json:
+            _print_json(found.to_json())
+        else:
+            sys.stdout.writelines(f"{line}\n" for line in found.in_words())
+        if not found.ok:
+            raise typer.Exit(1)
+
+
 @app.command()
 def up(
     headless: Annotated[bool, typer.Option(help="without the two web UIs")] = False,
@@ -611,6 +645,8 @@ def _print_status(found: dict[str, Any]) -> None:
     for name, cell in _STATUS_ROWS.items():
         table.add_row(name, *(cell(part) for part in found["symbols"].values()))
     console.print(table)
+    if found["legacy"] is not None:
+        _say(_legacy_words(found["legacy"]))
     if not found["sessions"]:
         _say("no session is stored yet")
         return
@@ -624,6 +660,26 @@ def _print_status(found: dict[str, Any]) -> None:
     total = sum(found["disk_bytes"].values())
     parts = ", ".join(f"{k} {v / 1e6:.1f}" for k, v in found["disk_bytes"].items() if v)
     console.print(f"disk {total / 1e6:.1f} MB: {parts}", highlight=False)
+
+
+def _legacy_words(legacy: dict[str, Any]) -> str:
+    """The rows of the system before this one, in one line."""
+    parts = []
+    for name in ("predictions", "signals"):
+        part = legacy[name]
+        words = f"{name} {part['count']:,} ({part['outside_sessions']:,} outside the sessions)"
+        if part["scored"]:
+            words += (
+                f", accuracy {part['accuracy']:.3f} on {part['scored']:,} of its own outcomes, "
+                f"share of ups {part['share_of_ups']:.3f}"
+            )
+        parts.append(words)
+    parts.append(
+        f"outcomes {legacy['outcomes']:,} ({legacy['contradicting_prices']:,} against their own "
+        "prices)"
+    )
+    parts.append(f"rows of features {legacy['feature_rows']:,}")
+    return f"{legacy['counts_as']}: {'; '.join(parts)}"
 
 
 def _version_cell(version: dict[str, Any] | None) -> str:

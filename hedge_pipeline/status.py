@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo
 
 from hedge_pipeline import insight, stages
 from hedge_pipeline.learning import gate, scoring
+from hedge_pipeline.legacy import legacy_summary
 from hedge_pipeline.market.calendar import UTC
 from hedge_pipeline.market.sources import NoDataYet
 from hedge_pipeline.market.tables import (
@@ -39,6 +40,7 @@ def status(deployment: Deployment) -> dict[str, Any]:
         "symbols": {symbol: _symbol(deployment, symbol) for symbol in deployment.symbols},
         "sessions": _sessions(deployment),
         "disk_bytes": {table.name: deployment.store.size(table) for table in TABLES},
+        "legacy": legacy_summary(deployment.store, deployment.calendar),
     }
 
 

@@ -25,7 +25,7 @@ from hedge_pipeline_tests.replays import (
     rows_of,
 )
 
-COMMANDS = ("replay", "demo", "status", "doctor", "retrain")
+COMMANDS = ("replay", "demo", "status", "doctor", "retrain", "import-legacy")
 CHECKS = ["configuration", "calendar", "store", "source", "mlflow", "clock"]
 BARS = """symbol,ts,open,high,low,close,volume
 QQQ,2024-01-02T14:30:00Z,400,401,399,400.5,1000
@@ -237,6 +237,16 @@ MISTAKES: dict[str, tuple[tuple[str, ...], dict[str, str], str]] = {
         {"HEDGE_DATA_URL": "bars.csv/data"},
         "the data folder bars.csv/data cannot be read: Not a directory",
     ),
+    "a log of the system before in no folder": (
+        ("import-legacy", "nix"),
+        {},
+        "nix: no such folder",
+    ),
+    "a log of the system before in a folder without it": (
+        ("import-legacy", "."),
+        {},
+        "none of predictions.csv, features.csv, outcomes.csv is in there",
+    ),
     "a training of nothing": (("retrain", "--symbol", "SIMQ"), {}, "nothing trained: SIMQ: 0 of 1"),
 }
 
@@ -254,7 +264,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(tmp_path: Path, mistake
     assert {path.name for path in tmp_path.rglob("*")} == {"bars.csv"}
 
 
-@pytest.mark.parametrize("command", ["status", "retrain --symbol SIMQ"])
+@pytest.mark.parametrize("command", ["status", "retrain --symbol SIMQ", "import-legacy old"])
 def test_a_replay_is_not_taken_for_live_data(demo: Demo, command: str) -> None:
     result = invoke(*command.split(), HEDGE_DATA_URL=str(demo.out))
     assert result.exit_code == 1

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from hedge_pipeline.market.tables import (
     GAPS,
+    LEGACY_TABLES,
     OUTCOMES,
     PREDICTION_LOG,
     PROMOTIONS,
@@ -32,7 +33,9 @@ from hedge_pipeline.store import Store, StoreError
 DAY = "2026-03-10"
 OPENS = pd.Timestamp("2026-03-10T13:30Z")
 URLS = ("folder", "memory")
-EACH_TABLE = pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+EACH_TABLE = pytest.mark.parametrize(
+    "table", (*TABLES, *LEGACY_TABLES), ids=lambda table: table.name
+)
 
 
 @pytest.fixture(params=URLS)

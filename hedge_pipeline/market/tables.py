@@ -671,6 +671,117 @@ TABLES: tuple[Table, ...] = (
     ALERTS,
 )
 
+_LOGGED_AT = Column("logged_at", "time", "moment the old file gives, UTC")
+_MINUTE = Column("bar_ts", "time", "start of the minute the moment lies in, UTC; any hour and day")
+_PREDICTION_ID = Column(
+    "prediction_id", "text", "as the old file has it; NULL = it has none", nullable=True
+)
+_IMPORTED_AT = Column("imported_at", "time", "when the row was imported, UTC")
+
+LEGACY_PREDICTIONS = Table(
+    "legacy_predictions",
+    "Predictions of the system before this one, as its file has them. Never evidence.",
+    (
+        _SYMBOL,
+        _LOGGED_AT,
+        _MINUTE,
+        _PREDICTION_ID,
+        Column("price", "float", "quote currency; NULL = not in the file", nullable=True),
+        Column("prediction", "small", "1 up, 0 down", least=0, most=1),
+        Column(
+            "confidence",
+            "float",
+            "as the old system understood it; NULL = not in the file",
+            nullable=True,
+            least=0,
+            most=1,
+        ),
+        Column(
+            "strength_score",
+            "float",
+            "of the old system's own scale; NULL = not in the file",
+            nullable=True,
+            least=0,
+            most=100,
+        ),
+        Column(
+            "level_type",
+            "text",
+            "side of its level; NULL = not in the file",
+            nullable=True,
+            among=("support", "resistance", "none"),
+        ),
+        Column(
+            "level_source",
+            "text",
+            "kind of its level; NULL = not in the file",
+            nullable=True,
+            among=("HP", "MHP", "HG", "none"),
+        ),
+        Column(
+            "signal_fired",
+            "flag",
+            "whether it called it a signal; NULL = not in the file",
+            nullable=True,
+        ),
+        Column(
+            "model_version",
+            "text",
+            "name of its model file; NULL = not in the file",
+            nullable=True,
+        ),
+        _IMPORTED_AT,
+    ),
+    key=("symbol", "logged_at"),
+    first_by="imported_at",
+)
+
+LEGACY_FEATURES = Table(
+    "legacy_features",
+    "Features of the system before this one, one row per value. Never trained on.",
+    (
+        _SYMBOL,
+        _LOGGED_AT,
+        _MINUTE,
+        Column("name", "text", "of the feature, as the old file spells it"),
+        Column("value", "float", "as the old file has it; NULL = empty there", nullable=True),
+        _IMPORTED_AT,
+    ),
+    key=("symbol", "logged_at", "name"),
+    first_by="imported_at",
+    bulky=True,
+)
+
+LEGACY_OUTCOMES = Table(
+    "legacy_outcomes",
+    "Outcomes as the system before this one saw them. Never labels.",
+    (
+        _SYMBOL,
+        _LOGGED_AT,
+        _MINUTE,
+        Column(
+            "horizon", "text", "minutes or bars, as the old file has it; unknown = it does not say"
+        ),
+        _PREDICTION_ID,
+        Column("entry_price", "float", "quote currency; NULL = not in the file", nullable=True),
+        Column("exit_price", "float", "quote currency; NULL = not in the file", nullable=True),
+        Column(
+            "return_pct",
+            "float",
+            "in whatever unit the old file has it; NULL = not in the file",
+            nullable=True,
+        ),
+        Column("actual_direction", "small", "1 up, 0 down", least=0, most=1),
+        _IMPORTED_AT,
+    ),
+    key=("symbol", "logged_at", "horizon"),
+    first_by="imported_at",
+)
+
+# apart from TABLES: what the loop reads, scores and learns from does not contain them; see
+# `legacy.py`. The session in their paths is a date of the exchange and need be no session.
+LEGACY_TABLES: tuple[Table, ...] = (LEGACY_PREDICTIONS, LEGACY_FEATURES, LEGACY_OUTCOMES)
+
 
 def without(
     frame: pd.DataFrame, known: pd.DataFrame, key: Sequence[str] = ("symbol", "bar_ts")
