@@ -69,6 +69,7 @@ from hedge_pipeline.market.tables import (
     PREDICTION_LOG,
     PROMOTIONS,
     RAW_QUOTES,
+    ROLES,
     TRADES,
     feature_names,
     without,
@@ -81,6 +82,8 @@ if TYPE_CHECKING:
     from hedge_pipeline.settings import Settings
 
 SETTLING = dt.timedelta(minutes=15)
+# the mean over every eighth row says the same and costs an eighth
+_EXPLAIN_EVERY = 8
 # hedge levels take a few values a day: no window of sessions tells what is usual of them; and the
 # last bars before a close, which have no label, are in no training set
 _NEVER_NOVEL = tuple(
@@ -484,11 +487,11 @@ def log_predictions(deployment: Deployment, label: str) -> int:
     Raises:
         StageError: the session has no feature rows.
     """
-    return log_served(deployment, label) + log_companions(deployment, label)
+    return log_served(deployment, label, ROLES) + log_companions(deployment, label)
 
 
-def log_served(deployment: Deployment, label: str) -> int:
-    """The served rows of `log_predictions`.
+def log_served(deployment: Deployment, label: str, roles: Sequence[str] = ("served",)) -> int:
+    """The served rows of `log_predictions`, with those of other roles if there is no hurry.
 
     Raises:
         StageError: the session has no feature rows.
@@ -497,7 +500,7 @@ def log_served(deployment: Deployment, label: str) -> int:
     if features.empty:
         raise StageError(f"features has no rows of {label}: materialize features first")
     known = deployment.store.read(PREDICTION_LOG, [label], columns=("symbol", "bar_ts", "role"))
-    return _log(deployment, label, without(features, known[known["role"] == "served"]), "served")
+    return _log(deployment, label, without(features, known[known["role"] == "served"]), roles)
 
 
 def log_companions(deployment: Deployment, label: str) -> int:
@@ -521,11 +524,12 @@ def log_companions(deployment: Deployment, label: str) -> int:
             due.append(own.loc[(force.newest if role == "newest" else force.baseline) > 0])
         if due:
             keys = without(pd.concat(due)[["symbol", "bar_ts"]], known[known["role"] == role])
-            added += _log(deployment, label, features.merge(keys, on=["symbol", "bar_ts"]), role)
+            rows = features.merge(keys, on=["symbol", "bar_ts"])
+            added += _log(deployment, label, rows, (role,))
     return added
 
 
-def _log(deployment: Deployment, label: str, features: pd.DataFrame, role: str) -> int:
+def _log(deployment: Deployment, label: str, features: pd.DataFrame, roles: Sequence[str]) -> int:
     import pandas as pd
 
     if features.empty:
@@ -543,7 +547,7 @@ def _log(deployment: Deployment, label: str, features: pd.DataFrame, role: str) 
                 own.reset_index(drop=True),
                 deployment.ledger(str(symbol)),
                 deployment.shelf.load,
-                (role,),
+                roles,
             ),
             levels.loc[own.index],
             session,
@@ -775,7 +779,9 @@ def train_candidate(deployment: Deployment, symbol: str) -> Candidate:
         spread=float(np.std(trained)),
         in_sample_skill=skill_in_nats(trained, data.labels[data.recent], base_rate),
         plan=asdict(plan),
-        contributions=contributions(booster, data.features[data.recent], data.names),
+        contributions=contributions(
+            booster, data.features[data.recent][::_EXPLAIN_EVERY], data.names
+        ),
         lows=lows,
         highs=highs,
         gain={str(k): float(v) for k, v in booster.get_score(importance_type="total_gain").items()},

@@ -97,8 +97,8 @@ def test_a_replay_killed_at_every_write_ends_with_the_same_tables_and_models(
     monkeypatch.undo()
     # raw_quotes, daily_bars, option_chains, chain_fetches, hedge_levels, features, prediction_log,
     # outcomes, performance, level_evidence and a fold per session; from the fifth on a model, its
-    # description and a verdict; in the sixth the baseline's predictions and the trades of signals
-    assert len(kills.seen) == 11 * SHORT + 3 * (SHORT - 4) + 2
+    # description and a verdict; in the sixth the trades of its signals
+    assert len(kills.seen) == 11 * SHORT + 3 * (SHORT - 4) + 1
     found = replay_in(tmp_path, ("SIMQ",))
     assert_equal_tables(found.store, demo.store, sessions, ["SIMQ"])
     wanted = replay_in(demo.out).shelf
