@@ -22,6 +22,7 @@ from rich.table import Table
 from hedge_pipeline.settings import Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:
+    from hedge_pipeline.backup import Snapshot
     from hedge_pipeline.replay import Night
     from hedge_pipeline.stages import Deployment
 
@@ -41,6 +42,7 @@ Symbols = Annotated[str | None, typer.Option(help="comma-separated symbols")]
 @contextlib.contextmanager
 def _one_line() -> Iterator[None]:
     """Turns every error a user can cause into one line and exit code 1."""
+    from hedge_pipeline.backup import BackupError
     from hedge_pipeline.learning.training import ModelError
     from hedge_pipeline.market.calendar import NoSession
     from hedge_pipeline.market.sources import SourceError
@@ -51,7 +53,7 @@ def _one_line() -> Iterator[None]:
     known = (SettingsError, StoreError, StageError, SourceError, NoSession, ModelError)
     try:
         yield
-    except (*known, RegistryError) as error:
+    except (*known, RegistryError, BackupError) as error:
         line = " ".join(str(error).split())
         errors.print(
             f"error: {line}", style="bold red", markup=False, highlight=False, soft_wrap=True
@@ -68,6 +70,8 @@ def main() -> None:
             format="%(asctime)s %(levelname)s %(message)s",
             stream=sys.stderr,
         )
+        for name in ("botocore", "aiobotocore"):  # they tell where they found credentials
+            logging.getLogger(name).setLevel(logging.WARNING)
 
 
 @app.command()
@@ -429,6 +433,74 @@ def _tell_override(entry: dict[str, Any], as_json: bool) -> None:
     pinned = entry["event"] == "pin"
     what = "is served from now on" if pinned else "is let go, the newest accepted one serves"
     _say(f"{entry['symbol']}: version {entry['model_version']} {what}; {entry['reason']}")
+
+
+# -- backup ----------------------------------------------------------------------------------------
+
+
+def _backup_url(url: str | None) -> str:
+    found = url or load_settings().backup_url.get_secret_value()
+    if not found:
+        raise SettingsError("HEDGE_BACKUP_URL is empty: name a folder or URL")
+    return found
+
+
+@app.command()
+def backup(
+    url: Annotated[str | None, typer.Argument(help="folder or URL; HEDGE_BACKUP_URL")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Save tables, models, MLflow and Dagster; writes only what the place has not got yet."""
+    with _one_line():
+        from hedge_pipeline.backup import back_up
+        from hedge_pipeline.opening import places
+
+        done = back_up(places(load_settings()), _backup_url(url))
+        if as_json:
+            _print_json(_snapshot(done.snapshot) | {"new": done.new, "new_bytes": done.new_bytes})
+            return
+        _say(
+            f"snapshot {done.snapshot.name}: {done.snapshot.count} files, "
+            f"{done.snapshot.size / 1e6:.1f} MB; new {done.new}, {done.new_bytes / 1e6:.1f} MB"
+        )
+        for line in done.snapshot.left_out:
+            _say(f"not included: {line}")
+
+
+@app.command()
+def restore(
+    url: Annotated[str | None, typer.Argument(help="folder or URL; HEDGE_BACKUP_URL")] = None,
+    snapshot: Annotated[str | None, typer.Option(help="its name or how it begins; newest")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="check it and write nothing")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Bring a backup back into an empty place and verify every file."""
+    with _one_line():
+        from hedge_pipeline import backup as saved
+        from hedge_pipeline.opening import places
+
+        if verify:
+            found = saved.verify(_backup_url(url), snapshot)
+        else:
+            found = saved.restore(places(load_settings()), _backup_url(url), snapshot)
+        if as_json:
+            _print_json(_snapshot(found))
+            return
+        what = "verified" if verify else "restored and verified"
+        _say(f"snapshot {found.name}: {found.count} files, {found.size / 1e6:.1f} MB {what}")
+        for line in found.left_out:
+            _say(f"not included: {line}")
+
+
+def _snapshot(found: Snapshot) -> dict[str, Any]:
+    return {
+        "snapshot": found.name,
+        "created": found.created,
+        "files": found.count,
+        "bytes": found.size,
+        "at_one_moment": found.at_one_moment,
+        "left_out": list(found.left_out),
+    }
 
 
 # -- replay and demo -------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from hedge_pipeline.market.sources import SourceOptions, open_source
 from hedge_pipeline.stages import Candidate, Deployment, deploy
 
 if TYPE_CHECKING:
+    from hedge_pipeline.backup import Places
     from hedge_pipeline.market.calendar import SessionCalendar
     from hedge_pipeline.resources.notifier import Notifier
     from hedge_pipeline.resources.registry import MlflowRegistry
@@ -53,6 +54,16 @@ def open_notifier(settings: Settings) -> Notifier:
     from hedge_pipeline.resources.notifier import Notifier
 
     return Notifier(settings.alert_urls)
+
+
+def places(settings: Settings) -> Places:
+    """Where the deployment's state lives, for backup and storage reports."""
+    from hedge_pipeline.backup import Places
+    from hedge_pipeline.service import dagster_home
+
+    uri = settings.tracking_uri
+    file = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+    return Places(settings.data_url, file, dagster_home(settings))
 
 
 def retrain(

@@ -228,6 +228,11 @@ class Settings(BaseSettings):
         le=100,
         description="cost of a trade per side, basis points",
     )
+    backup_url: SecretStr = Field(
+        default=SecretStr(""),
+        alias="HEDGE_BACKUP_URL",
+        description="folder or fsspec URL of the backup; empty = none; secret",
+    )
     mlflow_tracking_uri: str = Field(
         default="",
         alias="MLFLOW_TRACKING_URI",

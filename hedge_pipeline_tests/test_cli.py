@@ -25,7 +25,16 @@ from hedge_pipeline_tests.replays import (
     rows_of,
 )
 
-COMMANDS = ("replay", "demo", "status", "doctor", "retrain", "import-legacy")
+COMMANDS = (
+    "replay",
+    "demo",
+    "status",
+    "doctor",
+    "retrain",
+    "import-legacy",
+    "backup",
+    "restore",
+)
 CHECKS = ["configuration", "calendar", "store", "source", "mlflow", "clock"]
 BARS = """symbol,ts,open,high,low,close,volume
 QQQ,2024-01-02T14:30:00Z,400,401,399,400.5,1000

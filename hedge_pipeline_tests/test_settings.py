@@ -272,3 +272,8 @@ def test_the_example_file_lists_exactly_the_variables_that_are_read() -> None:
     text = (REPOSITORY / ".env.example").read_text()
     listed = re.findall(r"^(?:# ?)?([A-Z][A-Z0-9_]+)=", text, flags=re.MULTILINE)
     assert sorted(listed) == sorted(ALIASES)
+
+
+def test_the_address_of_the_backup_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEDGE_BACKUP_URL", "ftp://canary:secret@host/folder")
+    assert "canary" not in repr(load_settings()) + load_settings().model_dump_json()
