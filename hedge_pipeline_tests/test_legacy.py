@@ -192,6 +192,7 @@ def test_columns_a_file_has_not_are_unknown_and_named(tmp_path: Path) -> None:
     [
         ("2025-01-03 09:31:07", "2025-01-03T14:31:07Z"),
         ("2025-07-03 09:31:07", "2025-07-03T13:31:07Z"),
+        ("2025-01-03 09:31:59", "2025-01-03T14:31:59Z"),
         ("2025-01-03T09:31", "2025-01-03T14:31:00Z"),
         ("2025-01-03 09:31:07.123456789", "2025-01-03T14:31:07.123456Z"),
         ('"2025-01-03 09:31:07,5"', "2025-01-03T14:31:07.5Z"),
@@ -580,6 +581,8 @@ def test_a_feature_that_came_later_is_added_to_its_row(tmp_path: Path) -> None:
     assert counts(report) == (2, 2, 0, 0)
     rows = store_in(tmp_path).read(LEGACY_FEATURES)
     assert rows["name"].tolist() == ["macd", "rsi", "macd", "rsi"]
+    parts = (tmp_path / "data").rglob("*.parquet")
+    assert sum(len(pd.read_parquet(part)) for part in parts) == 4
     assert counts(only(imported(tmp_path, {FEATURES: FEATURE_ROWS}))) == (2, 0, 2, 0)
 
 
@@ -725,6 +728,18 @@ def test_no_content_makes_the_import_fail_or_lose_a_line(
     assert report.imported == (header == "given")
 
 
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_bad_row_far_down_is_told_by_its_line(tmp_path: Path, name: str) -> None:
+    header, good, _, bad = SHAPES[name]
+    moments = [str(START + place * dt.timedelta(seconds=1)) for place in range(9_000)]
+    lines = [header, *(good.format(moment) for moment in moments)]
+    for line in (4_097, 4_098, 8_500):
+        lines[line - 1] = bad[0].format(moments[line - 2])
+    report = only(imported(tmp_path, {name: "\n".join(lines)}))
+    assert counts(report) == (9_000, 8_997, 0, 3)
+    assert list(report.refused) == [4_097, 4_098, 8_500]
+
+
 @pytest.mark.slow
 def test_two_hundred_thousand_rows_take_seconds(tmp_path: Path) -> None:
     count = 200_000
@@ -799,6 +814,7 @@ b,2025-01-03 09:42:07,QQQ,1,500,499
 ,2025-01-04 12:00:00,QQQ,0,500,501
 ,2025-01-03 09:34:07,QQQ,1,500,
 z,2025-01-03 10:00:00,QQQ,1,500,500
+twice,2025-01-03 10:01:00,QQQ,1,500,501
 """
 
 
@@ -809,7 +825,7 @@ def test_the_summary_scores_the_old_predictions_by_their_own_outcomes(tmp_path: 
     assert found["predictions"] == {
         "count": 6,
         "outside_sessions": 1,
-        "scored": 4,  # a and b by name, two by their time; z was never predicted
+        "scored": 4,  # a and b by name, two by their time; z is unknown, twice unclear
         "accuracy": 0.5,
         "share_of_ups": 0.75,
     }
@@ -820,7 +836,7 @@ def test_the_summary_scores_the_old_predictions_by_their_own_outcomes(tmp_path: 
         "accuracy": 0.5,
         "share_of_ups": 1.0,
     }
-    assert (found["outcomes"], found["contradicting_prices"]) == (5, 2)
+    assert (found["outcomes"], found["contradicting_prices"]) == (6, 2)
     assert found["feature_rows"] == 2
     assert found["counts_as"] == "legacy, never evidence"
 
