@@ -186,7 +186,8 @@ def test_yahoo_is_asked_once_a_poll_and_nobody_else_at_all(story: Story) -> None
         "crumb",
         "consent",
     }
-    assert story.bootstrapped <= 8
+    # minutes and daily bars of each session
+    assert story.bootstrapped <= 14
     asked = story.yahoo.count() - story.bootstrapped
     repeated = story.service.refusals()  # yfinance asks again, once, what was answered with 503
     polls = (story.ended - story.polling).total_seconds() / POLLING_SECONDS + 1

@@ -18,8 +18,11 @@ import pytest
 from hedge_pipeline.checks import claims
 from hedge_pipeline.market.sources.simulated import SimulatedSource
 from hedge_pipeline.market.tables import (
+    CHAIN_FETCHES,
     FEATURE_ROWS,
     GAPS,
+    HEDGE_LEVELS,
+    OPTION_CHAINS,
     OUTCOMES,
     PREDICTION_LOG,
     RAW_QUOTES,
@@ -40,6 +43,11 @@ CLAIMS: dict[str, tuple[str, Claim]] = {
     "quotes_keep_their_schema": ("raw_quotes", claims.misshapen_quotes),
     "quotes_cover_the_session": ("raw_quotes", claims.uncovered_minutes),
     "quotes_are_plausible": ("raw_quotes", claims.implausible_bars),
+    "chains_keep_their_schema": ("option_chains", claims.misshapen_chains),
+    "chains_are_not_known_before_their_time": ("option_chains", claims.hasty_snapshots),
+    "levels_keep_their_schema": ("hedge_levels", claims.misshapen_levels),
+    "levels_say_why_they_are_missing": ("hedge_levels", claims.unexplained_levels),
+    "levels_lie_on_their_side_of_the_price": ("hedge_levels", claims.misplaced_levels),
     "features_keep_their_schema": ("features", claims.misshapen_features),
     "features_have_no_future_rows": ("features", claims.rows_from_the_future),
     "features_exist_for_every_bar": ("features", claims.bars_without_features),
@@ -172,6 +180,18 @@ BREAKS = [
         3,
     ),
     ("features_have_no_future_rows", RAW_QUOTES, drop(11), 1),
+    ("chains_keep_their_schema", OPTION_CHAINS, put("right", "X", (0, 3)), 2),
+    ("chains_keep_their_schema", CHAIN_FETCHES, put("status", "odd"), 1),
+    (
+        "chains_are_not_known_before_their_time",
+        OPTION_CHAINS,
+        put("available_at", lambda row: row["as_of"] - SECOND, (0, 7)),
+        2,
+    ),
+    ("levels_keep_their_schema", HEDGE_LEVELS, put("gex_rank", 1.5), 1),
+    ("levels_say_why_they_are_missing", HEDGE_LEVELS, put("usable", False, (3,)), 1),
+    ("levels_lie_on_their_side_of_the_price", HEDGE_LEVELS, put("hp_support", 1e6, (2,)), 1),
+    ("levels_lie_on_their_side_of_the_price", HEDGE_LEVELS, put("hg_above", 1.0, (2,)), 1),
     ("features_exist_for_every_bar", FEATURE_ROWS, drop(0, 1, 500), 3),
     ("predictions_keep_their_schema", PREDICTION_LOG, put("prob_up", 1.5), 1),
     ("predictions_keep_their_schema", PREDICTION_LOG, put("mode", "guess", (0, 9)), 2),
@@ -282,7 +302,7 @@ def test_every_claim_passes_in_a_run_over_what_the_loop_wrote(
         (
             "quotes_are_plausible",
             Break(RAW_QUOTES, put("high", 0.01)),
-            {"features", "prediction_log", "outcomes"},
+            {"hedge_levels", "features", "prediction_log", "outcomes"},
         ),
         (
             "predictions_name_a_registered_model",
