@@ -397,7 +397,9 @@ class MlflowRegistry:
     def _publish_scores(self, deployment: Deployment, ledger: Ledger) -> None:
         symbol = ledger.symbol
         through = self._through.get(symbol, "")
-        labels = [x for x in deployment.store.sessions(PERFORMANCE) if x >= through]
+        # a session that was folded and scored after the log was read waits for the next time
+        folded = ledger.state.last_session or ""
+        labels = [x for x in deployment.store.sessions(PERFORMANCE) if through <= x <= folded]
         sums = deployment.store.read(PERFORMANCE, labels, symbols=[symbol])
         sums = sums[(sums["model_version"] > 0) & sums["mode"].isin(deployment.evidence_modes)]
         for version, rows in sums.groupby("model_version", sort=True):

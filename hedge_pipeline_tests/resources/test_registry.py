@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import hashlib
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -489,6 +490,15 @@ def test_the_scores_of_many_sessions_can_be_published_at_once(
         deployment.store.append(PERFORMANCE, label, row.assign(session=label))
     registry.publish(deployment, "SIMQ")
     run_id = run_of(registry, "SIMQ", 1).info.run_id
+    steps = [step for step, _ in history(registry, run_id, "baseline/accuracy")]
+    # what was scored after the log was read waits until its fold is in it
+    assert steps == list(range(DEMO_SESSIONS - 3, DEMO_SESSIONS))
+    folds = rows_of(deployment.store, PROMOTIONS, symbols=["SIMQ"])
+    fold = folds[folds["kind"] == "fold"].sort_values("session").iloc[-1:]
+    state = json.loads(fold["state"].iloc[0]) | {"last_session": labels[-1]}
+    fold = fold.assign(session=labels[-1], state=json.dumps(state))
+    deployment.store.append(PROMOTIONS, labels[-1], fold)
+    registry.publish(deployment, "SIMQ")
     steps = [step for step, _ in history(registry, run_id, "baseline/accuracy")]
     assert steps == list(range(DEMO_SESSIONS - 3, DEMO_SESSIONS + 120))
 
