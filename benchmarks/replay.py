@@ -15,12 +15,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import xgboost
-
 from benchmarks.report import show
-from hedge_pipeline.opening import open_deployment, open_registry
-from hedge_pipeline.replay import replay
-from hedge_pipeline.resources.registry import BackgroundRegistry
+from hedge_pipeline.learning.training import native_xgboost
+from hedge_pipeline.opening import open_deployment
+from hedge_pipeline.replay import peak_rss_mb, replay
+from hedge_pipeline.resources.publishing import BackgroundRegistry
 from hedge_pipeline.settings import load_settings
 
 EPOCH = "2024-01-02"
@@ -33,6 +32,7 @@ def measure(options: dict[str, Any], sessions: int, *, with_registry: bool) -> d
     labels = getattr(deployment.source, "sessions", deployment.calendar.between(EPOCH, None))
     bare = 0.0
     trainings = 0
+    xgboost = native_xgboost()
     train = xgboost.train
 
     def timed(*arguments: Any, **more: Any) -> Any:
@@ -47,11 +47,12 @@ def measure(options: dict[str, Any], sessions: int, *, with_registry: bool) -> d
     xgboost.train = timed
     registry = None
     if with_registry:
-        publisher = open_registry(settings, plots=False)
-        registry = BackgroundRegistry(publisher, open_deployment(settings))
+        registry = BackgroundRegistry(settings)
     begun = time.perf_counter()
     stopwatch = replay(deployment, labels[:sessions], registry=registry)
     seconds = time.perf_counter() - begun
+    if registry is not None:
+        registry.close()
     xgboost.train = train
     nights = len(labels[:sessions]) * len(settings.symbols)
     return {
@@ -62,7 +63,8 @@ def measure(options: dict[str, Any], sessions: int, *, with_registry: bool) -> d
         "bare_training_seconds": bare,
         "allowed_seconds": 1.2 * bare + 30,
         "bookkeeping_ms_per_symbol_session": 1e3 * (seconds - bare) / nights,
-        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_rss_mb": peak_rss_mb(stopwatch),
+        "own_peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         **{f"{name}_seconds": value for name, value in stopwatch.seconds.items()},
     }
 

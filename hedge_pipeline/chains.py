@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from hedge_pipeline.levels.chain import Chain
+from hedge_pipeline.levels.chain import Chain, chain_columns
 from hedge_pipeline.levels.exposure import gamma_profile, priced
 from hedge_pipeline.levels.gaps import DailyBars
 from hedge_pipeline.levels.joining import NO_CHAIN
-from hedge_pipeline.levels.snapshot import CHAIN_LEVELS, prepare, row_of
+from hedge_pipeline.levels.snapshot import CHAIN_LEVELS, gated, row_of
 from hedge_pipeline.levels.strength import RANK_SESSIONS, ranks
 from hedge_pipeline.market.calendar import to_datetime64
 from hedge_pipeline.market.sources import (
@@ -240,13 +240,15 @@ def _session_rows(
     if not stored - known:
         return
     chains = deployment.store.read(OPTION_CHAINS, [label], symbols=[symbol])
+    columns = chain_columns(chains)
     prices = _Prices(deployment, session, symbol)
     earlier: Chain | None = None
-    for key, contracts in chains.groupby(["available_at", "as_of"], sort=True):
+    for key, place in chains.groupby(["available_at", "as_of"], sort=True).indices.items():
         available_at, as_of = cast("tuple[pd.Timestamp, pd.Timestamp]", key)
-        snapshot = prepare(
-            contracts,
-            as_of=as_of.to_pydatetime(),
+        snapshot = gated(
+            Chain.from_columns(
+                {name: values[place] for name, values in columns.items()}, as_of.to_pydatetime()
+            ),
             available_at=available_at.to_pydatetime(),
             spot=prices.at(as_of, available_at),
             earlier=earlier if _is_before(earlier, as_of) else None,

@@ -539,8 +539,8 @@ def _replay(
 ) -> dict[str, Any]:
     from hedge_pipeline import control
     from hedge_pipeline import replay as loop
-    from hedge_pipeline.opening import open_deployment, open_registry
-    from hedge_pipeline.resources.registry import BackgroundRegistry
+    from hedge_pipeline.opening import open_deployment
+    from hedge_pipeline.resources.publishing import BackgroundRegistry
     from hedge_pipeline.store import Store
 
     begun = time.perf_counter()
@@ -573,11 +573,11 @@ def _replay(
                     soft_wrap=True,
                 )
     registry = None
-    if with_registry:
-        registry = BackgroundRegistry(
-            open_registry(settings, plots=False), open_deployment(settings)
-        )
-    with _progress(quiet) as bar:
+    with contextlib.ExitStack() as ended:
+        if with_registry:
+            registry = BackgroundRegistry(settings)
+            ended.callback(registry.close)
+        bar = ended.enter_context(_progress(quiet))
         task = bar.add_task("replay", total=len(sessions))
         stopwatch = loop.replay(
             deployment,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -142,7 +143,7 @@ class Deployment:
     cost_bps: float = 1.0
     clock: Callable[[], dt.datetime] = field(default=lambda: dt.datetime.now(UTC))
     settled: set[tuple[str, str]] = field(default_factory=set, compare=False, repr=False)
-    _ledgers: dict[str, tuple[object, Ledger]] = field(
+    _ledgers: dict[str, tuple[dict[str, Any], int, Ledger]] = field(
         default_factory=dict, compare=False, repr=False
     )
 
@@ -162,14 +163,23 @@ class Deployment:
         return LabelledSessions(self.store, self.horizon)
 
     def ledger(self, symbol: str) -> Ledger:
-        """The symbol's promotion log, read again whenever its files change."""
-        fingerprint = self.store.fingerprint(PROMOTIONS)
-        known = self._ledgers.get(symbol)
-        if known is None or known[0] != fingerprint:
-            entries = self.store.read(PROMOTIONS, symbols=[symbol])
-            known = (fingerprint, Ledger(symbol, entries, self.rule))
-            self._ledgers[symbol] = known
-        return known[1]
+        """The symbol's promotion log; the sessions whose files have changed are read again."""
+        store, now = self.store, time.time_ns()
+        before, seen, ledger = self._ledgers.get(symbol, ({}, 0, None))
+        present = store.fingerprints(PROMOTIONS)
+        changed = [
+            label
+            for label, found in present.items()
+            if before.get(label) != found or store.is_recent(found, seen)
+        ]
+        if ledger is None or changed or len(present) < len(before):
+            entries = store.read(PROMOTIONS, changed, symbols=[symbol])
+            if ledger is not None:
+                ledger = ledger.with_sessions(present, changed, entries)
+            else:
+                ledger = Ledger(symbol, entries, self.rule)
+            self._ledgers[symbol] = (present, now, ledger)
+        return ledger
 
     @property
     def evidence_modes(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 COMPACTED = "session"
 _CACHED_SESSIONS = 512
 _CACHED_FILES = 4096
+_CACHED_BYTES = 48 << 20
+_FILE_SYSTEM_TICK = 12_000_000  # ns; a tick of Linux at 100 Hz is 10 ms
 
 
 class StoreError(RuntimeError):
@@ -49,13 +52,14 @@ class Store:
     def __init__(self, url: str) -> None:
         import fsspec
 
+        # Arrow's own allocator keeps what it once had: a sixth of the memory of a replay
+        pa.set_memory_pool(pa.system_memory_pool())
         self.url = url
         self._fs, root = fsspec.core.url_to_fs(url)
         self._root = PurePosixPath(root)
         self._local = "file" in _protocols(self._fs)
-        self._files: OrderedDict[str, tuple[Any, pa.Table]] = OrderedDict()
-        self._sessions: OrderedDict[str, tuple[list[int], list[pa.Table], pa.Table]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._files = _Memory(_CACHED_FILES, _CACHED_BYTES)
+        self._sessions = _Memory(_CACHED_SESSIONS, _CACHED_BYTES)
 
     # -- writing ---------------------------------------------------------------------------
 
@@ -69,13 +73,11 @@ class Store:
         """
         if frame.empty:
             return 0
-        new = table.conform(frame)
-        new = new[~new.duplicated(list(table.key))]
+        new = _by_key(table, frame)
         if not table.bulky:
             new = without(new, self.read(table, [session], columns=table.key), table.key)
         if new.empty:
             return 0
-        new = new.sort_values(list(table.key), kind="stable")
         path = self._folder(table, session) / _part_name(table, new)
         if table.bulky and str(path) in self._parts(table, session):
             return 0
@@ -91,9 +93,7 @@ class Store:
             StoreError: the folder cannot be written.
         """
         before = self._parts(table, session)
-        rows = table.conform(frame)
-        rows = rows[~rows.duplicated(list(table.key))]
-        rows = rows.sort_values(list(table.key), kind="stable")
+        rows = _by_key(table, frame)
         if len(rows):
             path = self._folder(table, session) / _part_name(table, rows, COMPACTED)
             self._write(path, table, rows, first=False)
@@ -187,20 +187,34 @@ class Store:
         rows: pd.DataFrame = pa.concat_tables(pieces).to_pandas(types_mapper=_pandas_type)
         return rows.drop_duplicates().sort_values(list(columns)).reset_index(drop=True)
 
-    def fingerprint(self, table: Table) -> tuple[Any, ...]:
-        """Changes whenever a file of the table is added, replaced or removed."""
+    def fingerprints(self, table: Table) -> dict[str, tuple[Any, ...]]:
+        """By session something that changes whenever a file is added, replaced or removed.
+
+        Two changes within a tick of a local file system's clock look like one; see `is_recent`.
+        """
         folder = str(self._root / table.name)
+        found: dict[str, tuple[Any, ...]] = {}
         with self._told("cannot be read"):
             if not self._local:
                 self._fs.invalidate_cache()
-                found = self._fs.find(folder, detail=True)
-                return tuple(sorted((path, *_version(info)) for path, info in found.items()))
-            try:
-                with os.scandir(folder) as entries:
-                    return tuple(sorted((x.name, x.stat().st_mtime_ns) for x in entries))
-            except FileNotFoundError:
-                pass
-        return ()
+                for path, info in sorted(self._fs.find(folder, detail=True).items()):
+                    label = PurePosixPath(path).parent.name.removeprefix("session=")
+                    found[label] = (*found.get(label, ()), path, *_version(info))
+                return found
+            with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+                for entry in entries:
+                    label = entry.name.removeprefix("session=")
+                    found[label] = (entry.stat().st_mtime_ns,)
+        return found
+
+    def is_recent(self, fingerprint: tuple[Any, ...], seen_ns: int) -> bool:
+        """Whether a change right after the fingerprint was seen could have left it the same.
+
+        Args:
+            fingerprint: of a session, from `fingerprints`.
+            seen_ns: when it was seen, `time.time_ns`.
+        """
+        return self._local and int(fingerprint[0]) > seen_ns - _FILE_SYSTEM_TICK
 
     def size(self, table: Table) -> int:
         """Bytes of the table's files."""
@@ -289,12 +303,17 @@ class Store:
                 continue
             if table.bulky:
                 return [_first_rows(table, pieces).select(list(columns or table.names))]
-            with self._lock:
+            if len(pieces) == 1:
+                rows = pieces[0]  # a single file is written sorted and without doubles
+            else:
+                same = [id(piece) for piece in pieces]
                 known = self._sessions.get(name)
-            if known is None or known[0] != [id(piece) for piece in pieces]:
-                known = ([id(piece) for piece in pieces], pieces, _first_rows(table, pieces))
-                self._remember(self._sessions, name, known, _CACHED_SESSIONS)
-            return [known[2].select(list(columns)) if columns else known[2]]
+                if known is None or known[0] != same:
+                    # the pieces are kept with it, so that no other object gets one's identity
+                    known = (same, _first_rows(table, pieces), pieces)
+                    self._sessions.put(name, known)
+                rows = known[1]
+            return [rows.select(list(columns)) if columns else rows]
         raise StoreError(f"{self._folder(table, session)} changes faster than it can be read")
 
     def _load_parts(self, table: Table, session: str, parts: list[str]) -> list[pa.Table] | None:
@@ -305,22 +324,14 @@ class Store:
                 return [self._checked(table, part) for part in parts]
             for part in parts:
                 signature = self._signature(part)
-                with self._lock:
-                    known = self._files.get(part)
+                known = self._files.get(part)
                 if known is None or known[0] != signature:
                     known = (signature, self._checked(table, part))
-                    self._remember(self._files, part, known, _CACHED_FILES)
+                    self._files.put(part, known)
                 pieces.append(known[1])
         except FileNotFoundError:
             return None
         return pieces
-
-    def _remember(self, cache: OrderedDict[str, Any], name: str, value: Any, most: int) -> None:
-        with self._lock:
-            cache[name] = value
-            cache.move_to_end(name)
-            while len(cache) > most:
-                cache.popitem(last=False)
 
     def _signature(self, path: str) -> tuple[Any, ...]:
         if self._local:
@@ -425,6 +436,35 @@ class Store:
             ) from error
 
 
+class _Memory:
+    """What was read last, up to a number of entries and of bytes; safe for several threads.
+
+    An entry is a tuple whose second item is the table that counts.
+    """
+
+    def __init__(self, most: int, most_bytes: int) -> None:
+        self._most, self._most_bytes, self._bytes = most, most_bytes, 0
+        self._entries: OrderedDict[str, tuple[Any, ...]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, name: str) -> Any:
+        """The entry, None if it is not remembered."""
+        with self._lock:
+            found = self._entries.get(name)
+            if found is not None:
+                self._entries.move_to_end(name)
+            return found
+
+    def put(self, name: str, entry: tuple[Any, ...]) -> None:
+        """Remembers an entry in place of an earlier one of that name."""
+        with self._lock:
+            earlier = self._entries.pop(name, None)
+            self._bytes += entry[1].nbytes - (earlier[1].nbytes if earlier else 0)
+            self._entries[name] = entry
+            while len(self._entries) > self._most or self._bytes > self._most_bytes:
+                self._bytes -= self._entries.popitem(last=False)[1][1].nbytes
+
+
 def _is_part(path: PurePosixPath) -> bool:
     return path.suffix == ".parquet" and not path.name.startswith(".")
 
@@ -475,11 +515,33 @@ def _part_name(table: Table, rows: pd.DataFrame, kind: str = "part") -> str:
     return f"{kind}-{last}-{digest.hexdigest()[:12]}.parquet"
 
 
+def _by_key(table: Table, frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows in the table's columns, sorted by key; of several with one key the first."""
+    rows = table.conform(frame)
+    if _ascends(rows, table.key):
+        return rows
+    keys = list(table.key)
+    return rows[~rows.duplicated(keys)].sort_values(keys, kind="stable")
+
+
+def _ascends(rows: pd.DataFrame, key: Sequence[str]) -> bool:
+    """Whether the key grows from row to row; sorting takes ten times as long as seeing that."""
+    grows = np.zeros(max(len(rows) - 1, 0), dtype=np.bool_)
+    equal = ~grows
+    for name in key:
+        values = rows[name]
+        plain = values.astype("int64") if values.dtype.kind == "M" else values
+        array = plain.to_numpy()
+        grows |= equal & (array[:-1] < array[1:]).astype(np.bool_)
+        equal &= (array[:-1] == array[1:]).astype(np.bool_)
+    return bool(grows.all())
+
+
 def _first_rows(table: Table, pieces: list[pa.Table]) -> pa.Table:
     """One row per key, the first written, sorted by key."""
     rows = pa.concat_tables(pieces)
     if len(pieces) == 1:
-        return rows  # a single file is written sorted and without doubles
+        return rows
     order = [(name, "ascending") for name in table.key]
     frame = rows.append_column("_position", pa.array(range(rows.num_rows), pa.int64()))
     first = [(table.first_by, "ascending")] if table.first_by else []

@@ -110,7 +110,7 @@ def test_a_table_without_files_is_empty_with_its_own_columns(url: str, table: Ta
     pd.testing.assert_frame_equal(found, table.empty())
     assert Store(url).sessions(table) == ()
     assert Store(url).size(table) == 0
-    assert Store(url).fingerprint(table) == ()
+    assert Store(url).fingerprints(table) == {}
 
 
 def test_unknown_values_stay_unknown(url: str) -> None:
@@ -127,9 +127,9 @@ def test_the_first_row_written_for_a_key_is_the_one_that_counts(url: str, table:
     store, first = Store(url), rows(0, 1, table=table)
     second = rows(0, 1, 2, table=table, price=2.0)
     store.append(table, DAY, first)
-    before = store.fingerprint(table)
+    before = store.fingerprints(table)
     assert store.append(table, DAY, second.head(2)) == 0
-    assert store.fingerprint(table) == before
+    assert store.fingerprints(table) == before
     # a bulky table is not compared row by row: what is there twice is read once
     assert store.append(table, DAY, second) == (3 if table.bulky else 1)
     expected = pd.concat([first, second.tail(1)], ignore_index=True)
@@ -771,19 +771,19 @@ def test_the_fingerprint_changes_with_every_change(url: str, step: Step) -> None
     store = Store(url)
     store.append(RAW_QUOTES, DAY, rows(0))
     store.append(RAW_QUOTES, DAY, rows(1))
-    before = store.fingerprint(RAW_QUOTES)
-    assert Store(url).fingerprint(RAW_QUOTES) == before
+    before = store.fingerprints(RAW_QUOTES)
+    assert Store(url).fingerprints(RAW_QUOTES) == before
     step(store)
-    assert store.fingerprint(RAW_QUOTES) != before
+    assert store.fingerprints(RAW_QUOTES) != before
 
 
 def test_the_fingerprint_sees_a_replacement_of_the_same_size(url: str) -> None:
     store = Store(url)
     store.replace(RAW_QUOTES, DAY, rows(0, price=2.0))
-    before, size = store.fingerprint(RAW_QUOTES), store.size(RAW_QUOTES)
+    before, size = store.fingerprints(RAW_QUOTES), store.size(RAW_QUOTES)
     store.replace(RAW_QUOTES, DAY, rows(0, price=4.0))
     assert store.size(RAW_QUOTES) == size
-    assert store.fingerprint(RAW_QUOTES) != before
+    assert store.fingerprints(RAW_QUOTES) != before
     assert store.read(RAW_QUOTES)["close"].tolist() == [4.0]
 
 

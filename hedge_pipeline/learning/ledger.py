@@ -9,7 +9,9 @@ stream never breaks.
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,14 +72,51 @@ class Ledger:
     def __init__(self, symbol: str, entries: pd.DataFrame, rule: GateRule) -> None:
         self.symbol = symbol
         self.rule = rule
-        own = entries[entries["symbol"] == symbol]
-        self.entries = own.sort_values(
-            ["decided_at", "session", "kind", "model_version", "number"], kind="stable"
-        ).reset_index(drop=True)
-        self._folds = self.entries[self.entries["kind"] == "fold"]
-        self._verdicts = self.entries[self.entries["kind"] == "verdict"]
-        self._accepted = self._verdicts[self._verdicts["event"].isin(ACCEPTED)]
-        self._overrides = self.entries[self.entries["kind"] == "override"]
+        own = entries[(entries["symbol"] == symbol).to_numpy(dtype=np.bool_)]
+        order = np.lexsort(
+            (
+                own["number"].to_numpy(dtype=np.int64),
+                own["model_version"].to_numpy(dtype=np.int64),
+                own["kind"].to_numpy().astype(np.str_),
+                own["session"].to_numpy().astype(np.str_),
+                _plain(own["decided_at"]),
+            )
+        )
+        self.entries = own.take(order).reset_index(drop=True)
+
+    @cached_property
+    def _folds(self) -> pd.DataFrame:
+        return self._of_kind("fold")
+
+    @cached_property
+    def _accepted(self) -> pd.DataFrame:
+        verdicts = self._of_kind("verdict")
+        return verdicts[verdicts["event"].isin(ACCEPTED).to_numpy()]
+
+    @cached_property
+    def _overrides(self) -> pd.DataFrame:
+        return self._of_kind("override")
+
+    def _of_kind(self, kind: str) -> pd.DataFrame:
+        return self.entries[(self.entries["kind"] == kind).to_numpy(dtype=np.bool_)]
+
+    def with_sessions(
+        self, present: Collection[str], changed: Collection[str], entries: pd.DataFrame
+    ) -> Ledger:
+        """The log with the entries of some sessions read anew.
+
+        Args:
+            present: sessions that the log has now; the others are gone.
+            changed: sessions read anew.
+            entries: the rows of these.
+        """
+        import pandas as pd
+
+        kept = set(present).difference(changed)
+        own = self.entries[self.entries["session"].isin(kept).to_numpy(dtype=np.bool_)]
+        if own.empty or entries.empty:
+            return Ledger(self.symbol, own if entries.empty else entries, self.rule)
+        return Ledger(self.symbol, pd.concat([own, entries], ignore_index=True), self.rule)
 
     @property
     def state(self) -> GateState:
@@ -90,7 +129,7 @@ class Ledger:
     @property
     def judged(self) -> frozenset[int]:
         """Versions that have a verdict."""
-        return frozenset(int(version) for version in self._verdicts["model_version"])
+        return frozenset(int(version) for version in self._of_kind("verdict")["model_version"])
 
     @property
     def accepted(self) -> tuple[int, ...]:

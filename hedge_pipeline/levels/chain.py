@@ -7,6 +7,7 @@ elsewhere.
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
@@ -109,17 +110,16 @@ class Chain:
             ValueError: `as_of` has no time zone.
             KeyError: a column is missing.
         """
+        return cls.from_columns(chain_columns(frame), as_of)
+
+    @classmethod
+    def from_columns(cls, columns: Mapping[str, npt.NDArray[Any]], as_of: dt.datetime) -> Chain:
+        """As `from_frame`, from the arrays of `chain_columns`."""
         if as_of.tzinfo is None:
             raise ValueError(f"the time of a snapshot needs a time zone: {as_of}")
         as_of = as_of.astimezone(dt.UTC)
-        columns = frame[list(CHAIN_COLUMNS)]
-        expiry = _expiries(columns["expiry"])
-        right = columns["right"].to_numpy()
-        numbers = {
-            name: columns[name].to_numpy(dtype=np.float64, na_value=np.nan)
-            for name in ("strike", *_QUANTITIES)
-        }
-        strike = numbers["strike"]
+        expiry, right, strike = columns["expiry"], columns["right"], columns["strike"]
+        numbers = {"strike": strike, **{name: columns[name] for name in _QUANTITIES}}
         for name in _QUANTITIES:
             values = numbers[name]
             numbers[name] = np.where(np.isfinite(values) & (values >= 0), values, np.nan)
@@ -164,12 +164,34 @@ class Chain:
 
     def near(self, spot: float, rules: LevelRules = DEFAULT_RULES) -> Flags:
         """Contracts whose strike is within `rules.near` of the spot; none if it is unknown."""
-        reach = (rules.near + _ROUNDING) * spot
-        return np.asarray(np.abs(self.strike - spot) <= reach, dtype=np.bool_)
+        return is_near(self.strike, spot, rules)
 
     def part(self, chosen: Flags) -> Chain:
         """The chosen contracts, shape of `chosen` [contracts]."""
         return replace(self, **{name: getattr(self, name)[chosen] for name in _ARRAYS})
+
+
+def chain_columns(frame: pd.DataFrame) -> dict[str, npt.NDArray[Any]]:
+    """The columns of a chain as arrays [rows]: days, text, and numbers with NaN = unknown.
+
+    Raises:
+        KeyError: a column is missing.
+    """
+    columns = frame[list(CHAIN_COLUMNS)]
+    return {
+        "expiry": _expiries(columns["expiry"]),
+        "right": columns["right"].to_numpy(),
+        **{
+            name: columns[name].to_numpy(dtype=np.float64, na_value=np.nan)
+            for name in ("strike", *_QUANTITIES)
+        },
+    }
+
+
+def is_near(strike: Array, spot: float, rules: LevelRules = DEFAULT_RULES) -> Flags:
+    """Strikes within `rules.near` of the spot; none if it is unknown."""
+    reach = (rules.near + _ROUNDING) * spot
+    return np.asarray(np.abs(strike - spot) <= reach, dtype=np.bool_)
 
 
 def unusable_reason(

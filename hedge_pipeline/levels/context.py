@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hedge_pipeline.levels.chain import Array, Chain, Flags
+from hedge_pipeline.levels.chain import Array, Chain, Flags, is_near
 from hedge_pipeline.levels.exposure import call_delta, gamma, gamma_is_known, priced
 from hedge_pipeline.levels.rules import DEFAULT_RULES, LevelRules
 from hedge_pipeline.levels.walls import nearest
@@ -55,15 +55,16 @@ def context(chain: Chain, spot: float, rules: LevelRules = DEFAULT_RULES) -> Con
     interest = np.nan_to_num(chain.open_interest, nan=0.0)
     near = chain.near(spot, rules)
     puts, calls = float(interest[~chain.is_call].sum()), float(interest[chain.is_call].sum())
+    smiles = _Smiles(chain, spot, rules)
+    at_the_money = smiles.at_the_money(rules.volatility_days)
     return Context(
         call_oi_wall=_largest(chain.strike, interest, near & chain.is_call, spot),
         put_oi_wall=_largest(chain.strike, interest, near & ~chain.is_call, spot),
         max_gamma_strike=_max_gamma_strike(chain, spot, interest, rules),
         put_call_oi_ratio=puts / calls if calls > 0 else float("nan"),
-        atm_iv=atm_iv(chain, spot, rules.volatility_days, rules),
-        skew_25d=skew_25d(chain, spot, rules.volatility_days, rules),
-        term_slope=atm_iv(chain, spot, rules.term_days, rules)
-        - atm_iv(chain, spot, rules.volatility_days, rules),
+        atm_iv=at_the_money,
+        skew_25d=smiles.skew(rules.volatility_days),
+        term_slope=smiles.at_the_money(rules.term_days) - at_the_money,
     )
 
 
@@ -82,11 +83,7 @@ def atm_iv(chain: Chain, spot: float, days: float, rules: LevelRules = DEFAULT_R
     Returns:
         Per square root of a year; NaN if the expirations do not enclose the maturity.
     """
-    years, values = _around(
-        chain, days, lambda series: at_the_money_volatility(series, spot, rules)
-    )
-    wanted = days / DAYS_PER_YEAR
-    return float(np.sqrt(np.interp(wanted, years, values**2 * years) / wanted))
+    return _Smiles(chain, spot, rules).at_the_money(days)
 
 
 def skew_25d(chain: Chain, spot: float, days: float, rules: LevelRules = DEFAULT_RULES) -> float:
@@ -98,8 +95,7 @@ def skew_25d(chain: Chain, spot: float, days: float, rules: LevelRules = DEFAULT
         Per square root of a year, positive when puts are dearer; NaN if the expirations do not
         enclose the maturity.
     """
-    years, values = _around(chain, days, lambda series: quarter_delta_skew(series, spot, rules))
-    return float(np.interp(days / DAYS_PER_YEAR, years, values))
+    return _Smiles(chain, spot, rules).skew(days)
 
 
 def at_the_money_volatility(series: Chain, spot: float, rules: LevelRules = DEFAULT_RULES) -> float:
@@ -116,10 +112,7 @@ def at_the_money_volatility(series: Chain, spot: float, rules: LevelRules = DEFA
     Returns:
         Per square root of a year; NaN without strikes near the spot on both sides.
     """
-    strikes, volatility = smile(series.part(series.near(spot, rules)), spot, rules)
-    if not len(strikes) or not strikes[0] <= spot <= strikes[-1]:
-        return float("nan")
-    return float(np.interp(spot, strikes, volatility))
+    return _at_the_money(smile(series, spot, rules), spot, rules)
 
 
 def quarter_delta_skew(series: Chain, spot: float, rules: LevelRules = DEFAULT_RULES) -> float:
@@ -138,16 +131,9 @@ def quarter_delta_skew(series: Chain, spot: float, rules: LevelRules = DEFAULT_R
         Per square root of a year, positive when puts are dearer; NaN if the deltas of a side do
         not enclose 0.25.
     """
-    strikes, volatility = smile(series, spot, rules)
-    if not len(strikes):
+    if not len(series):
         return float("nan")
-    years = series.years[0]
-    call = call_delta(spot, strikes, years, volatility, rules.rate, rules.dividend_yield)
-    put = np.exp(-rules.dividend_yield * years) - call
-    below, above = strikes < spot, strikes > spot
-    return _at_quarter_delta(put[below][::-1], volatility[below][::-1]) - _at_quarter_delta(
-        call[above], volatility[above]
-    )
+    return _quarter_delta_skew(smile(series, spot, rules), series.years[0], spot, rules)
 
 
 def smile(series: Chain, spot: float, rules: LevelRules = DEFAULT_RULES) -> tuple[Array, Array]:
@@ -190,26 +176,80 @@ def _at_quarter_delta(delta: Array, volatility: Array) -> float:
     return float(volatility[inner] + share * (volatility[inner + 1] - volatility[inner]))
 
 
-def _around(chain: Chain, days: float, figure: Callable[[Chain], float]) -> tuple[Array, Array]:
-    """Years and figures of the nearest expirations on both sides that have the figure, [2].
+class _Smiles:
+    """The smiles of a chain, each computed once, and figures of a maturity between two of them."""
 
-    NaN where a side has none. An expiration of exactly the maturity is both sides.
-    """
-    years = np.array([chain.years[np.searchsorted(chain.expiry, x)] for x in chain.expirations])
-    wanted = days / DAYS_PER_YEAR
-    found = []
-    for outward in (
-        np.flatnonzero(years <= wanted)[::-1],
-        np.flatnonzero(years >= wanted),
-    ):
-        for place in outward:
-            value = figure(chain.part(chain.expiry == chain.expirations[place]))
-            if np.isfinite(value):
-                found.append((years[place], value))
-                break
-        else:
-            return np.full(2, np.nan), np.full(2, np.nan)
-    return np.array([x for x, _ in found]), np.array([x for _, x in found])
+    def __init__(self, chain: Chain, spot: float, rules: LevelRules) -> None:
+        self._chain, self._spot, self._rules = chain, spot, rules
+        first = np.searchsorted(chain.expiry, chain.expirations)
+        self._years = chain.years[first] if len(first) else chain.years
+        self._known: dict[int, tuple[Array, Array]] = {}
+
+    def at_the_money(self, days: float) -> float:
+        """See `atm_iv`."""
+        years, values = self._around(days, self._at_the_money)
+        wanted = days / DAYS_PER_YEAR
+        return float(np.sqrt(np.interp(wanted, years, values**2 * years) / wanted))
+
+    def skew(self, days: float) -> float:
+        """See `skew_25d`."""
+        years, values = self._around(days, self._quarter_delta_skew)
+        return float(np.interp(days / DAYS_PER_YEAR, years, values))
+
+    def _at_the_money(self, place: int) -> float:
+        return _at_the_money(self._smile(place), self._spot, self._rules)
+
+    def _quarter_delta_skew(self, place: int) -> float:
+        return _quarter_delta_skew(self._smile(place), self._years[place], self._spot, self._rules)
+
+    def _smile(self, place: int) -> tuple[Array, Array]:
+        if place not in self._known:
+            series = self._chain.part(self._chain.expiry == self._chain.expirations[place])
+            self._known[place] = smile(series, self._spot, self._rules)
+        return self._known[place]
+
+    def _around(self, days: float, figure: Callable[[int], float]) -> tuple[Array, Array]:
+        """Years and figures of the nearest expirations on both sides that have the figure, [2].
+
+        NaN where a side has none. An expiration of exactly the maturity is both sides.
+        """
+        wanted = days / DAYS_PER_YEAR
+        found = []
+        for outward in (
+            np.flatnonzero(self._years <= wanted)[::-1],
+            np.flatnonzero(self._years >= wanted),
+        ):
+            for place in outward:
+                value = figure(int(place))
+                if np.isfinite(value):
+                    found.append((self._years[place], value))
+                    break
+            else:
+                return np.full(2, np.nan), np.full(2, np.nan)
+        return np.array([x for x, _ in found]), np.array([x for _, x in found])
+
+
+def _at_the_money(curve: tuple[Array, Array], spot: float, rules: LevelRules) -> float:
+    strikes, volatility = curve
+    near = is_near(strikes, spot, rules)
+    strikes, volatility = strikes[near], volatility[near]
+    if not len(strikes) or not strikes[0] <= spot <= strikes[-1]:
+        return float("nan")
+    return float(np.interp(spot, strikes, volatility))
+
+
+def _quarter_delta_skew(
+    curve: tuple[Array, Array], years: float, spot: float, rules: LevelRules
+) -> float:
+    strikes, volatility = curve
+    if not len(strikes):
+        return float("nan")
+    call = call_delta(spot, strikes, years, volatility, rules.rate, rules.dividend_yield)
+    put = np.exp(-rules.dividend_yield * years) - call
+    below, above = strikes < spot, strikes > spot
+    return _at_quarter_delta(put[below][::-1], volatility[below][::-1]) - _at_quarter_delta(
+        call[above], volatility[above]
+    )
 
 
 def _largest(strike: Array, values: Array, chosen: Flags, spot: float) -> float:

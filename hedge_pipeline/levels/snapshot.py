@@ -103,9 +103,26 @@ def prepare(
         ValueError: a time without a zone, a snapshot available before its own time, or an earlier
             one of another session.
     """
-    chain = Chain.from_frame(frame, as_of)
-    if available_at.tzinfo is None or available_at < as_of:
-        raise ValueError(f"a snapshot of {as_of} cannot be available at {available_at}")
+    return gated(
+        Chain.from_frame(frame, as_of),
+        available_at=available_at,
+        spot=spot,
+        earlier=earlier,
+        rules=rules,
+    )
+
+
+def gated(
+    chain: Chain,
+    *,
+    available_at: dt.datetime,
+    spot: float,
+    earlier: Chain | None = None,
+    rules: LevelRules = DEFAULT_RULES,
+) -> Snapshot:
+    """As `prepare`, for a snapshot that was read."""
+    if available_at.tzinfo is None or available_at < chain.as_of:
+        raise ValueError(f"a snapshot of {chain.as_of} cannot be available at {available_at}")
     spot = float(spot) if 0 < spot < float("inf") else float("nan")
     whole, reused = chain, False
     if earlier is not None and len(chain):

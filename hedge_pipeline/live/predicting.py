@@ -64,8 +64,11 @@ def predict(
     versions = {"served": force.version, "newest": force.newest, "baseline": force.baseline}
     streams = []
     for role in roles:
-        stream = _stream(rows, ledger, load, force, versions[role], role)
-        streams.append(stream if role == "served" else stream[versions[role] > 0])
+        if role == "served" or versions[role].any():
+            stream = _stream(rows, ledger, load, force, versions[role], role)
+            streams.append(stream if role == "served" else stream[versions[role] > 0])
+    if not streams:
+        return PREDICTION_LOG.empty()
     return PREDICTION_LOG.conform(pd.concat(streams, ignore_index=True))
 
 
@@ -139,10 +142,10 @@ def _stream(
     said = np.where(prob_up > 0.5, 1, 0)
     return pd.DataFrame(
         {
-            "symbol": rows["symbol"].to_numpy(),
-            "bar_ts": rows["bar_ts"].to_numpy(),
-            "decided_at": rows["decided_at"].to_numpy(),
-            "price": rows["price"].to_numpy(),
+            "symbol": rows["symbol"].array,
+            "bar_ts": rows["bar_ts"].array,
+            "decided_at": rows["decided_at"].array,
+            "price": rows["price"].array,
             "prediction": pd.array(np.where(abstains, -1, said), dtype="Int8"),
             "prob_up": prob_up,
             "confidence": np.where(said == 1, prob_up, 1 - prob_up),
@@ -160,7 +163,7 @@ def _stream(
             "margin": margin,
             "trust": force.trust,
             "skill": force.skill,
-            "mode": rows["mode"].to_numpy(),
+            "mode": rows["mode"].array,
             "schema_hash": FEATURE_ROWS.schema_hash,
         }
     ).assign(prediction=lambda frame: frame["prediction"].mask(abstains))

@@ -114,16 +114,19 @@ class Table:
         Raises:
             KeyError: a column is missing.
         """
-        missing = [name for name in self.names if name not in frame.columns]
-        if missing:
-            raise KeyError(f"{self.name} lacks the columns {', '.join(missing)}")
-        ordered = frame[list(self.names)]
+        if tuple(frame.columns) != self.names:
+            missing = [name for name in self.names if name not in frame.columns]
+            if missing:
+                raise KeyError(f"{self.name} lacks the columns {', '.join(missing)}")
+            frame = frame[list(self.names)]
         wrong = {
             column.name: _PANDAS[column.kind]
-            for column, dtype in zip(self.columns, ordered.dtypes.tolist(), strict=True)
-            if str(dtype) != _PANDAS[column.kind]
+            for column, dtype, own in zip(
+                self.columns, frame.dtypes.tolist(), self._empty.dtypes.tolist(), strict=True
+            )
+            if dtype != own
         }
-        return ordered.astype(wrong) if wrong else ordered
+        return frame.astype(wrong) if wrong else frame
 
     def validator(self) -> pandera.DataFrameSchema:
         """The pandera schema, built on first use."""

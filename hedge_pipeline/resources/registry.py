@@ -14,7 +14,6 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -460,49 +459,6 @@ class MlflowRegistry:
         for alias in {"challenger", "champion", "pinned"} & set(present) - set(wanted):
             self.client.delete_registered_model_alias(model_name(symbol), alias)
         self._aliases[symbol] = wanted
-
-
-class BackgroundRegistry:
-    """Publishes from a thread of its own, so that a replay does not wait for MLflow.
-
-    A failure of MLflow is kept in `failure` and ends nothing: the next publication completes what
-    is missing.
-
-    Args:
-        registry: where to publish.
-        deployment: the publisher's own view of the same store; caches are not shared.
-    """
-
-    def __init__(self, registry: MlflowRegistry, deployment: Deployment) -> None:
-        self._registry = registry
-        self._deployment = deployment
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="registry")
-        self._asked: list[Future[None]] = []
-        self.failure: RegistryError | None = None
-
-    def publish(self, deployment: Deployment, symbol: str) -> None:
-        """Asks for a publication of the symbol and returns at once."""
-        self._asked.append(self._thread.submit(self._publish, symbol, draw=False))
-
-    def draw(self, deployment: Deployment, symbol: str) -> None:
-        """Asks for a publication with plots and returns at once."""
-        self._asked.append(self._thread.submit(self._publish, symbol, draw=True))
-
-    def finish(self) -> None:
-        """Waits until everything asked for is done; raises what was no failure of MLflow."""
-        for asked in self._asked:
-            asked.result()
-        self._asked.clear()
-
-    def _publish(self, symbol: str, *, draw: bool) -> None:
-        try:
-            self._registry.publish(self._deployment, symbol)
-            if draw:
-                self._registry.draw(self._deployment, symbol)
-        except RegistryError as error:
-            self.failure = error
-        else:
-            self.failure = None
 
 
 def _create_database(path: Path) -> None:

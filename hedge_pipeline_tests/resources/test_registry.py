@@ -24,7 +24,6 @@ from hedge_pipeline.learning.gate import GateState, Skill
 from hedge_pipeline.learning.training import margins
 from hedge_pipeline.market.tables import FEATURE_ROWS, PERFORMANCE, PROMOTIONS, feature_names
 from hedge_pipeline.resources.registry import (
-    BackgroundRegistry,
     MlflowRegistry,
     RegistryError,
     experiment_name,
@@ -556,31 +555,6 @@ def test_the_doctor_does_not_show_the_password(demo: Demo, tmp_path: Path) -> No
     assert said.returncode == 1
     assert "FAIL mlflow" in said.stdout
     assert CANARY not in said.stdout + said.stderr
-
-
-@pytest.mark.usefixtures("unreachable")
-def test_a_background_publication_that_fails_is_kept_and_completed_by_the_next(
-    deployment: Deployment,
-    registry: MlflowRegistry,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    background = BackgroundRegistry(registry, replay_in(tmp_path / "data"))
-
-    def refuse(*given: Any, **named: Any) -> None:
-        raise MlflowException("down for maintenance")
-
-    monkeypatch.setattr(MlflowClient, "create_run", refuse)
-    background.publish(deployment, "SIMQ")
-    background.finish()
-    assert "down for maintenance" in str(background.failure)
-    monkeypatch.undo()
-    background.draw(deployment, "SIMQ")
-    background.finish()
-    assert background.failure is None
-    assert registry.versions("SIMQ") == frozenset(VERSIONS)
-    files = registry.client.list_artifacts(run_of(registry, "SIMQ", 4).info.run_id)
-    assert {"importance.png", "evidence.png"} <= {x.path for x in files}
 
 
 def test_frames_of_the_store_are_left_alone_by_a_publication(

@@ -355,6 +355,7 @@ class SimulatedSource:
             )
         self._calendar = calendar
         self._days: dict[tuple[str, str], pd.DataFrame] = {}
+        self._newest: dict[str, tuple[int, list[SimulatedBar]]] = {}
         self._first = bisect.bisect_left(calendar.labels, EPOCH)
         self._per_day = -(-calendar.full_session_bars // MINUTES)
 
@@ -372,11 +373,7 @@ class SimulatedSource:
         count = min(session.bars, max(final, 0))
         if count == 0:
             raise NoDataYet(f"no bar of {session.label} is final yet")
-        ordinal = self.ordinal(session.label)
-        rows = [
-            bar(self.seed, symbol, ordinal + minute // MINUTES, minute % MINUTES)
-            for minute in range(count)
-        ]
+        rows = self._rows(symbol, self.ordinal(session.label), count)
         frame = pd.DataFrame([vars(row) for row in rows])
         frame.insert(0, "bar_ts", pd.to_datetime(session.bar_ts[:count], utc=True).as_unit("us"))
         return frame[list(BAR_COLUMNS)].astype({"volume": "float64"})
@@ -423,6 +420,17 @@ class SimulatedSource:
                 bars = self.bars(symbol, session, session.closes)
                 self._days[symbol, session.label] = days_of([(session.label, bars)])
         return pd.concat([self._days[symbol, x.label] for x in over], ignore_index=True)
+
+    def _rows(self, symbol: str, ordinal: int, count: int) -> list[SimulatedBar]:
+        """The first bars of a day; those of the day asked for last are remembered."""
+        day, known = self._newest.get(symbol, (ordinal, []))
+        known = known if day == ordinal else []
+        known = known + [
+            bar(self.seed, symbol, ordinal + minute // MINUTES, minute % MINUTES)
+            for minute in range(len(known), count)
+        ]
+        self._newest[symbol] = (ordinal, known)
+        return known[:count]
 
     def _refuse(self, symbol: str, session: Session) -> None:
         if not symbol.startswith("SIM"):

@@ -1,0 +1,124 @@
+"""MLflow beside a replay: a process of its own that publishes what the store holds when asked.
+
+Python computes on one core at a time; publishing in a thread made a replay a third longer. The
+process is told by lines on its standard input, answers by lines on its standard output, and dies
+with whoever started it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hedge_pipeline.resources.registry import RegistryError
+
+if TYPE_CHECKING:
+    from hedge_pipeline.settings import Settings
+    from hedge_pipeline.stages import Deployment
+
+_SECRETS = {"alert_urls", "backup_url"}
+_SET_PARENT_DEATH_SIGNAL = 1  # of prctl, linux/prctl.h
+
+
+class BackgroundRegistry:
+    """Publishes from a process of its own, so that a replay does not wait for MLflow.
+
+    A failure of MLflow is kept in `failure` and ends nothing: the next publication completes what
+    is missing.
+
+    Args:
+        settings: of the replay.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.failure: RegistryError | None = None
+        self._asked = 0
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "hedge_pipeline.resources.publishing"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            # one heap for all threads: less memory, and there is one thread that works
+            env={**os.environ, "MALLOC_ARENA_MAX": "1"},
+        )
+        self._send(settings.model_dump(mode="json", by_alias=True, exclude=_SECRETS))
+
+    def publish(self, deployment: Deployment, symbol: str) -> None:
+        """Asks for a publication of the symbol and returns at once."""
+        self._ask(symbol, draw=False)
+
+    def draw(self, deployment: Deployment, symbol: str) -> None:
+        """Asks for a publication with plots and returns at once."""
+        self._ask(symbol, draw=True)
+
+    def finish(self) -> None:
+        """Waits until everything asked for is done.
+
+        Raises:
+            RuntimeError: the process failed for another reason than MLflow.
+        """
+        assert self._process.stdout is not None
+        while self._asked:
+            line = self._process.stdout.readline()
+            if not line:
+                raise RuntimeError(f"the publisher ended with code {self._process.wait()}")
+            refused = json.loads(line)["refused"]
+            self.failure = RegistryError(refused) if refused else None
+            self._asked -= 1
+
+    def memory_mb(self) -> float:
+        """Memory of the process that it shares with no other; 0 where the kernel does not tell."""
+        summary = Path("/proc", str(self._process.pid), "smaps_rollup")
+        with contextlib.suppress(OSError):
+            lines = [line.split() for line in summary.read_text().splitlines()]
+            return sum(int(x[1]) for x in lines if x[0].startswith("Private_")) / 1024
+        return 0.0
+
+    def close(self) -> None:
+        """Ends the process, whatever it has not done yet."""
+        self._process.kill()
+        self._process.communicate()
+
+    def _ask(self, symbol: str, *, draw: bool) -> None:
+        self._asked += 1
+        self._send({"symbol": symbol, "draw": draw})
+
+    def _send(self, content: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # `finish` tells that it has ended
+            self._process.stdin.write(json.dumps(content) + "\n")
+            self._process.stdin.flush()
+
+
+def main() -> None:
+    """Publishes what the lines on standard input ask for, until there are no more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what MLflow prints is no answer
+    from hedge_pipeline.opening import open_deployment, open_registry
+    from hedge_pipeline.settings import load_settings
+
+    settings = load_settings(**json.loads(sys.stdin.readline()))
+    registry, deployment = open_registry(settings, plots=False), open_deployment(settings)
+    for line in sys.stdin:
+        asked, refused = json.loads(line), None
+        try:
+            registry.publish(deployment, asked["symbol"])
+            if asked["draw"]:
+                registry.draw(deployment, asked["symbol"])
+        except RegistryError as error:
+            refused = str(error)
+        print(json.dumps({"refused": refused}), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
