@@ -139,12 +139,14 @@ def _or_dash(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def publish_signals(registry: MlflowRegistry, symbol: str, found: dict[str, Any]) -> str:
+def publish_signals(
+    registry: MlflowRegistry, deployment: Deployment, symbol: str, found: dict[str, Any]
+) -> str:
     """Logs the report to MLflow; an MLflow that is down costs nothing but the view."""
     from hedge_pipeline.resources.registry import RegistryError
 
     try:
-        registry.publish_signals(symbol, found, signal_table(found))
+        registry.publish_signals(deployment, symbol, found, signal_table(found))
     except RegistryError as error:
         log.warning("%s", error)
         return str(error)
