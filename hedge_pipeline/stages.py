@@ -463,15 +463,17 @@ def features_of(deployment: Deployment, label: str, first: int = 0) -> pd.DataFr
 
 
 def levels_in_force(deployment: Deployment, label: str, rows: pd.DataFrame) -> pd.DataFrame:
-    """Hedge levels that were in force at rows of a session; see `levels/joining.py`.
+    """Hedge levels that were in force at bars of a session; see `levels/joining.py`.
 
     Args:
         deployment: where the levels are.
         label: the session.
-        rows: with symbol and available_at.
+        rows: with symbol and bar_ts.
     """
     levels = deployment.store.read(HEDGE_LEVELS, [label])
-    return in_force(levels, rows, deployment.chain_max_age)
+    length = dt.timedelta(seconds=deployment.calendar.bar_seconds)
+    ended = rows[["symbol"]].assign(bar_end=rows["bar_ts"] + length)
+    return in_force(levels, ended, deployment.chain_max_age)
 
 
 # -- predictions -----------------------------------------------------------------------------------
