@@ -120,6 +120,7 @@ class Deployment:
         evidence_prior: effective outcomes that outcomes at a level are weighed against.
         cost_bps: cost of a trade per side, basis points.
         settled: (symbol, session) pairs known to be settled; a settled session stays so.
+        chains_done: how far the newest session's snapshots were read in this process, by symbol.
     """
 
     store: Store
@@ -142,6 +143,9 @@ class Deployment:
     cost_bps: float = 1.0
     clock: Callable[[], dt.datetime] = field(default=lambda: dt.datetime.now(UTC))
     settled: set[tuple[str, str]] = field(default_factory=set, compare=False, repr=False)
+    chains_done: dict[str, chains.ChainsDone] = field(
+        default_factory=dict, compare=False, repr=False
+    )
     _ledgers: dict[str, tuple[object, Ledger]] = field(
         default_factory=dict, compare=False, repr=False
     )

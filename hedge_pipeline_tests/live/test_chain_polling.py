@@ -16,6 +16,7 @@ import pytest
 from hedge_pipeline import chains, stages
 from hedge_pipeline.levels.joining import NO_CHAIN
 from hedge_pipeline.levels.signals import NO_LEVEL
+from hedge_pipeline.levels.snapshot import prepare
 from hedge_pipeline.live import chain_polling
 from hedge_pipeline.market.calendar import Session
 from hedge_pipeline.market.sources import (
@@ -166,6 +167,41 @@ def test_the_features_of_the_running_session_can_be_computed_again_bit_for_bit(
     levels = found.rows(HEDGE_LEVELS, HALF_DAY)
     chains.build_levels(found.deployment, HALF_DAY)
     pd.testing.assert_frame_equal(found.rows(HEDGE_LEVELS, HALF_DAY), levels)
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_running_loop_reads_every_snapshot_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading all of them again for every new one would take longer and longer."""
+    read: list[tuple[Any, ...]] = []
+
+    def counted(contracts: pd.DataFrame, **times: Any) -> Any:
+        read.append((contracts["symbol"].iloc[0], times["as_of"]))
+        return prepare(contracts, **times)
+
+    monkeypatch.setattr("hedge_pipeline.chains.prepare", counted)
+    found = polled(folder, ChainMarket(), at(22, 2))
+    stored = found.rows(OPTION_CHAINS, HALF_DAY)[["symbol", "as_of"]].drop_duplicates()
+    assert len(stored) >= 4 * len(SYMBOLS)
+    assert len(read) == len(set(read)) == len(stored)
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_snapshot_of_another_collector_in_between_is_read_in_its_place(folder: Path) -> None:
+    found = polled(folder, ChainMarket(), at(8, 2))
+    other = watch(folder, ChainMarket(), at(9)).deployment
+    session = other.calendar.session(HALF_DAY)
+    blank = ChainMarket(empty_interest=True).chains("SIMA", session, at(9), sweep=False)
+    answer = chains.Fetched("SIMA", at(9), sweep=False, snapshots=blank)
+    chains.store(other, HALF_DAY, answer, available_at=at(9))
+    found.run(until=at(17, 2))
+    rows = found.rows(HEDGE_LEVELS, HALF_DAY)
+    assert rows["oi_reused"].sum() == 1 and rows["usable"].all()
+    own = rows[rows["symbol"] == "SIMA"]
+    assert own["as_of"].max() > own.loc[own["oi_reused"], "as_of"].max() > own["as_of"].min()
+    chains.build_levels(other, HALF_DAY)
+    pd.testing.assert_frame_equal(found.rows(HEDGE_LEVELS, HALF_DAY), rows)
 
 
 def test_a_chain_that_hangs_costs_no_prediction(folder: Path) -> None:
