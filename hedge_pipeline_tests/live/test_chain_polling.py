@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from hedge_pipeline import chains, stages
+from hedge_pipeline.assets import pictures
 from hedge_pipeline.levels.joining import NO_CHAIN
 from hedge_pipeline.levels.signals import NO_LEVEL
 from hedge_pipeline.levels.snapshot import prepare
@@ -167,6 +168,26 @@ def test_the_features_of_the_running_session_can_be_computed_again_bit_for_bit(
     levels = found.rows(HEDGE_LEVELS, HALF_DAY)
     chains.build_levels(found.deployment, HALF_DAY)
     pd.testing.assert_frame_equal(found.rows(HEDGE_LEVELS, HALF_DAY), levels)
+
+
+@pytest.mark.usefixtures("inline")
+def test_the_ui_is_told_of_chains_and_levels_while_they_are_polled_and_when_they_are_closed(
+    folder: Path,
+) -> None:
+    market = ChainMarket(chain_errors={"SIMB": [RateLimited("SIMB: 429")]})
+    found = polled(folder, market, at(8, 2))
+    stored, levels = (found.rows(table, HALF_DAY) for table in (OPTION_CHAINS, HEDGE_LEVELS))
+    running = pictures.live(found.deployment, HALF_DAY, found.polls)
+    closed = pictures.session(found.deployment, HALF_DAY)
+    for told in (running, closed):
+        assert told["option_chains"]["dagster/row_count"] == len(stored) > 0
+        assert told["option_chains"]["snapshots"] == len(
+            stored[["symbol", "as_of"]].drop_duplicates()
+        )
+        assert "1 rate_limited" in told["option_chains"]["requests"]
+        assert told["hedge_levels"]["dagster/row_count"] == len(levels) > 0
+        assert told["hedge_levels"]["usable_snapshots"] == levels["usable"].sum() > 0
+    assert {"SIMA_gex_musd", "SIMA_levels", "SIMA_gamma_profile"} <= set(closed["hedge_levels"])
 
 
 @pytest.mark.usefixtures("inline")
