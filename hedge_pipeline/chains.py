@@ -154,6 +154,23 @@ def _stored_snapshots(deployment: Deployment, label: str, symbol: str) -> set[An
     return set(stored.loc[stored["symbol"] == symbol, "as_of"])
 
 
+@dataclass(frozen=True, eq=False)
+class ChainsDone:
+    """How far the snapshots of a symbol were read.
+
+    Attributes:
+        session: label of their session.
+        snapshots: `as_of` of those that were read.
+        earlier: the last usable chain, what the next snapshot may borrow from.
+        last: (available_at, as_of) of the last one; empty = none was read.
+    """
+
+    session: str
+    snapshots: frozenset[Any] = frozenset()
+    earlier: Chain | None = None
+    last: tuple[Any, ...] = ()
+
+
 @dataclass(frozen=True)
 class CollectedChains:
     """Counts of one collection; `failures` are the errors by symbol."""
@@ -239,11 +256,12 @@ def _session_rows(
     stored = _stored_snapshots(deployment, label, symbol)
     if not stored - known:
         return
-    chains = deployment.store.read(OPTION_CHAINS, [label], symbols=[symbol])
+    done, chains = _read_on(deployment, label, symbol, stored, known)
     columns = chain_columns(chains)
     prices = _Prices(deployment, session, symbol)
-    earlier: Chain | None = None
-    for key, place in chains.groupby(["available_at", "as_of"], sort=True).indices.items():
+    earlier, last = done.earlier, done.last
+    groups = chains.groupby(["available_at", "as_of"]).indices
+    for key, place in sorted(groups.items()):
         available_at, as_of = cast("tuple[pd.Timestamp, pd.Timestamp]", key)
         snapshot = gated(
             Chain.from_columns(
@@ -256,8 +274,33 @@ def _session_rows(
         )
         if snapshot.usable:
             earlier = snapshot.chain
+        last = (available_at, as_of)
         if as_of not in known:
             yield common | row_of(snapshot, daily=daily, rules=rules)
+    deployment.chains_done[symbol] = ChainsDone(label, frozenset(stored), earlier, last)
+
+
+def _read_on(
+    deployment: Deployment, label: str, symbol: str, stored: set[Any], known: frozenset[Any]
+) -> tuple[ChainsDone, pd.DataFrame]:
+    """How far the symbol's snapshots were read in this process, and the contracts of the others.
+
+    A day's chains take a second and half a gigabyte to read. They are read on only where that
+    gives what reading all would: every other snapshot came later than those that were read, and
+    those have their levels. Otherwise all are read.
+    """
+
+    def read(snapshots: set[Any]) -> pd.DataFrame:
+        only = {"symbol": [symbol], "as_of": sorted(snapshots)}
+        return deployment.store.read(OPTION_CHAINS, [label], only=only)
+
+    done = deployment.chains_done.get(symbol, ChainsDone(label))
+    if done.session == label and done.snapshots <= stored & known:
+        chains = read(stored - done.snapshots)
+        order = chains[["available_at", "as_of"]].drop_duplicates().itertuples(index=False)
+        if all(tuple(moment) > done.last for moment in order):
+            return done, chains
+    return ChainsDone(label), read(stored)
 
 
 def newest_profile(

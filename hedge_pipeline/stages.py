@@ -121,6 +121,7 @@ class Deployment:
         evidence_prior: effective outcomes that outcomes at a level are weighed against.
         cost_bps: cost of a trade per side, basis points.
         settled: (symbol, session) pairs known to be settled; a settled session stays so.
+        chains_done: how far the newest session's snapshots were read in this process, by symbol.
     """
 
     store: Store
@@ -143,6 +144,9 @@ class Deployment:
     cost_bps: float = 1.0
     clock: Callable[[], dt.datetime] = field(default=lambda: dt.datetime.now(UTC))
     settled: set[tuple[str, str]] = field(default_factory=set, compare=False, repr=False)
+    chains_done: dict[str, chains.ChainsDone] = field(
+        default_factory=dict, compare=False, repr=False
+    )
     _ledgers: dict[str, tuple[dict[str, Any], int, Ledger]] = field(
         default_factory=dict, compare=False, repr=False
     )
@@ -473,15 +477,17 @@ def features_of(deployment: Deployment, label: str, first: int = 0) -> pd.DataFr
 
 
 def levels_in_force(deployment: Deployment, label: str, rows: pd.DataFrame) -> pd.DataFrame:
-    """Hedge levels that were in force at rows of a session; see `levels/joining.py`.
+    """Hedge levels that were in force at bars of a session; see `levels/joining.py`.
 
     Args:
         deployment: where the levels are.
         label: the session.
-        rows: with symbol and available_at.
+        rows: with symbol and bar_ts.
     """
     levels = deployment.store.read(HEDGE_LEVELS, [label])
-    return in_force(levels, rows, deployment.chain_max_age)
+    length = dt.timedelta(seconds=deployment.calendar.bar_seconds)
+    ended = rows[["symbol"]].assign(bar_end=rows["bar_ts"] + length)
+    return in_force(levels, ended, deployment.chain_max_age)
 
 
 # -- predictions -----------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import io
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +114,7 @@ class Store:
         if not parts:
             return 0
         keys = list(table.key)
-        pieces = self._load_parts(table, session, parts)
+        pieces = self._load_parts(table, parts, {})
         if pieces is None:  # somebody else is compacting
             return len(self.read(table, [session], columns=keys))
         rows: pd.DataFrame = _first_rows(table, pieces).to_pandas(types_mapper=_pandas_type)
@@ -149,6 +149,7 @@ class Store:
         *,
         symbols: Sequence[str] | None = None,
         columns: Sequence[str] | None = None,
+        only: Mapping[str, Collection[Any]] | None = None,
     ) -> pd.DataFrame:
         """Rows of the sessions (None = all), sorted by session and key, one row per key.
 
@@ -157,15 +158,21 @@ class Store:
             sessions: ISO dates; sessions without files contribute nothing.
             symbols: keep only these.
             columns: keep only these columns.
+            only: keep only rows that have one of the values in each of these columns of the key;
+                what else the files of a bulky table hold is hardly read.
 
         Raises:
             StoreError: a file is not a whole Parquet file of this table.
         """
         labels = self.sessions(table) if sessions is None else sorted(set(sessions))
-        pieces = [piece for label in labels for piece in self._session(table, label, columns)]
+        pieces = [
+            piece for label in labels for piece in self._session(table, label, columns, only or {})
+        ]
         if not pieces:
             return table.empty()[list(columns or table.names)]
         rows = pa.concat_tables(pieces)
+        if only and not table.bulky:
+            rows = _having(rows, only)
         if symbols is not None:
             rows = rows.filter(pc.is_in(rows["symbol"], pa.array(list(symbols), pa.string())))
         frame: pd.DataFrame = rows.to_pandas(types_mapper=_pandas_type)
@@ -292,13 +299,19 @@ class Store:
                 found = []
         return sorted(x for x in found if _is_part(PurePosixPath(x)))
 
-    def _session(self, table: Table, session: str, columns: Sequence[str] | None) -> list[pa.Table]:
+    def _session(
+        self,
+        table: Table,
+        session: str,
+        columns: Sequence[str] | None,
+        only: Mapping[str, Collection[Any]],
+    ) -> list[pa.Table]:
         name = f"{table.name}/{session}"
         for _attempt in range(5):
             parts = self._parts(table, session)
             if not parts:
                 return []
-            pieces = self._load_parts(table, session, parts)
+            pieces = self._load_parts(table, parts, only)
             if pieces is None:  # compacted between listing and reading
                 continue
             if table.bulky:
@@ -316,12 +329,14 @@ class Store:
             return [rows.select(list(columns)) if columns else rows]
         raise StoreError(f"{self._folder(table, session)} changes faster than it can be read")
 
-    def _load_parts(self, table: Table, session: str, parts: list[str]) -> list[pa.Table] | None:
+    def _load_parts(
+        self, table: Table, parts: list[str], only: Mapping[str, Collection[Any]]
+    ) -> list[pa.Table] | None:
         """Content of the files, from memory where they have not changed; None if one is gone."""
         pieces = []
         try:
             if table.bulky:
-                return [self._checked(table, part) for part in parts]
+                return [self._checked(table, part, only) for part in parts]
             for part in parts:
                 signature = self._signature(part)
                 known = self._files.get(part)
@@ -339,18 +354,29 @@ class Store:
             return path, status.st_mtime_ns, status.st_size, status.st_ino
         return path, *_version(self._fs.info(path))
 
-    def _checked(self, table: Table, path: str) -> pa.Table:
-        rows = self._load(path, None)
+    def _checked(
+        self, table: Table, path: str, only: Mapping[str, Collection[Any]] | None = None
+    ) -> pa.Table:
+        rows = self._load(path, None, only)
         if rows.schema.names != list(table.names) or rows.schema.types != table.arrow.types:
             raise StoreError(
                 f"{path} has not the columns of {table.name}: it was written by another version"
             )
         return rows
 
-    def _load(self, path: str, columns: list[str] | None) -> pa.Table:
+    def _load(
+        self,
+        path: str,
+        columns: list[str] | None,
+        only: Mapping[str, Collection[Any]] | None = None,
+    ) -> pa.Table:
         try:
             content = pa.py_buffer(self._fs.cat_file(path))
-            return pq.ParquetFile(pa.BufferReader(content)).read(columns)
+            file = pq.ParquetFile(pa.BufferReader(content))
+            if not only:
+                return file.read(columns)
+            rows = file.read_row_groups(_row_groups(file, only), columns)
+            return _having(rows, only)
         except FileNotFoundError:
             raise
         except PermissionError as error:
@@ -477,6 +503,30 @@ def _version(info: dict[str, Any]) -> tuple[str, int]:
 def _protocols(filesystem: Any) -> tuple[str, ...]:
     protocol = filesystem.protocol
     return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+
+
+def _having(rows: pa.Table, only: Mapping[str, Collection[Any]]) -> pa.Table:
+    """The rows with one of the values in each of the columns."""
+    for name, values in only.items():
+        wanted = pa.array(list(values), rows.schema.field(name).type)
+        rows = rows.filter(pc.is_in(rows[name], wanted))
+    return rows
+
+
+def _row_groups(file: pq.ParquetFile, only: Mapping[str, Collection[Any]]) -> list[int]:
+    """Parts of the file that may hold one of the values, by the bounds the file itself states."""
+    places = {name: file.schema_arrow.get_field_index(name) for name in only}
+
+    def may_hold(group: int) -> bool:
+        for name, values in only.items():
+            stated = file.metadata.row_group(group).column(places[name]).statistics
+            if stated is None or not stated.has_min_max:
+                continue
+            if not any(stated.min <= value <= stated.max for value in values):
+                return False
+        return True
+
+    return [group for group in range(file.num_row_groups) if may_hold(group)]
 
 
 def _flush_folder(folder: PurePosixPath) -> None:

@@ -30,7 +30,7 @@ from hedge_pipeline.settings import load_settings
 from hedge_pipeline.stages import Deployment
 from hedge_pipeline.store import Store
 from hedge_pipeline_tests.markets import FakeClock
-from hedge_pipeline_tests.runs import LoopAt, code_location, failures, loop_at
+from hedge_pipeline_tests.runs import SESSION_ASSETS, LoopAt, code_location, failures, loop_at
 
 ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 EACH = pytest.mark.parametrize("name", ["polling_schedule", "close_session_schedule"])
@@ -301,7 +301,7 @@ def test_the_close_job_closes_reports_and_is_not_asked_for_again(
         for e in made
     }
     for label in ("2024-01-02", "2024-01-03"):
-        for asset in ("raw_quotes", "features", "prediction_log", "outcomes"):
+        for asset in SESSION_ASSETS:
             assert (asset, label) in found
     assert why_not(instance, NIGHT, CLOSE) == "every session that is over is closed"
 
@@ -320,7 +320,8 @@ def test_the_bootstrap_job_leaves_history_and_first_models_and_shows_both(
         (e.step_materialization_data.materialization.asset_key.to_user_string(), e.partition)
         for e in made
     }
-    assert found == {(x, y) for x in ("raw_quotes", "features", "outcomes") for y in labels}
+    shown = set(SESSION_ASSETS) - {"prediction_log"}
+    assert found == {(x, y) for x in shown for y in labels}
     deployment = open_deployment(load_settings())
     assert [deployment.shelf.versions(symbol) for symbol in deployment.symbols] == [(1,)]
     assert deployment.store.sessions(PREDICTION_LOG) == ()

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from hedge_pipeline.market.tables import (
     GAPS,
     LEGACY_TABLES,
+    OPTION_CHAINS,
     OUTCOMES,
     PREDICTION_LOG,
     PROMOTIONS,
@@ -111,6 +112,28 @@ def test_a_table_without_files_is_empty_with_its_own_columns(url: str, table: Ta
     assert Store(url).sessions(table) == ()
     assert Store(url).size(table) == 0
     assert Store(url).fingerprints(table) == {}
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+@pytest.mark.parametrize("table", [OPTION_CHAINS, RAW_QUOTES], ids=lambda table: table.name)
+@pytest.mark.parametrize("wanted", [(), (1,), (0, 3), (2, 9)])
+def test_only_the_rows_asked_for_are_read(
+    url: str, table: Table, wanted: tuple[int, ...], compacted: bool
+) -> None:
+    store = Store(url)
+    for symbol in ("SIMQ", "SIMN"):
+        store.append(table, DAY, rows(0, 1, symbol=symbol, table=table))
+        store.append(table, DAY, rows(2, symbol=symbol, table=table))
+        store.append(table, DAY, rows(1, 3, symbol=symbol, table=table, price=2.0))
+    if compacted:
+        store.compact(table, DAY)
+    moment = "as_of" if table is OPTION_CHAINS else "bar_ts"
+    moments = [OPENS + pd.Timedelta(minutes=minute) for minute in wanted]
+    whole = store.read(table, [DAY])
+    expected = whole[(whole["symbol"] == "SIMN") & whole[moment].isin(moments)]
+    found = store.read(table, [DAY], only={"symbol": ["SIMN"], moment: moments})
+    pd.testing.assert_frame_equal(found, expected.reset_index(drop=True))
+    assert len(found) == len({0, 1, 2, 3} & set(wanted))
 
 
 def test_unknown_values_stay_unknown(url: str) -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from hedge_pipeline.chains import CollectedChains
     from hedge_pipeline.live.loop import Poll
     from hedge_pipeline.resources.registry import MlflowRegistry
@@ -48,12 +50,11 @@ def chains(deployment: Deployment, label: str, found: CollectedChains) -> dict[s
 
     rows = deployment.store.read(OPTION_CHAINS, [label], columns=("symbol",))
     fetches = deployment.store.read(CHAIN_FETCHES, [label])
-    statuses = fetches["status"].value_counts().sort_index()
     shown: dict[str, Any] = {
         "dagster/row_count": len(rows),
         "snapshots": found.snapshots,
         "new_snapshots": found.new,
-        "requests": ", ".join(f"{count} {status}" for status, count in statuses.items()) or "none",
+        "requests": _requests(fetches),
     }
     if found.failures:
         shown["failures"] = "; ".join(str(error) for error in found.failures.values())
@@ -62,7 +63,13 @@ def chains(deployment: Deployment, label: str, found: CollectedChains) -> dict[s
     return shown
 
 
-def levels(deployment: Deployment, label: str) -> dict[str, Any]:
+def _requests(fetches: pd.DataFrame) -> str:
+    """Requests for chains by what came of them, in words."""
+    statuses = fetches["status"].value_counts().sort_index()
+    return ", ".join(f"{count} {status}" for status, count in statuses.items()) or "none"
+
+
+def levels(deployment: Deployment, label: str, *, draw: bool = True) -> dict[str, Any]:
     """Usable snapshots of a session, with the levels over the price and the gamma profile."""
     from hedge_pipeline.chains import newest_profile
     from hedge_pipeline.market.tables import HEDGE_LEVELS, RAW_QUOTES
@@ -85,6 +92,8 @@ def levels(deployment: Deployment, label: str) -> dict[str, Any]:
     for symbol, own in usable.groupby("symbol", sort=True):
         newest = own.sort_values("available_at").iloc[-1]
         shown[f"{symbol}_gex_musd"] = round(float(newest["gex"]) / 1e6, 1)
+        if not draw:
+            continue
         shown[f"{symbol}_levels"] = _picture(
             plots.levels(bars[bars["symbol"] == symbol], own, f"{symbol} {label}")
         )
@@ -139,12 +148,14 @@ def _or_dash(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def publish_signals(registry: MlflowRegistry, symbol: str, found: dict[str, Any]) -> str:
+def publish_signals(
+    registry: MlflowRegistry, deployment: Deployment, symbol: str, found: dict[str, Any]
+) -> str:
     """Logs the report to MLflow; an MLflow that is down costs nothing but the view."""
     from hedge_pipeline.resources.registry import RegistryError
 
     try:
-        registry.publish_signals(symbol, found, signal_table(found))
+        registry.publish_signals(deployment, symbol, found, signal_table(found))
     except RegistryError as error:
         log.warning("%s", error)
         return str(error)
@@ -326,16 +337,34 @@ def _picture(figure: Any) -> dg.MarkdownMetadataValue:
 
 
 def session(deployment: Deployment, label: str, *, draw: bool = True) -> dict[str, dict[str, Any]]:
-    """What the session assets show of a stored session, by asset."""
-    from hedge_pipeline.market.tables import FEATURE_ROWS, GAPS, RAW_QUOTES
+    """What the session assets show of a stored session, by asset.
+
+    Those of option chains are left out where no chain was asked for.
+    """
+    from hedge_pipeline.chains import CollectedChains
+    from hedge_pipeline.market.tables import (
+        CHAIN_FETCHES,
+        FEATURE_ROWS,
+        GAPS,
+        HEDGE_LEVELS,
+        RAW_QUOTES,
+    )
     from hedge_pipeline.stages import CollectedSession
 
     store = deployment.store
     bars = len(store.read(RAW_QUOTES, [label], columns=("symbol",)))
     gaps = len(store.read(GAPS, [label], columns=("symbol",)))
     rows = len(store.read(FEATURE_ROWS, [label], columns=("symbol",)))
+    hedges = {}
+    fetches = store.read(CHAIN_FETCHES, [label], columns=("snapshots",))
+    if len(fetches):
+        known = CollectedChains(int(fetches["snapshots"].sum()), 0, {})
+        hedges["option_chains"] = chains(deployment, label, known)
+    if len(store.read(HEDGE_LEVELS, [label], columns=("symbol",))):
+        hedges["hedge_levels"] = levels(deployment, label, draw=draw)
     return {
         "raw_quotes": quotes(deployment, label, CollectedSession(bars, 0, gaps, {}), draw=draw),
+        **hedges,
         "features": features(deployment, label, rows),
         "prediction_log": predictions(deployment, label, 0, draw=draw),
         "outcomes": outcomes(deployment, label, 0, draw=draw),
@@ -357,7 +386,13 @@ def models(deployment: Deployment, symbol: str) -> dict[str, dict[str, Any]]:
 
 def live(deployment: Deployment, label: str, polls: Sequence[Poll]) -> dict[str, dict[str, Any]]:
     """What a few minutes of polling added to the running session, by asset."""
-    from hedge_pipeline.market.tables import OUTCOMES, PREDICTION_LOG, RAW_QUOTES
+    from hedge_pipeline.market.tables import (
+        CHAIN_FETCHES,
+        HEDGE_LEVELS,
+        OUTCOMES,
+        PREDICTION_LOG,
+        RAW_QUOTES,
+    )
 
     store = deployment.store
     bars = store.read(RAW_QUOTES, [label], columns=("symbol", "bar_ts", "available_at"))
@@ -369,7 +404,22 @@ def live(deployment: Deployment, label: str, polls: Sequence[Poll]) -> dict[str,
     served = log[log["role"] == "served"]
     common = {"last_bar": newest["bar_ts"].isoformat(), "polls": len(polls)}
     failures = sum(len(poll.failures) for poll in polls)
+    hedges: dict[str, dict[str, Any]] = {}
+    fetches = store.read(CHAIN_FETCHES, [label])
+    if len(fetches):
+        hedges["option_chains"] = {
+            "dagster/row_count": int(fetches["contracts"].sum()),
+            "snapshots": int(fetches["snapshots"].sum()),
+            "requests": _requests(fetches),
+        }
+    rows = store.read(HEDGE_LEVELS, [label], columns=("symbol", "usable"))
+    if len(rows):
+        hedges["hedge_levels"] = {
+            "dagster/row_count": len(rows),
+            "usable_snapshots": int(rows["usable"].sum()),
+        }
     return {
+        **hedges,
         "raw_quotes": {
             "dagster/row_count": len(bars),
             "new_rows": sum(poll.bars for poll in polls),

@@ -34,5 +34,6 @@ def signal_report(
     symbol = context.partition_key
     with plain_failures():
         found = stages.signal_report(loop.deployment, symbol)
-        published = pictures.publish_signals(loop.registry.open(), symbol, found)
+        registry = loop.registry.open()
+        published = pictures.publish_signals(registry, loop.deployment, symbol, found)
     return dg.MaterializeResult(metadata={**pictures.signals(symbol, found), "mlflow": published})

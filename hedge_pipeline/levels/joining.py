@@ -1,7 +1,9 @@
-"""Which hedge levels are in force at a bar: joined on what was available at its decision.
+"""Which hedge levels are in force at a bar: joined on what was available when it ended.
 
 A bar sees the newest usable snapshot of its session that was available by then and is not stale.
-Half gaps come from daily bars and stay in force although a chain is unusable or stale.
+When the bar itself arrives does not matter: to a bar that comes an hour late a newer snapshot would
+tell where the price went. Half gaps come from daily bars and stay in force although a chain is
+unusable or stale.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ def in_force(levels: pd.DataFrame, rows: pd.DataFrame, most_age: dt.timedelta) -
 
     Args:
         levels: rows of `hedge_levels` of one session, any symbols.
-        rows: with symbol and available_at, the moment the row was decided on at the earliest.
-        most_age: a snapshot that became available longer ago is stale.
+        rows: with symbol and bar_end, the moment the bar ended, UTC.
+        most_age: a snapshot that became available longer before that is stale.
 
     Returns:
         Frame with the index of `rows` and the columns `LEVEL_COLUMNS`, gex_rank, vanna_rank (NaN =
@@ -42,7 +44,7 @@ def in_force(levels: pd.DataFrame, rows: pd.DataFrame, most_age: dt.timedelta) -
 
     found = {name: np.full(len(rows), np.nan) for name in (*LEVEL_COLUMNS, *RANKS)}
     reason = np.full(len(rows), NO_CHAIN, dtype=object)
-    names, at = rows["symbol"].to_numpy(), _plain(rows["available_at"])
+    names, at = rows["symbol"].to_numpy(), _plain(rows["bar_end"])
     for symbol in np.unique(names):
         own = levels[levels["symbol"] == symbol].sort_values(["available_at", "as_of"])
         if len(own):

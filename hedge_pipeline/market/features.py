@@ -135,8 +135,8 @@ HEDGE_FEATURES: tuple[Feature, ...] = (
     Feature("put_call_ratio", "log of put over call open interest"),
     Feature("implied_to_realized", "log ratio of at-the-money volatility to yearly sigma"),
     Feature("skew_25d", "25-delta put less call volatility, per year"),
-    Feature("term_slope", "later less front at-the-money volatility, per year"),
-    Feature("levels_age", "hours since the levels became available"),
+    Feature("term_slope", "at-the-money volatility at 60 days less that at 30 days, per year"),
+    Feature("levels_age", "hours from when the levels became available to the end of the bar"),
 )
 FEATURES: tuple[Feature, ...] = (
     *(Feature(f"return_{k}", f"log return over {k} bars, in sigma x sqrt({k})") for k in _RETURNS),

@@ -340,9 +340,13 @@ HEDGE_LEVELS = Table(
         _level("put_oi_wall", "strike with the largest put open interest, quote currency"),
         _level("max_gamma_strike", "strike with the largest gamma exposure, quote currency"),
         _level("put_call_oi_ratio", "put over call open interest"),
-        _level("atm_iv", "implied volatility at the money, front expiration, per year"),
-        _level("skew_25d", "volatility of the 25-delta put less that of the call, per year"),
-        _level("term_slope", "at-the-money volatility of a later expiration less the front's"),
+        _level(
+            "atm_iv", "implied volatility at the money at 30 days, per year; NULL = out of reach"
+        ),
+        _level(
+            "skew_25d", "volatility of the 25-delta put less that of the call at 30 days, per year"
+        ),
+        _level("term_slope", "at-the-money volatility at 60 days less that at 30 days, per year"),
         Column("contracts", "integer", "contracts of the snapshot that had not expired", least=0),
         Column("usable", "flag", "whether levels could be taken from the snapshot"),
         Column("unusable_reason", "text", "why not; NULL = usable", nullable=True),

@@ -117,10 +117,13 @@ class MlflowRegistry:
             raise RegistryError(f"{self._refused[symbol]}; everything else is published")
         return added
 
-    def publish_signals(self, symbol: str, found: dict[str, Any], table: str) -> None:
+    def publish_signals(
+        self, deployment: Deployment, symbol: str, found: dict[str, Any], table: str
+    ) -> None:
         """Shows the signal report of a symbol in a run of its own, which is kept up to date.
 
         Args:
+            deployment: whose sessions the report is about.
             symbol: ticker symbol.
             found: see `stages.signal_report`.
             table: its groups in Markdown.
@@ -139,13 +142,17 @@ class MlflowRegistry:
             if found["predictions_scored"]:
                 figure = plots.confidence(found["reliability"], symbol)
                 self.client.log_figure(run_id, figure, "reliability.png")
-            numbers = {
-                f"signals/{name}": float(value)
-                for name, value in found["overall"].items()
-                if isinstance(value, int | float)
+            if found["overall"]["scored"]:
+                figure = plots.false_positives(found["by_session"], symbol)
+                self.client.log_figure(run_id, figure, "false_positives.png")
+            metrics = _signal_metrics(deployment, found)
+            known = {
+                (name, point.step, point.value)
+                for name in {metric.key for metric in metrics}
+                for point in self.client.get_metric_history(run_id, name)
             }
-            for name, value in numbers.items():
-                self.client.log_metric(run_id, name, value, step=found["sessions"])
+            new = [m for m in metrics if (m.key, m.step, m.value) not in known]
+            self.client.log_batch(run_id, metrics=new)
 
     def _signal_run(self, symbol: str) -> str:
         """The run that shows the symbol's signals; made on first use."""
@@ -585,6 +592,27 @@ def _live_metrics(deployment: Deployment, row: dict[Any, Any]) -> list[Metric]:
     }
     values = {name: x for name, x in values.items() if not math.isnan(x)}
     return [Metric(f"{prefix}/{name}", float(x), when, step) for name, x in values.items()]
+
+
+def _signal_metrics(deployment: Deployment, found: dict[str, Any]) -> list[Metric]:
+    """What is known of all signals at the last session, and the false positives of every one."""
+    from mlflow.entities import Metric
+
+    values: list[tuple[str, str, object]] = [
+        (name, found["last_session"], value) for name, value in found["overall"].items()
+    ]
+    values += [
+        ("false_positive_rate", label, session["false_positive_rate"])
+        for label, session in found["by_session"].items()
+    ]
+    metrics = []
+    for name, label, value in values:
+        if label is None or not isinstance(value, int | float):
+            continue
+        when = _milliseconds(deployment.calendar.session(label).closes)
+        step = deployment.calendar.ordinal(label)
+        metrics.append(Metric(f"signals/{name}", float(value), when, step))
+    return metrics
 
 
 def _milliseconds(moment: dt.datetime) -> int:

@@ -48,12 +48,12 @@ def levels(*rows: dict[str, Any]) -> pd.DataFrame:
 
 
 def bars(*minutes: float, symbol: str = "QQQ") -> pd.DataFrame:
-    """Bars that were available at the minutes."""
+    """Bars that ended at the minutes."""
     return pd.DataFrame(
         {
             "symbol": symbol,
             "bar_ts": [minute(number - 1) for number in minutes],
-            "available_at": [minute(number) for number in minutes],
+            "bar_end": [minute(number) for number in minutes],
         }
     )
 

@@ -14,8 +14,11 @@ import pandas as pd
 import pytest
 
 from hedge_pipeline import chains, stages
+from hedge_pipeline.assets import pictures
+from hedge_pipeline.levels.chain import Chain
 from hedge_pipeline.levels.joining import NO_CHAIN
 from hedge_pipeline.levels.signals import NO_LEVEL
+from hedge_pipeline.levels.snapshot import Snapshot, gated
 from hedge_pipeline.live import chain_polling
 from hedge_pipeline.market.calendar import Session
 from hedge_pipeline.market.sources import (
@@ -166,6 +169,61 @@ def test_the_features_of_the_running_session_can_be_computed_again_bit_for_bit(
     levels = found.rows(HEDGE_LEVELS, HALF_DAY)
     chains.build_levels(found.deployment, HALF_DAY)
     pd.testing.assert_frame_equal(found.rows(HEDGE_LEVELS, HALF_DAY), levels)
+
+
+@pytest.mark.usefixtures("inline")
+def test_the_ui_is_told_of_chains_and_levels_while_they_are_polled_and_when_they_are_closed(
+    folder: Path,
+) -> None:
+    market = ChainMarket(chain_errors={"SIMB": [RateLimited("SIMB: 429")]})
+    found = polled(folder, market, at(8, 2))
+    stored, levels = (found.rows(table, HALF_DAY) for table in (OPTION_CHAINS, HEDGE_LEVELS))
+    running = pictures.live(found.deployment, HALF_DAY, found.polls)
+    closed = pictures.session(found.deployment, HALF_DAY)
+    for told in (running, closed):
+        assert told["option_chains"]["dagster/row_count"] == len(stored) > 0
+        assert told["option_chains"]["snapshots"] == len(
+            stored[["symbol", "as_of"]].drop_duplicates()
+        )
+        assert "1 rate_limited" in told["option_chains"]["requests"]
+        assert told["hedge_levels"]["dagster/row_count"] == len(levels) > 0
+        assert told["hedge_levels"]["usable_snapshots"] == levels["usable"].sum() > 0
+    assert {"SIMA_gex_musd", "SIMA_levels", "SIMA_gamma_profile"} <= set(closed["hedge_levels"])
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_running_loop_reads_every_snapshot_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading all of them again for every new one would take longer and longer."""
+    read: list[pd.Timestamp] = []
+
+    def counted(chain: Chain, **others: Any) -> Snapshot:
+        read.append(pd.Timestamp(chain.as_of))
+        return gated(chain, **others)
+
+    monkeypatch.setattr("hedge_pipeline.chains.gated", counted)
+    found = polled(folder, ChainMarket(), at(22, 2))
+    stored = found.rows(OPTION_CHAINS, HALF_DAY)[["symbol", "as_of"]].drop_duplicates()
+    assert len(stored) >= 4 * len(SYMBOLS)
+    assert sorted(read) == sorted(stored["as_of"])
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_snapshot_of_another_collector_in_between_is_read_in_its_place(folder: Path) -> None:
+    found = polled(folder, ChainMarket(), at(8, 2))
+    other = watch(folder, ChainMarket(), at(9)).deployment
+    session = other.calendar.session(HALF_DAY)
+    blank = ChainMarket(empty_interest=True).chains("SIMA", session, at(9), sweep=False)
+    answer = chains.Fetched("SIMA", at(9), sweep=False, snapshots=blank)
+    chains.store(other, HALF_DAY, answer, available_at=at(9))
+    found.run(until=at(17, 2))
+    rows = found.rows(HEDGE_LEVELS, HALF_DAY)
+    assert rows["oi_reused"].sum() == 1 and rows["usable"].all()
+    own = rows[rows["symbol"] == "SIMA"]
+    assert own["as_of"].max() > own.loc[own["oi_reused"], "as_of"].max() > own["as_of"].min()
+    chains.build_levels(other, HALF_DAY)
+    pd.testing.assert_frame_equal(found.rows(HEDGE_LEVELS, HALF_DAY), rows)
 
 
 def test_a_chain_that_hangs_costs_no_prediction(folder: Path) -> None:
