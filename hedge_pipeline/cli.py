@@ -401,10 +401,18 @@ def rebuild_evidence(symbol: OneSymbol = None, as_json: AsJson = False) -> None:
         words = gate.evidence_in_words(found.state, deployment.rule)
         if as_json:
             _print_json(
-                {"symbol": watched, "sessions": found.sessions, "equal": True, "evidence": words}
+                {
+                    "symbol": watched,
+                    "sessions": found.sessions,
+                    "forgotten": found.forgotten,
+                    "equal": True,
+                    "evidence": words,
+                }
             )
             return
         _say(f"{watched}: {found.sessions} sessions folded again, equal to the log; {words}")
+        if found.forgotten:
+            _say(f"{found.forgotten} sessions before them are forgotten (HEDGE_RETENTION_DAYS)")
 
 
 def _watched(symbol: str | None) -> tuple[Deployment, str]:
@@ -433,6 +441,69 @@ def _tell_override(entry: dict[str, Any], as_json: bool) -> None:
     pinned = entry["event"] == "pin"
     what = "is served from now on" if pinned else "is let go, the newest accepted one serves"
     _say(f"{entry['symbol']}: version {entry['model_version']} {what}; {entry['reason']}")
+
+
+# -- room and health -------------------------------------------------------------------------------
+
+
+@app.command()
+def storage(
+    quarantine: Annotated[
+        bool, typer.Option("--quarantine", help="first move broken files aside")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what the deployment takes of the disk; exit code 1 if that is too much."""
+    with _one_line():
+        from hedge_pipeline import storage as room
+        from hedge_pipeline.opening import open_deployment, places
+
+        settings = load_settings()
+        deployment = open_deployment(settings)
+        for path in room.quarantine(deployment) if quarantine else ():
+            errors.print(f"moved aside: {path}", markup=False, highlight=False, soft_wrap=True)
+        found = room.report(deployment, places(settings), settings.disk_budget_mb)
+        wrong = room.trouble(found)
+        if as_json:
+            _print_json(found | {"trouble": wrong})
+        else:
+            for name, size in {**found["areas"], "total": found["total_bytes"]}.items():
+                _say(f"{name:<10}{size / 1e6:>10.1f} MB")
+            _say(f"{found['sessions']} sessions since {found['first_session']}")
+            for path in found["quarantined"]:
+                _say(f"broken, moved aside: {path}")
+            if wrong:
+                _say(wrong)
+        if wrong:
+            raise typer.Exit(1)
+
+
+@app.command()
+def health(as_json: AsJson = False) -> None:
+    """Say whether the service does its work; exit code 1 if not. Made for a container's probe."""
+    with _one_line():
+        from hedge_pipeline import health as condition
+        from hedge_pipeline.opening import open_deployment, places
+
+        settings = load_settings()
+        deployment = open_deployment(settings)
+        found = condition.facts(deployment, places(settings).home)
+        patience = dt.timedelta(minutes=settings.alert_no_bar_minutes)
+        wrong = [
+            *condition.live_troubles(found, patience),
+            *condition.store_troubles(deployment),
+        ]
+        backup = condition.backup_trouble(deployment, settings)
+        wrong += [backup] if backup else []
+        shown = condition.as_json(found, wrong, deployment)
+        if as_json:
+            _print_json(shown)
+        else:
+            _say("healthy" if shown["healthy"] else "NOT healthy")
+            for trouble in wrong:
+                _say(trouble.message)
+        if not shown["healthy"]:
+            raise typer.Exit(1)
 
 
 # -- backup ----------------------------------------------------------------------------------------
