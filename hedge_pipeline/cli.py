@@ -306,24 +306,32 @@ def import_legacy(
 @app.command()
 def up(
     headless: Annotated[bool, typer.Option(help="without the two web UIs")] = False,
-    port: Annotated[int, typer.Option(help="of the Dagster UI, on 127.0.0.1")] = 3000,
-    mlflow_port: Annotated[int, typer.Option(help="of the MLflow UI, on 127.0.0.1")] = 5000,
+    port: Annotated[int, typer.Option(help="of the Dagster UI")] = 3000,
+    mlflow_port: Annotated[int, typer.Option(help="of the MLflow UI")] = 5000,
+    configuration: Annotated[Path, typer.Option(help="of Dagster, for a new DAGSTER_HOME")] = Path(
+        "dagster.yaml"
+    ),
+    prepare: Annotated[
+        bool, typer.Option("--prepare", help="only make DAGSTER_HOME ready, then end")
+    ] = False,
 ) -> None:
     """Run the service: polling, closing, retraining, and both web UIs. Ctrl-C stops all of it."""
     with _one_line():
         from hedge_pipeline import service
 
         settings = load_settings()
-        configuration = Path("dagster.yaml")
         if not configuration.exists():
-            raise SettingsError("dagster.yaml is not here: run this in the project's folder")
+            raise SettingsError(f"{configuration} is not here: run this in the project's folder")
+        if prepare:
+            service.prepare(service.dagster_home(settings), configuration)
+            return
         if not headless:
             console.print(
-                f"Dagster http://127.0.0.1:{port}   MLflow http://127.0.0.1:{mlflow_port}",
+                f"Dagster http://{settings.bind}:{port}   MLflow http://{settings.bind}:{mlflow_port}",
                 highlight=False,
             )
         ports = service.Ports(port, mlflow_port)
-        raise typer.Exit(service.serve(settings, ports, configuration, headless=headless))
+        service.serve(settings, ports, configuration, headless=headless)
 
 
 # -- history and control ---------------------------------------------------------------------------
