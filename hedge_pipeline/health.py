@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from hedge_pipeline.store import Store
 
 TOLD = "operations/alerts.json"
+SEEN = "operations/health.json"
 BACKUP_AGE = dt.timedelta(hours=26)
 DAEMON_SILENCE = dt.timedelta(minutes=3)
 DAEMONS = ("SCHEDULER", "SENSOR", "QUEUED_RUN_COORDINATOR")

@@ -17,7 +17,7 @@ import yaml  # type: ignore[import-untyped]
 
 import hedge_pipeline
 from hedge_pipeline.definitions import defs
-from hedge_pipeline.partitions import SESSIONS, SYMBOLS
+from hedge_pipeline.partitions import FRESH_MODELS, FRESH_SESSIONS, SESSIONS, SYMBOLS
 from hedge_pipeline_tests.runs import code_location
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -271,6 +271,20 @@ def test_the_workspace_loads_from_any_folder(home: Path, tmp_path: Path) -> None
     said = done.stdout + done.stderr
     assert done.returncode == 0, said
     assert "Validation successful for code location hedge_pipeline." in said
+
+
+def test_assets_say_how_old_their_newest_materialization_may_be(
+    instance: dg.DagsterInstance,
+) -> None:
+    found = {
+        spec.key.to_user_string(): spec.freshness_policy
+        for spec in code_location().resolve_all_asset_specs()
+        if spec.freshness_policy is not None
+    }
+    bars = dict.fromkeys(("raw_quotes", "features", "prediction_log", "outcomes"), FRESH_SESSIONS)
+    models = ("trained_model", "champion_model", "model_performance")
+    assert found == bars | dict.fromkeys(models, FRESH_MODELS)
+    assert instance.get_settings("freshness") == {"enabled": True}  # or nobody looks
 
 
 def test_the_instance_has_the_committed_settings(instance: dg.DagsterInstance) -> None:

@@ -307,6 +307,10 @@ def test_the_watch_sends_one_alert_per_trouble_until_the_period_is_over(
         assert title == "hedge_pipeline: no new bar in 2024-01-12, backup, disk"
         assert "HEDGE_DISK_BUDGET_MB is 1" in text
         assert text.replace("\n", "; ") == words
+        seen = json.loads((out / health.SEEN).read_text())
+        assert not seen["healthy"]
+        assert "; ".join(trouble["message"] for trouble in seen["troubles"]) == words
+        assert seen["at"] == "2024-01-12T12:06:00+00:00"
         assert look(1) != "all is well"
         assert len(Told.sent) == 2
         look(13)

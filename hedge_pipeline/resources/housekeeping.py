@@ -6,6 +6,7 @@ The steps are functions of other modules; here is only their order and what they
 from __future__ import annotations
 
 import datetime as dt
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,6 +94,12 @@ def troubles(
         deployment: of the settings.
         instance: whose trainings are looked at; None = they are not.
     """
+    return _looked(settings, deployment, instance)[1]
+
+
+def _looked(
+    settings: Settings, deployment: Deployment, instance: dg.DagsterInstance | None
+) -> tuple[health.Facts, list[Trouble]]:
     found = health.facts(deployment, places(settings).home)
     patience = dt.timedelta(minutes=settings.alert_no_bar_minutes)
     told = [*health.live_troubles(found, patience), *health.store_troubles(deployment)]
@@ -105,15 +112,20 @@ def troubles(
             count, run_id = upkeep.failed_trainings(instance, symbol)
             failed = health.training_trouble(symbol, count, run_id, settings.alert_failed_trainings)
             told += [failed] if failed else []
-    return told
+    return found, told
 
 
 def watch(instance: dg.DagsterInstance, loop: LoopResource) -> str:
-    """Sends an alert for every trouble that was not told lately; says what is wrong."""
+    """Sends an alert for every trouble that was not told lately; says what is wrong.
+
+    What was seen is left in `operations/health.json` for whoever looks at files.
+    """
     from hedge_pipeline.resources.notifier import Notifier
 
     settings, deployment = load_settings(), loop.deployment
-    found = troubles(settings, deployment, instance)
+    facts, found = _looked(settings, deployment, instance)
+    seen = health.as_json(facts, found, deployment)
+    deployment.store.write_bytes(health.SEEN, json.dumps(seen, indent=1).encode())
     now, every = deployment.clock(), dt.timedelta(hours=settings.alert_repeat_hours)
     new = health.untold(deployment.store, found, now, every)
     notifier = Notifier(settings.alert_urls)
