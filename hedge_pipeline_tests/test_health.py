@@ -22,7 +22,7 @@ from hedge_pipeline.live.supervision import Heartbeat
 from hedge_pipeline.market.tables import PROMOTIONS, RAW_QUOTES
 from hedge_pipeline.resources import housekeeping, notifier, upkeep
 from hedge_pipeline.resources.notifier import Delivery
-from hedge_pipeline.store import Store
+from hedge_pipeline.store import Store, StoreError
 from hedge_pipeline_tests.replays import Demo, demo_in, environment, hedge, replay_in, settings_in
 from hedge_pipeline_tests.runs import loop_at
 
@@ -315,6 +315,21 @@ def test_the_watch_sends_one_alert_per_trouble_until_the_period_is_over(
         assert len(Told.sent) == 2
         look(13)
         assert len(Told.sent) == 3
+
+        def full(store: Store, path: str, content: bytes) -> None:
+            raise StoreError("the data folder cannot be written: No space left on device")
+
+        monkeypatch.setattr(Store, "write_bytes", full)
+        monkeypatch.setattr(housekeeping, "_UNWRITTEN", {})
+        assert "No space left" in look(13.1)
+        assert Told.sent[3:] == [
+            (
+                "hedge_pipeline: data folder",
+                "the data folder cannot be written: No space left on device",
+            )
+        ]
+        look(13.2)
+        assert len(Told.sent) == 4
 
 
 # -- for machines ----------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from hedge_pipeline.opening import places
 from hedge_pipeline.resources import upkeep
 from hedge_pipeline.settings import Settings, load_settings
 from hedge_pipeline.stages import Deployment
+from hedge_pipeline.store import StoreError
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -83,6 +84,9 @@ def _saved(found: Places, settings: Settings) -> str:
 
 # -- the watch -------------------------------------------------------------------------------------
 
+# when troubles were told that could not be written down; the code server lives long enough
+_UNWRITTEN: dict[str, dt.datetime] = {}
+
 
 def troubles(
     settings: Settings, deployment: Deployment, instance: dg.DagsterInstance | None
@@ -125,13 +129,23 @@ def watch(instance: dg.DagsterInstance, loop: LoopResource) -> str:
     settings, deployment = load_settings(), loop.deployment
     facts, found = _looked(settings, deployment, instance)
     seen = health.as_json(facts, found, deployment)
-    deployment.store.write_bytes(health.SEEN, json.dumps(seen, indent=1).encode())
+    try:
+        deployment.store.write_bytes(health.SEEN, json.dumps(seen, indent=1).encode())
+    except StoreError as error:  # a full disk is what should be told most of all
+        found.append(health.Trouble("data folder", str(error), grave=True))
     now, every = deployment.clock(), dt.timedelta(hours=settings.alert_repeat_hours)
-    new = health.untold(deployment.store, found, now, every)
+    new = [
+        trouble
+        for trouble in health.untold(deployment.store, found, now, every)
+        if trouble.name not in _UNWRITTEN or now - _UNWRITTEN[trouble.name] >= every
+    ]
     notifier = Notifier(settings.alert_urls)
     if new and notifier:
         text = "\n".join(trouble.message for trouble in new)
         deliveries = notifier.send(text, f"hedge_pipeline: {', '.join(x.name for x in new)}")
         if any(delivery.ok for delivery in deliveries):
-            health.mark_told(deployment.store, new, now, every)
+            try:
+                health.mark_told(deployment.store, new, now, every)
+            except StoreError:
+                _UNWRITTEN.update({trouble.name: now for trouble in new})
     return "; ".join(trouble.message for trouble in found) or "all is well"
