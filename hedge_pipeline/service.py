@@ -102,9 +102,13 @@ def commands(settings: Settings, ports: Ports, folder: Path, *, headless: bool) 
             f"{ready} -m dagster_webserver -w {workspace} -h {shlex.quote(settings.bind)} "
             f"-p {ports.dagster}"
         )
+        # `mlflow server` starts this very line and then waits beside it with 190 MB
         found["mlflow"] = (
-            f"exec {run} -m mlflow server --workers 1 --host {shlex.quote(settings.bind)} "
-            f"--port {ports.mlflow}{_who_may_ask(settings, ports)}"
+            f"{_who_may_ask(settings, ports)} "
+            '_MLFLOW_SERVER_FILE_STORE="$MLFLOW_BACKEND_STORE_URI" _MLFLOW_SGI_NAME=uvicorn '
+            f"_MLFLOW_SERVER_SERVE_ARTIFACTS=true exec {run} -m uvicorn "
+            "mlflow.server.fastapi_app:app --workers 1 --log-level warning "
+            f"--host {shlex.quote(settings.bind)} --port {ports.mlflow}"
         )
     return found
 
@@ -114,7 +118,10 @@ def _who_may_ask(settings: Settings, ports: Ports) -> str:
     own = [f"{host}:{ports.mlflow}" for host in ("localhost", LOOPBACK, "[::1]")]
     hosts = settings.mlflow_allowed_hosts or ",".join(own)
     origins = settings.mlflow_allowed_origins or ",".join(f"http://{host}" for host in own)
-    return f" --allowed-hosts {shlex.quote(hosts)} --cors-allowed-origins {shlex.quote(origins)}"
+    return (
+        f"MLFLOW_SERVER_ALLOWED_HOSTS={shlex.quote(hosts)} "
+        f"MLFLOW_SERVER_CORS_ALLOWED_ORIGINS={shlex.quote(origins)}"
+    )
 
 
 def serve(settings: Settings, ports: Ports, configuration: Path, *, headless: bool) -> NoReturn:

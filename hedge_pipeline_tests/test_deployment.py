@@ -176,15 +176,15 @@ def test_the_uis_listen_on_loopback_and_mlflow_checks_host_and_origin(
     found = commands(load_settings(), Ports(3000, 5000), tmp_path, headless=False)
     assert " -h 127.0.0.1 -p 3000" in found["dagster"]
     assert " --host 127.0.0.1 --port 5000" in found["mlflow"]
-    assert "--allowed-hosts 'localhost:5000,127.0.0.1:5000" in found["mlflow"]
-    assert "--cors-allowed-origins 'http://localhost:5000," in found["mlflow"]
+    assert "ALLOWED_HOSTS='localhost:5000,127.0.0.1:5000,[::1]:5000' " in found["mlflow"]
+    assert "CORS_ALLOWED_ORIGINS='http://localhost:5000," in found["mlflow"]
     assert set(commands(load_settings(), Ports(), tmp_path, headless=True)) == {"code", "daemon"}
     monkeypatch.setenv("HEDGE_BIND", "0.0.0.0")
     monkeypatch.setenv("HEDGE_BEHIND_PROXY", "true")
     monkeypatch.setenv("HEDGE_MLFLOW_ALLOWED_HOSTS", "hedge.example:8443")
     found = commands(load_settings(), Ports(), tmp_path, headless=False)
     assert " -h 0.0.0.0 " in found["dagster"]
-    assert "--allowed-hosts hedge.example:8443 " in found["mlflow"]
+    assert "ALLOWED_HOSTS=hedge.example:8443 " in found["mlflow"]
 
 
 def test_an_open_address_without_a_proxy_is_refused_by_the_service(tmp_path: Path) -> None:
