@@ -70,7 +70,8 @@ def main() -> None:
             format="%(asctime)s %(levelname)s %(message)s",
             stream=sys.stderr,
         )
-        for name in ("botocore", "aiobotocore"):  # they tell where they found credentials
+        # where credentials were found, and every step of a new database, is nobody's business
+        for name in ("botocore", "aiobotocore", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
 
 
@@ -306,24 +307,32 @@ def import_legacy(
 @app.command()
 def up(
     headless: Annotated[bool, typer.Option(help="without the two web UIs")] = False,
-    port: Annotated[int, typer.Option(help="of the Dagster UI, on 127.0.0.1")] = 3000,
-    mlflow_port: Annotated[int, typer.Option(help="of the MLflow UI, on 127.0.0.1")] = 5000,
+    port: Annotated[int, typer.Option(help="of the Dagster UI")] = 3000,
+    mlflow_port: Annotated[int, typer.Option(help="of the MLflow UI")] = 5000,
+    configuration: Annotated[Path, typer.Option(help="of Dagster, for a new DAGSTER_HOME")] = Path(
+        "dagster.yaml"
+    ),
+    prepare: Annotated[
+        bool, typer.Option("--prepare", help="only make DAGSTER_HOME ready, then end")
+    ] = False,
 ) -> None:
     """Run the service: polling, closing, retraining, and both web UIs. Ctrl-C stops all of it."""
     with _one_line():
         from hedge_pipeline import service
 
         settings = load_settings()
-        configuration = Path("dagster.yaml")
         if not configuration.exists():
-            raise SettingsError("dagster.yaml is not here: run this in the project's folder")
+            raise SettingsError(f"{configuration} is not here: run this in the project's folder")
+        if prepare:
+            service.prepare(service.dagster_home(settings), configuration)
+            return
         if not headless:
             console.print(
-                f"Dagster http://127.0.0.1:{port}   MLflow http://127.0.0.1:{mlflow_port}",
+                f"Dagster http://{settings.bind}:{port}   MLflow http://{settings.bind}:{mlflow_port}",
                 highlight=False,
             )
         ports = service.Ports(port, mlflow_port)
-        raise typer.Exit(service.serve(settings, ports, configuration, headless=headless))
+        service.serve(settings, ports, configuration, headless=headless)
 
 
 # -- history and control ---------------------------------------------------------------------------
@@ -401,10 +410,18 @@ def rebuild_evidence(symbol: OneSymbol = None, as_json: AsJson = False) -> None:
         words = gate.evidence_in_words(found.state, deployment.rule)
         if as_json:
             _print_json(
-                {"symbol": watched, "sessions": found.sessions, "equal": True, "evidence": words}
+                {
+                    "symbol": watched,
+                    "sessions": found.sessions,
+                    "forgotten": found.forgotten,
+                    "equal": True,
+                    "evidence": words,
+                }
             )
             return
         _say(f"{watched}: {found.sessions} sessions folded again, equal to the log; {words}")
+        if found.forgotten:
+            _say(f"{found.forgotten} sessions before them are forgotten (HEDGE_RETENTION_DAYS)")
 
 
 def _watched(symbol: str | None) -> tuple[Deployment, str]:
@@ -433,6 +450,69 @@ def _tell_override(entry: dict[str, Any], as_json: bool) -> None:
     pinned = entry["event"] == "pin"
     what = "is served from now on" if pinned else "is let go, the newest accepted one serves"
     _say(f"{entry['symbol']}: version {entry['model_version']} {what}; {entry['reason']}")
+
+
+# -- room and health -------------------------------------------------------------------------------
+
+
+@app.command()
+def storage(
+    quarantine: Annotated[
+        bool, typer.Option("--quarantine", help="first move broken files aside")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what the deployment takes of the disk; exit code 1 if that is too much."""
+    with _one_line():
+        from hedge_pipeline import storage as room
+        from hedge_pipeline.opening import open_deployment, places
+
+        settings = load_settings()
+        deployment = open_deployment(settings)
+        for path in room.quarantine(deployment) if quarantine else ():
+            errors.print(f"moved aside: {path}", markup=False, highlight=False, soft_wrap=True)
+        found = room.report(deployment, places(settings), settings.disk_budget_mb)
+        wrong = room.trouble(found)
+        if as_json:
+            _print_json(found | {"trouble": wrong})
+        else:
+            for name, size in {**found["areas"], "total": found["total_bytes"]}.items():
+                _say(f"{name:<10}{size / 1e6:>10.1f} MB")
+            _say(f"{found['sessions']} sessions since {found['first_session']}")
+            for path in found["quarantined"]:
+                _say(f"broken, moved aside: {path}")
+            if wrong:
+                _say(wrong)
+        if wrong:
+            raise typer.Exit(1)
+
+
+@app.command()
+def health(as_json: AsJson = False) -> None:
+    """Say whether the service does its work; exit code 1 if not. Made for a container's probe."""
+    with _one_line():
+        from hedge_pipeline import health as condition
+        from hedge_pipeline.opening import open_deployment, places
+
+        settings = load_settings()
+        deployment = open_deployment(settings)
+        found = condition.facts(deployment, places(settings).home)
+        patience = dt.timedelta(minutes=settings.alert_no_bar_minutes)
+        wrong = [
+            *condition.live_troubles(found, patience),
+            *condition.store_troubles(deployment),
+        ]
+        backup = condition.backup_trouble(deployment, settings)
+        wrong += [backup] if backup else []
+        shown = condition.as_json(found, wrong, deployment)
+        if as_json:
+            _print_json(shown)
+        else:
+            _say("healthy" if shown["healthy"] else "NOT healthy")
+            for trouble in wrong:
+                _say(trouble.message)
+        if not shown["healthy"]:
+            raise typer.Exit(1)
 
 
 # -- backup ----------------------------------------------------------------------------------------

@@ -126,12 +126,14 @@ class Rebuilt:
     Attributes:
         symbol: ticker symbol.
         sessions: folds compared.
+        forgotten: folds before them whose rows the tables no longer hold, see `storage.forget`.
         state: the state that the predictions and outcomes give.
         differs: first session whose stored state is another, None = all are equal.
     """
 
     symbol: str
     sessions: int
+    forgotten: int
     state: GateState
     differs: str | None
 
@@ -140,18 +142,24 @@ def rebuild_evidence(deployment: Deployment, symbol: str) -> Rebuilt:
     """Folds every session of the promotion log again, from the tables alone; writes nothing.
 
     The evidence is a pure fold over predictions and outcomes, so what comes out must equal what is
-    stored, to the last bit.
+    stored, to the last bit. Where old rows were forgotten, it begins with the last state before.
     """
+    from hedge_pipeline.storage import forgotten_before
+
     entries = deployment.ledger(symbol).entries
     folds = entries[entries["kind"] == "fold"].sort_values("session")
     state = GateState.new(deployment.rule)
+    gone = folds["session"] < (forgotten_before(deployment.store) or "")
+    forgotten, folds = folds[gone], folds[~gone]
+    if len(forgotten):
+        state = GateState.from_json(str(forgotten["state"].iloc[-1]))
     differs: str | None = None
     for label, stored in zip(folds["session"], folds["state"], strict=True):
         evidence = stages.evidence_of(deployment, symbol, str(label))
         state, _ = gate.fold(state, evidence, deployment.rule)
         if differs is None and state.to_json() != stored:
             differs = str(label)
-    return Rebuilt(symbol, len(folds), state, differs)
+    return Rebuilt(symbol, len(folds), len(forgotten), state, differs)
 
 
 # -- an old version over a period ------------------------------------------------------------------

@@ -18,7 +18,13 @@ def defs() -> dg.Definitions:
     return dg.Definitions(
         assets=dg.load_assets_from_package_module(assets),
         asset_checks=dg.load_asset_checks_from_package_module(checks),
-        jobs=[jobs.poll_market, jobs.close_session, jobs.train_model, jobs.bootstrap],
+        jobs=[
+            jobs.poll_market,
+            jobs.close_session,
+            jobs.train_model,
+            jobs.bootstrap,
+            jobs.housekeeping,
+        ],
         schedules=schedules.build_schedules(settings),
         sensors=[
             build_retraining_sensor(settings.retrain_check_interval, autostart=settings.autostart)

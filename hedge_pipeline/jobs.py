@@ -16,6 +16,7 @@ from hedge_pipeline.resources.loop import LoopResource
 
 if TYPE_CHECKING:
     from hedge_pipeline.settings import Settings
+    from hedge_pipeline.stages import Deployment
 
 TRAIN_LANE = {"hedge/lane": "train"}
 POLL_LANE = {"hedge/lane": "poll"}
@@ -37,16 +38,29 @@ def follow_on_the_console(settings: "Settings") -> None:
     )
 
 
+def move_broken_files_aside(
+    context: dg.OpExecutionContext, deployment: "Deployment", sessions: tuple[str, ...]
+) -> None:
+    """One broken file must not stop what can go on without it; what it held is collected again."""
+    from hedge_pipeline import storage
+
+    for path in storage.quarantine(deployment, sessions):
+        context.log.warning(f"broken, moved aside: {path}")
+
+
 @dg.op
 def poll_until_the_time_box_ends(context: dg.OpExecutionContext, loop: LoopResource) -> None:
     """Polls the source on the clock's grid; see `live/loop.py`."""
     from hedge_pipeline.assets.reporting import LiveReport, plain_failures
     from hedge_pipeline.live.alerting import alert_signals
     from hedge_pipeline.live.loop import run_loop
+    from hedge_pipeline.live.supervision import session_at
     from hedge_pipeline.opening import open_notifier
     from hedge_pipeline.settings import load_settings
 
     settings, deployment = load_settings(), loop.deployment
+    session = session_at(deployment.calendar, deployment.clock())
+    move_broken_files_aside(context, deployment, (session.label,) if session else ())
     follow_on_the_console(settings)
     report = LiveReport(context, deployment, REPORT_EVERY)
     with plain_failures():
@@ -84,7 +98,9 @@ def close_open_sessions(context: dg.OpExecutionContext, loop: LoopResource) -> N
 
     deployment = loop.deployment
     with plain_failures():
-        for label in stages.pending_sessions(deployment):
+        pending = stages.pending_sessions(deployment)
+        move_broken_files_aside(context, deployment, pending)
+        for label in pending:
             report_closed(context, deployment, stages.close_session(deployment, label))
         published = report_models(context, loop)
     context.log.info(published)
@@ -147,3 +163,29 @@ def report_models(context: dg.OpExecutionContext, loop: LoopResource) -> str:
 def close_session() -> None:
     """One op in one process; may be run again at any time."""
     close_open_sessions()
+
+
+@dg.op
+def keep_house(context: dg.OpExecutionContext, loop: LoopResource) -> None:
+    """Moves broken files aside, forgets, frees and saves; one failure stops no other step."""
+    from hedge_pipeline.resources.housekeeping import steps
+
+    failed = []
+    for name, work in steps(context.instance, loop):
+        try:
+            context.log.info(f"{name}: {work()}")
+        except Exception as error:  # told at the end, when everything else is done
+            reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
+            context.log.warning(f"{name} failed: {reason}")
+            failed.append(f"{name}: {reason}")
+    if failed:
+        raise dg.Failure(description="; ".join(failed), allow_retries=False)
+
+
+@dg.job(
+    tags={"hedge/lane": "house"},
+    description="Compaction, retention of rows, runs and models, and the nightly backup.",
+)
+def housekeeping() -> None:
+    """One op in one process; may be run again at any time."""
+    keep_house()

@@ -42,7 +42,9 @@ def open_registry(settings: Settings, *, plots: bool = True) -> MlflowRegistry:
     artifacts = None
     if not settings.mlflow_tracking_uri:
         artifacts = (Path(settings.data_url).resolve() / "mlartifacts").as_uri()
-    return MlflowRegistry(settings.tracking_uri, artifacts=artifacts, plots=plots)
+    return MlflowRegistry(
+        settings.tracking_uri, artifacts=artifacts, plots=plots, newest=settings.model_versions
+    )
 
 
 def open_notifier(settings: Settings) -> Notifier:

@@ -1,4 +1,4 @@
-"""The two partitions of the project: trading sessions and symbols.
+"""The two partitions of the project, trading sessions and symbols, and how old their newest may be.
 
 SESSIONS are the trading days of the configured exchange calendar in exchange time, today's
 included; holidays are no partitions, so a closed day can never be asked for. SYMBOLS are the
@@ -43,5 +43,12 @@ _SETTINGS = load_settings()
 SESSIONS = session_partitions(_SETTINGS)
 SINCE_YESTERDAY = dg.TimeWindowPartitionMapping(
     start_offset=-1, allow_nonexistent_upstream_partitions=True
+)
+# a weekend with a holiday lies between two sessions; models follow the outcomes
+FRESH_SESSIONS = dg.FreshnessPolicy.time_window(
+    fail_window=dt.timedelta(days=5), warn_window=dt.timedelta(days=4)
+)
+FRESH_MODELS = dg.FreshnessPolicy.time_window(
+    fail_window=dt.timedelta(days=15), warn_window=dt.timedelta(days=8)
 )
 SYMBOLS = dg.StaticPartitionsDefinition(list(_SETTINGS.symbols))

@@ -2,13 +2,15 @@
 
 A process whose sibling dies goes on: while the daemon or the code server is started again, the poll
 run polls. What ends soon after every start is not started for ever. Nothing about Dagster or the
-market belongs here.
+market belongs here, and nothing large is imported: this process lives as long as the service.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -162,6 +164,23 @@ class Keeper:
                 signal.signal(number, handler)
 
 
+def keep(commands: Mapping[str, str], folder: str, inherited: Sequence[int]) -> int:
+    """Runs commands in this process's environment until a signal comes; returns the exit code.
+
+    Args:
+        commands: command line by name.
+        folder: removed at the end.
+        inherited: file descriptors that every process keeps open.
+    """
+    keeper = Keeper(os.environ, inherited)
+    for name, command in commands.items():
+        keeper.add(name, command)
+    try:
+        return keeper.run()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _signal(group: int, number: int) -> bool:
     """Sends a signal to a process group; False if there is none."""
     try:
@@ -175,3 +194,7 @@ def _signal(group: int, number: int) -> bool:
 
 def _words(code: int) -> str:
     return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+if __name__ == "__main__":
+    sys.exit(keep(**json.loads(sys.argv[1])))

@@ -4,7 +4,7 @@ import datetime as dt
 
 import dagster as dg
 
-from hedge_pipeline.jobs import POLL_LANE, close_session, poll_market
+from hedge_pipeline.jobs import POLL_LANE, close_session, housekeeping, poll_market
 from hedge_pipeline.resources.loop import LoopResource
 from hedge_pipeline.settings import Settings
 
@@ -28,7 +28,19 @@ def build_schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
     from hedge_pipeline.market.calendar import SessionCalendar
 
     timezone = SessionCalendar(settings.calendar, start=settings.history_start).timezone
-    return [build_polling_schedule(settings, timezone), build_close_schedule(settings, timezone)]
+    return [
+        build_polling_schedule(settings, timezone),
+        build_close_schedule(settings, timezone),
+        build_watch_schedule(settings, timezone),
+        dg.ScheduleDefinition(
+            name="housekeeping_schedule",
+            job=housekeeping,
+            cron_schedule="30 3 * * *",
+            execution_timezone=timezone,
+            default_status=default_status(settings),
+            description="Every night: see the job.",
+        ),
+    ]
 
 
 def build_polling_schedule(settings: Settings, timezone: str) -> dg.ScheduleDefinition:
@@ -105,3 +117,27 @@ def build_close_schedule(settings: Settings, timezone: str) -> dg.ScheduleDefini
         return dg.RunRequest(tags={"hedge/reason": f"to close: {', '.join(pending)}"})
 
     return close_session_schedule
+
+
+def build_watch_schedule(settings: Settings, timezone: str) -> dg.ScheduleDefinition:
+    """Every five minutes: look at the service's health and tell whoever should know.
+
+    Args:
+        settings: of the deployment.
+        timezone: of the exchange.
+    """
+
+    @dg.schedule(
+        job=housekeeping,
+        cron_schedule="*/5 * * * *",
+        execution_timezone=timezone,
+        default_status=default_status(settings),
+        description="Never starts a run: looks at the health of the service and sends alerts.",
+    )
+    def watch_schedule(context: dg.ScheduleEvaluationContext, loop: LoopResource) -> dg.SkipReason:
+        """Says what is wrong; the alerts are rate-limited by the store."""
+        from hedge_pipeline.resources.housekeeping import watch
+
+        return dg.SkipReason(watch(context.instance, loop))
+
+    return watch_schedule

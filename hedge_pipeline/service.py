@@ -1,13 +1,16 @@
-"""The running service: one code server, the daemon, the web UI and MLflow's UI, all on loopback.
+"""The running service: one code server, the daemon, the web UI and MLflow's UI, on loopback.
 
-A process that ends is started again alone, see `processes.py`; if that is of no use, all are ended
-and the exit code is not zero. The daemon and the web server share one code server
-over a socket in a fresh folder; a python-module workspace would start a new one every minute.
+A process that ends is started again alone, see `processes.py`, which this process becomes; if that
+is of no use, all are ended and the exit code is not zero. The daemon and the web server share one
+code server over a socket in a fresh folder; a python-module workspace would start a new one every
+minute.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import json
 import os
 import shlex
 import shutil
@@ -16,7 +19,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from hedge_pipeline.settings import SettingsError
 
@@ -96,23 +99,37 @@ def commands(settings: Settings, ports: Ports, folder: Path, *, headless: bool) 
     }
     if not headless:
         found["dagster"] = (
-            f"{ready} -m dagster_webserver -w {workspace} -h {LOOPBACK} -p {ports.dagster}"
+            f"{ready} -m dagster_webserver -w {workspace} -h {shlex.quote(settings.bind)} "
+            f"-p {ports.dagster}"
         )
+        # `mlflow server` starts this very line and then waits beside it with 190 MB
         found["mlflow"] = (
-            f"exec {run} -m mlflow server --workers 1 --host {LOOPBACK} --port {ports.mlflow} "
-            f"--backend-store-uri {shlex.quote(settings.tracking_uri)}"
+            f"{_who_may_ask(settings, ports)} "
+            '_MLFLOW_SERVER_FILE_STORE="$MLFLOW_BACKEND_STORE_URI" _MLFLOW_SGI_NAME=uvicorn '
+            f"_MLFLOW_SERVER_SERVE_ARTIFACTS=true exec {run} -m uvicorn "
+            "mlflow.server.fastapi_app:app --workers 1 --log-level warning "
+            f"--host {shlex.quote(settings.bind)} --port {ports.mlflow}"
         )
     return found
 
 
-def serve(settings: Settings, ports: Ports, configuration: Path, *, headless: bool) -> int:
-    """Runs the service until it is told to stop; returns the exit code.
+def _who_may_ask(settings: Settings, ports: Ports) -> str:
+    """MLflow's checks of host and origin: loopback unless the settings say otherwise."""
+    own = [f"{host}:{ports.mlflow}" for host in ("localhost", LOOPBACK, "[::1]")]
+    hosts = settings.mlflow_allowed_hosts or ",".join(own)
+    origins = settings.mlflow_allowed_origins or ",".join(f"http://{host}" for host in own)
+    return (
+        f"MLFLOW_SERVER_ALLOWED_HOSTS={shlex.quote(hosts)} "
+        f"MLFLOW_SERVER_CORS_ALLOWED_ORIGINS={shlex.quote(origins)}"
+    )
+
+
+def serve(settings: Settings, ports: Ports, configuration: Path, *, headless: bool) -> NoReturn:
+    """Becomes the service, which runs until it is told to stop.
 
     Raises:
         SettingsError: another service runs in the same home, or a port is in use.
     """
-    from hedge_pipeline.processes import Keeper
-
     home = dagster_home(settings)
     home.mkdir(parents=True, exist_ok=True)
     lock = (home / "service.lock").open("w")
@@ -123,7 +140,7 @@ def serve(settings: Settings, ports: Ports, configuration: Path, *, headless: bo
             f"another service, or what a killed one left running, uses {home}: stop it first"
         ) from None
     if not headless:
-        _refuse_ports_in_use(ports)
+        _refuse_ports_in_use(settings.bind, ports)
     left_over = prepare(home, configuration)
     if left_over:
         print(f"{left_over} runs were left over and are reported as failed", file=sys.stderr)
@@ -132,23 +149,35 @@ def serve(settings: Settings, ports: Ports, configuration: Path, *, headless: bo
         "HEDGE_AUTOSTART": "true",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        # not on the command line, where every process of the machine could read its password
+        "MLFLOW_BACKEND_STORE_URI": settings.tracking_uri,
+        # what was freed goes back to the system: a sixth less memory of a poll run
         "MALLOC_ARENA_MAX": "2",
+        "MALLOC_TRIM_THRESHOLD_": "100000",
+        "ARROW_DEFAULT_MEMORY_POOL": "system",
         "PYTHONUNBUFFERED": "1",
     }
-    with tempfile.TemporaryDirectory(prefix="hedge-") as folder:
-        keeper = Keeper(environment, inherited=[lock.fileno()])
-        for name, command in commands(settings, ports, Path(folder), headless=headless).items():
-            keeper.add(name, command)
-        return keeper.run()
+    folder = tempfile.mkdtemp(prefix="hedge-")
+    order = {
+        "commands": commands(settings, ports, Path(folder), headless=headless),
+        "folder": folder,
+        "inherited": [lock.fileno()],
+    }
+    os.set_inheritable(lock.fileno(), True)  # held until the last process has ended
+    sys.stdout.flush()
+    sys.stderr.flush()
+    arguments = [sys.executable, "-m", "hedge_pipeline.processes", json.dumps(order)]
+    os.execve(sys.executable, arguments, environment)
 
 
-def _refuse_ports_in_use(ports: Ports) -> None:
+def _refuse_ports_in_use(bind: str, ports: Ports) -> None:
     for option, port in (("--port", ports.dagster), ("--mlflow-port", ports.mlflow)):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((LOOPBACK, port))
-            except OSError:
-                raise SettingsError(
-                    f"port {port} is in use: choose another with {option}"
-                ) from None
+        try:
+            family, kind, _, _, address = socket.getaddrinfo(bind, port, type=socket.SOCK_STREAM)[0]
+            with socket.socket(family, kind) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+        except OSError as error:
+            if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+                raise SettingsError(f"HEDGE_BIND={bind} is no address of this machine") from None
+            raise SettingsError(f"port {port} is in use: choose another with {option}") from None

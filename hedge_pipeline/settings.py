@@ -228,15 +228,85 @@ class Settings(BaseSettings):
         le=100,
         description="cost of a trade per side, basis points",
     )
-    backup_url: SecretStr = Field(
-        default=SecretStr(""),
-        alias="HEDGE_BACKUP_URL",
-        description="folder or fsspec URL of the backup; empty = none; secret",
-    )
     mlflow_tracking_uri: str = Field(
         default="",
         alias="MLFLOW_TRACKING_URI",
         description="empty = mlflow.db inside the data folder",
+    )
+    backup_url: SecretStr = Field(
+        default=SecretStr(""),
+        alias="HEDGE_BACKUP_URL",
+        description="folder or fsspec URL of the nightly backup; empty = none; secret",
+    )
+    backup_keep: int = Field(
+        default=30,
+        alias="HEDGE_BACKUP_KEEP",
+        ge=1,
+        description="newest snapshots the nightly backup keeps",
+    )
+    retention_days: int | None = Field(
+        default=None,
+        alias="HEDGE_RETENTION_DAYS",
+        ge=1,
+        description="calendar days that table rows are kept; empty = for ever",
+    )
+    run_retention_days: int = Field(
+        default=14,
+        alias="HEDGE_RUN_RETENTION_DAYS",
+        ge=1,
+        description="days that Dagster keeps finished runs and their events",
+    )
+    model_versions: int = Field(
+        default=50,
+        alias="HEDGE_MODEL_VERSIONS",
+        ge=1,
+        description="newest versions MLflow keeps of a model, beside those that were champion",
+    )
+    disk_budget_mb: int | None = Field(
+        default=None,
+        alias="HEDGE_DISK_BUDGET_MB",
+        ge=1,
+        description="MB of disk the deployment may use before it warns; empty = no limit",
+    )
+    alert_no_bar_minutes: int = Field(
+        default=15,
+        alias="HEDGE_ALERT_NO_BAR_MINUTES",
+        ge=2,
+        le=1440,
+        description="minutes without a new bar in a session before an alert goes out",
+    )
+    alert_failed_trainings: int = Field(
+        default=3,
+        alias="HEDGE_ALERT_FAILED_TRAININGS",
+        ge=1,
+        description="failed trainings in a row before an alert goes out",
+    )
+    alert_repeat_hours: int = Field(
+        default=12,
+        alias="HEDGE_ALERT_REPEAT_HOURS",
+        ge=1,
+        description="hours before the same trouble is told again",
+    )
+    bind: str = Field(
+        default="127.0.0.1",
+        alias="HEDGE_BIND",
+        description="address the web UIs listen on; neither asks who is there",
+    )
+    behind_proxy: bool = Field(
+        default=False,
+        alias="HEDGE_BEHIND_PROXY",
+        validate_default=True,
+        description="an authenticating proxy stands before the web UIs; needed to bind elsewhere",
+    )
+    mlflow_allowed_hosts: str = Field(
+        default="",
+        alias="HEDGE_MLFLOW_ALLOWED_HOSTS",
+        description="comma-separated host names MLflow answers to; empty = loopback",
+    )
+    mlflow_allowed_origins: str = Field(
+        default="",
+        alias="HEDGE_MLFLOW_ALLOWED_ORIGINS",
+        description="comma-separated origins MLflow lets browsers call from; empty = loopback",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", alias="LOG_LEVEL", description="DEBUG, INFO, WARNING or ERROR"
@@ -266,9 +336,9 @@ class Settings(BaseSettings):
             raise ValueError("a symbol is named twice")
         return symbols
 
-    @field_validator("retrain_hour", mode="before")
+    @field_validator("retrain_hour", "retention_days", "disk_budget_mb", mode="before")
     @classmethod
-    def _empty_hour(cls, value: Any) -> Any:
+    def _empty_is_none(cls, value: Any) -> Any:
         return None if value == "" else value
 
     @field_validator("alert_urls", mode="before")
@@ -298,6 +368,17 @@ class Settings(BaseSettings):
         least = info.data.get(name)
         if least is not None and value < least:
             raise ValueError(f"must not be below {alias}={least:g}")
+        return value
+
+    @field_validator("behind_proxy")
+    @classmethod
+    def _proxy_before_others(cls, value: bool, info: ValidationInfo) -> bool:
+        bind = info.data.get("bind", "127.0.0.1")
+        if not value and bind not in ("127.0.0.1", "::1", "localhost"):
+            raise ValueError(
+                f"others can reach HEDGE_BIND={bind} and the web UIs ask nobody who is there: put "
+                "an authenticating proxy before them and say so with true"
+            )
         return value
 
     @field_validator("calendar")

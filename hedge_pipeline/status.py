@@ -5,10 +5,13 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
-from hedge_pipeline import insight, stages
+from hedge_pipeline import health, insight, stages
+from hedge_pipeline.backup import last_backup
 from hedge_pipeline.learning import gate, scoring
 from hedge_pipeline.legacy import legacy_summary
 from hedge_pipeline.market.calendar import UTC
@@ -39,6 +42,7 @@ def status(deployment: Deployment) -> dict[str, Any]:
         "mode": "replay" if deployment.replay else "live",
         "symbols": {symbol: _symbol(deployment, symbol) for symbol in deployment.symbols},
         "sessions": _sessions(deployment),
+        "quarantined": list(deployment.store.quarantined()),
         "disk_bytes": {table.name: deployment.store.size(table) for table in TABLES},
         "legacy": legacy_summary(deployment.store, deployment.calendar),
     }
@@ -125,7 +129,7 @@ class Finding:
 
 
 def diagnose(settings: Settings, deployment: Deployment, registry: MlflowRegistry) -> list[Finding]:
-    """Checks configuration, calendar, store, source, MLflow and clock; never raises."""
+    """Checks everything a deployment needs, one finding each; never raises."""
     return [
         _finding("configuration", lambda: _configuration(settings)),
         _finding("calendar", lambda: _calendar(deployment)),
@@ -133,6 +137,13 @@ def diagnose(settings: Settings, deployment: Deployment, registry: MlflowRegistr
         _finding("source", lambda: _source(deployment)),
         _finding("mlflow", lambda: _mlflow(registry)),
         _finding("clock", lambda: _clock(deployment)),
+        _finding("files", lambda: _files(deployment)),
+        *(
+            _finding(f"model-{symbol}", partial(_model, deployment, symbol))
+            for symbol in deployment.symbols
+        ),
+        _finding("persistence", lambda: _persistence(deployment)),
+        _finding("backup", lambda: _backup(settings, deployment)),
     ]
 
 
@@ -190,6 +201,61 @@ def _source(deployment: Deployment) -> str:
 
 def _mlflow(registry: MlflowRegistry) -> str:
     return f"{registry.ping()} answers"
+
+
+def _files(deployment: Deployment) -> str:
+    told = [trouble.message for trouble in health.file_troubles(deployment)]
+    for table in TABLES:
+        for label in deployment.store.sessions(table)[-RECENT_SESSIONS:]:
+            told += [
+                f"{path} is broken: `hedge storage --quarantine` moves it aside"
+                for path in deployment.store.broken(table, label)
+            ]
+    if told:
+        raise ValueError("; ".join(told))
+    return "no broken file"
+
+
+def _model(deployment: Deployment, symbol: str) -> str:
+    trouble = health.model_trouble(deployment, symbol)
+    if trouble is not None and trouble.grave:
+        raise ValueError(trouble.message)
+    return health.learning_words(deployment, symbol)
+
+
+def _persistence(deployment: Deployment) -> str:
+    """Whether what is written survives the container."""
+    url = deployment.store.url
+    if "://" in url:
+        return f"{url} is kept by its server"
+    kind = filesystem_of(Path(url), Path("/proc/self/mounts"))
+    if kind in ("overlay", "tmpfs", "ramfs"):
+        raise ValueError(
+            f"{url} lies on {kind}: data are not persisting when the container or machine is "
+            "started anew; mount a volume there, or set HEDGE_DATA_URL to one"
+        )
+    return f"{url} lies on {kind or 'a disk'}"
+
+
+def filesystem_of(folder: Path, mounts: Path) -> str | None:
+    """Kind of the file system a folder is on; None = the system does not say."""
+    try:
+        lines = [line.split()[1:3] for line in mounts.read_text().splitlines()]
+    except OSError:
+        return None
+    resolved = folder.resolve()
+    over = [(point, kind) for point, kind in lines if resolved.is_relative_to(point)]
+    return max(over, key=lambda x: len(x[0]))[1] if over else None
+
+
+def _backup(settings: Settings, deployment: Deployment) -> str:
+    trouble = health.backup_trouble(deployment, settings)
+    if trouble:
+        raise ValueError(trouble.message)
+    if not settings.backup_url.get_secret_value():
+        return "none is asked for (HEDGE_BACKUP_URL)"
+    last = last_backup(deployment.store)
+    return f"last made at {last['at']}" if last else "nothing is there to save yet"
 
 
 def _clock(deployment: Deployment) -> str:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COMPACTED = "session"
+BROKEN = ".broken-"
 _CACHED_SESSIONS = 512
 _CACHED_FILES = 4096
 _CACHED_BYTES = 48 << 20
@@ -37,6 +38,10 @@ _FILE_SYSTEM_TICK = 12_000_000  # ns; a tick of Linux at 100 Hz is 10 ms
 
 class StoreError(RuntimeError):
     """The store cannot be read or written; the message names the file and what to do."""
+
+
+class BrokenFile(StoreError):
+    """A part is no whole Parquet file; see `Store.quarantine`."""
 
 
 class Store:
@@ -127,6 +132,61 @@ class Store:
             raise StoreError(f"{target} does not hold the keys of its parts; the parts are kept")
         self._remove(PurePosixPath(part) for part in parts if part != str(target))
         return len(rows)
+
+    def drop(self, table: Table, session: str) -> int:
+        """Removes a session of a table; returns the bytes freed.
+
+        Raises:
+            StoreError: the folder cannot be written.
+        """
+        parts = self._parts(table, session)
+        with self._told("cannot be read"):
+            freed = sum(int(self._fs.size(part) or 0) for part in parts)
+        self._remove(map(PurePosixPath, parts))
+        if self._local:
+            with contextlib.suppress(OSError):  # something else lies there
+                os.rmdir(self._folder(table, session))  # noqa: PTH106
+        return freed
+
+    def broken(self, table: Table, session: str) -> tuple[str, ...]:
+        """Paths of the parts that are no whole Parquet files, read twice."""
+        parts = self._parts(table, session)
+        return tuple(x for x in parts if self._is_broken(x) and self._is_broken(x))
+
+    def quarantine(self, table: Table, session: str) -> tuple[str, ...]:
+        """Moves parts that are no whole Parquet files aside, under names that readers ignore.
+
+        Returns:
+            Their new paths. The rows they held are gone and may be collected again.
+
+        Raises:
+            StoreError: the folder cannot be read or written.
+        """
+        moved = []
+        for part in self.broken(table, session):
+            path = PurePosixPath(part)
+            aside = str(path.parent / f"{BROKEN}{path.name}")
+            with self._told("cannot be written"):
+                self._fs.mv(part, aside)
+            moved.append(aside)
+        return tuple(moved)
+
+    def quarantined(self) -> tuple[str, ...]:
+        """Paths of the parts that were moved aside, below the root, sorted."""
+        with self._told("cannot be read"):
+            self._fs.invalidate_cache()
+            found = (PurePosixPath(path) for path in self._fs.find(str(self._root)))
+            named = (path for path in found if path.name.startswith(BROKEN))
+            return tuple(sorted(str(path.relative_to(self._root)) for path in named))
+
+    def _is_broken(self, part: str) -> bool:
+        try:
+            self._load(part, None)
+        except FileNotFoundError:  # compacted meanwhile
+            return False
+        except BrokenFile:
+            return True
+        return False
 
     # -- reading ---------------------------------------------------------------------------
 
@@ -382,7 +442,7 @@ class Store:
         except PermissionError as error:
             raise StoreError(f"{path} cannot be read: {error.strerror}") from error
         except (pa.ArrowException, OSError) as error:  # Arrow tells of damaged pages by OSError
-            raise StoreError(
+            raise BrokenFile(
                 f"{path} is no whole Parquet file ({_first_line(error)}); move it away and "
                 "materialize its session again"
             ) from error

@@ -17,7 +17,7 @@ import yaml  # type: ignore[import-untyped]
 
 import hedge_pipeline
 from hedge_pipeline.definitions import defs
-from hedge_pipeline.partitions import SESSIONS, SYMBOLS
+from hedge_pipeline.partitions import FRESH_MODELS, FRESH_SESSIONS, SESSIONS, SYMBOLS
 from hedge_pipeline_tests.runs import code_location
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -37,7 +37,13 @@ GRAPH: dict[str, tuple[set[str], str, dg.PartitionsDefinition[Any]]] = {
     "signal_report": ({"model_performance", "prediction_log", "outcomes"}, "learning", SYMBOLS),
 }
 CHECKS = {
-    "raw_quotes": {"quotes_keep_their_schema", "quotes_cover_the_session", "quotes_are_plausible"},
+    "raw_quotes": {
+        "quotes_keep_their_schema",
+        "quotes_cover_the_session",
+        "quotes_are_plausible",
+        "disk_use_is_within_the_budget",
+        "no_file_is_in_quarantine",
+    },
     "option_chains": {"chains_keep_their_schema", "chains_are_not_known_before_their_time"},
     "hedge_levels": {
         "levels_keep_their_schema",
@@ -126,9 +132,11 @@ def test_the_checks_are_exactly_these() -> None:
     assert found == CHECKS
 
 
-def test_every_check_blocks_but_the_view_on_mlflow() -> None:
+def test_every_check_blocks_but_the_views_on_mlflow_and_the_disk() -> None:
     assert {name for name, spec in CHECK_SPECS.items() if not spec.blocking} == {
-        "mlflow_shows_every_version"
+        "mlflow_shows_every_version",
+        "disk_use_is_within_the_budget",
+        "no_file_is_in_quarantine",
     }
 
 
@@ -139,7 +147,7 @@ def test_a_check_says_what_breaks_it(name: str) -> None:
 
 # -- jobs, schedules, sensor, executor ---------------------------------------------------------
 
-JOBS = {"poll_market", "close_session", "train_model", "bootstrap"}
+JOBS = {"poll_market", "close_session", "train_model", "bootstrap", "housekeeping"}
 
 
 def test_the_jobs_are_exactly_these() -> None:
@@ -173,6 +181,8 @@ def test_every_job_runs_in_one_process(job: str) -> None:
     [
         ("polling_schedule", "* * * * *", "poll_market"),
         ("close_session_schedule", "*/10 * * * *", "close_session"),
+        ("watch_schedule", "*/5 * * * *", "housekeeping"),
+        ("housekeeping_schedule", "30 3 * * *", "housekeeping"),
     ],
 )
 def test_a_schedule_ticks_in_exchange_time(name: str, cron: str, job: str) -> None:
@@ -193,7 +203,7 @@ def test_schedules_and_sensor_wait_for_the_switch_unless_the_settings_say_otherw
     repository = defs().get_repository_def()
     found = [x.default_status.value for x in repository.schedule_defs]
     found += [x.default_status.value for x in repository.sensor_defs]
-    assert found == ["RUNNING" if running else "STOPPED"] * 3
+    assert found == ["RUNNING" if running else "STOPPED"] * 5
 
 
 @pytest.mark.parametrize(("setting", "seconds"), [(None, 3600), ("60", 60), ("7200", 7200)])
@@ -263,6 +273,20 @@ def test_the_workspace_loads_from_any_folder(home: Path, tmp_path: Path) -> None
     assert "Validation successful for code location hedge_pipeline." in said
 
 
+def test_assets_say_how_old_their_newest_materialization_may_be(
+    instance: dg.DagsterInstance,
+) -> None:
+    found = {
+        spec.key.to_user_string(): spec.freshness_policy
+        for spec in code_location().resolve_all_asset_specs()
+        if spec.freshness_policy is not None
+    }
+    bars = dict.fromkeys(("raw_quotes", "features", "prediction_log", "outcomes"), FRESH_SESSIONS)
+    models = ("trained_model", "champion_model", "model_performance")
+    assert found == bars | dict.fromkeys(models, FRESH_MODELS)
+    assert instance.get_settings("freshness") == {"enabled": True}  # or nobody looks
+
+
 def test_the_instance_has_the_committed_settings(instance: dg.DagsterInstance) -> None:
     assert not instance.telemetry_enabled
     assert not instance.nux_enabled
@@ -273,7 +297,8 @@ def test_the_instance_has_the_committed_settings(instance: dg.DagsterInstance) -
 
 
 @pytest.mark.parametrize(
-    ("job", "limit"), [("train_model", 1), ("poll_market", 2), ("close_session", 1)]
+    ("job", "limit"),
+    [("train_model", 1), ("poll_market", 2), ("close_session", 1), ("housekeeping", 1)],
 )
 def test_a_job_has_a_lane_of_its_own_in_the_queue(
     instance: dg.DagsterInstance, job: str, limit: int
@@ -286,10 +311,10 @@ def test_a_job_has_a_lane_of_its_own_in_the_queue(
     assert limit < queue.max_concurrent_runs
 
 
-def test_polling_closing_and_training_differ_and_a_first_start_is_a_training() -> None:
+def test_the_lanes_differ_but_a_first_start_is_a_training() -> None:
     lanes = {job: code_location().resolve_job_def(job).tags["hedge/lane"] for job in JOBS}
     assert lanes.pop("bootstrap") == lanes["train_model"]
-    assert len(set(lanes.values())) == 3
+    assert len(set(lanes.values())) == len(JOBS) - 1
 
 
 # -- weight and layers -------------------------------------------------------------------------

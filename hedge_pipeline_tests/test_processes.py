@@ -174,3 +174,16 @@ def test_a_descriptor_is_kept_open_by_every_process(story: Story, tmp_path: Path
         story.add("holds", f"echo kept > /proc/self/fd/{held.fileno()}; " + LIVES)
         story.run(lambda: wait_until(lambda: story.starts("holds")))
     assert (tmp_path / "held").read_text() == "kept\n"
+
+
+def test_the_folder_of_the_service_is_removed_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "MOST_FAILURES", 2)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "code.sock").touch()
+    command = f"echo $$ >> {tmp_path}/starts; exit 3"
+    assert processes.keep({"broken": command}, str(folder), []) == 1
+    assert len((tmp_path / "starts").read_text().split()) == 2
+    assert not folder.exists()

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import time
+import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
@@ -282,6 +283,12 @@ def test_a_poll_run_predicts_and_the_uis_show_it(service: Service) -> None:
     assert (
         service.wait_for("MLflow", 40, lambda: service.get(service.mlflow_port, "/health")) == "OK"
     )
+    search = f"http://127.0.0.1:{service.mlflow_port}/api/2.0/mlflow/registered-models/search"
+    assert "hedge-SIMQ" in urllib.request.urlopen(search, timeout=10).read().decode()
+    for header in ({"Host": "evil.example"}, {"Origin": "http://evil.example"}):
+        request = urllib.request.Request(search.replace("search", "create"), b"{}", header)
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(request, timeout=10)
     query = """{
         instance { daemonHealth { allDaemonStatuses { daemonType healthy required } } }
         assetNodes { assetKey { path } assetMaterializations(limit: 1) { runId partition } }

@@ -94,6 +94,12 @@ def test_without_any_variable_the_simulated_market_is_watched() -> None:
         ("HEDGE_ALERT_URLS", "", "alert_urls", ()),
         ("HEDGE_ALERT_UNPROVEN", "1", "alert_unproven", True),
         ("HEDGE_COST_BPS", "0", "cost_bps", 0.0),
+        ("HEDGE_RETENTION_DAYS", "", "retention_days", None),
+        ("HEDGE_RETENTION_DAYS", "400", "retention_days", 400),
+        ("HEDGE_DISK_BUDGET_MB", "", "disk_budget_mb", None),
+        ("HEDGE_BACKUP_KEEP", "1", "backup_keep", 1),
+        ("HEDGE_BIND", "localhost", "bind", "localhost"),
+        ("HEDGE_BEHIND_PROXY", "true", "behind_proxy", True),
         ("MLFLOW_TRACKING_URI", "http://x:5000", "mlflow_tracking_uri", "http://x:5000"),
         ("LOG_LEVEL", "DEBUG", "log_level", "DEBUG"),
     ],
@@ -150,6 +156,14 @@ def test_a_variable_sets_its_field(
         ("ALERT_COOLDOWN", "-1", "greater than or equal to 0"),
         ("HEDGE_ALERT_UNPROVEN", "perhaps", "valid boolean"),
         ("HEDGE_COST_BPS", "-1", "greater than or equal to 0"),
+        ("HEDGE_RETENTION_DAYS", "0", "greater than or equal to 1"),
+        ("HEDGE_RUN_RETENTION_DAYS", "0", "greater than or equal to 1"),
+        ("HEDGE_MODEL_VERSIONS", "0", "greater than or equal to 1"),
+        ("HEDGE_DISK_BUDGET_MB", "0", "greater than or equal to 1"),
+        ("HEDGE_BACKUP_KEEP", "0", "greater than or equal to 1"),
+        ("HEDGE_ALERT_NO_BAR_MINUTES", "1", "greater than or equal to 2"),
+        ("HEDGE_ALERT_FAILED_TRAININGS", "0", "greater than or equal to 1"),
+        ("HEDGE_ALERT_REPEAT_HOURS", "0", "greater than or equal to 1"),
         ("LOG_LEVEL", "LOUD", "'DEBUG', 'INFO', 'WARNING' or 'ERROR'"),
     ],
 )
@@ -272,6 +286,17 @@ def test_the_example_file_lists_exactly_the_variables_that_are_read() -> None:
     text = (REPOSITORY / ".env.example").read_text()
     listed = re.findall(r"^(?:# ?)?([A-Z][A-Z0-9_]+)=", text, flags=re.MULTILINE)
     assert sorted(listed) == sorted(ALIASES)
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "::", "192.0.2.7", "hedge.example"])
+def test_an_address_others_can_reach_needs_an_authenticating_proxy(
+    monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    line = refusal(monkeypatch, HEDGE_BIND=address)
+    assert line.startswith("HEDGE_BEHIND_PROXY=False: ")
+    assert f"HEDGE_BIND={address} " in line
+    monkeypatch.setenv("HEDGE_BEHIND_PROXY", "true")
+    assert load_settings().bind == address
 
 
 def test_the_address_of_the_backup_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:

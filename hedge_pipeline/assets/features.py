@@ -5,12 +5,13 @@ import dagster as dg
 from hedge_pipeline.assets.hedge_levels import hedge_levels
 from hedge_pipeline.assets.raw_quotes import raw_quotes
 from hedge_pipeline.assets.reporting import for_each_session
-from hedge_pipeline.partitions import SESSIONS, SINCE_YESTERDAY
+from hedge_pipeline.partitions import FRESH_SESSIONS, SESSIONS, SINCE_YESTERDAY
 from hedge_pipeline.resources.loop import LoopResource
 
 
 @dg.asset(
     partitions_def=SESSIONS,
+    freshness_policy=FRESH_SESSIONS,
     group_name="features",
     kinds={"parquet", "numpy"},
     deps=[dg.AssetDep(raw_quotes, partition_mapping=SINCE_YESTERDAY), hedge_levels],

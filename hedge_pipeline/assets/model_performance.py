@@ -7,12 +7,13 @@ from hedge_pipeline.assets.outcomes import outcomes
 from hedge_pipeline.assets.prediction_log import prediction_log
 from hedge_pipeline.assets.reporting import plain_failures
 from hedge_pipeline.assets.trained_model import ALL_SESSIONS
-from hedge_pipeline.partitions import SYMBOLS
+from hedge_pipeline.partitions import FRESH_MODELS, SYMBOLS
 from hedge_pipeline.resources.loop import LoopResource
 
 
 @dg.asset(
     partitions_def=SYMBOLS,
+    freshness_policy=FRESH_MODELS,
     group_name="learning",
     kinds={"mlflow"},
     deps=[

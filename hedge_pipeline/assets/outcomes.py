@@ -5,12 +5,13 @@ import dagster as dg
 from hedge_pipeline.assets.prediction_log import prediction_log
 from hedge_pipeline.assets.raw_quotes import raw_quotes
 from hedge_pipeline.assets.reporting import for_each_session
-from hedge_pipeline.partitions import SESSIONS
+from hedge_pipeline.partitions import FRESH_SESSIONS, SESSIONS
 from hedge_pipeline.resources.loop import LoopResource
 
 
 @dg.asset(
     partitions_def=SESSIONS,
+    freshness_policy=FRESH_SESSIONS,
     group_name="predictions",
     kinds={"parquet"},
     deps=[raw_quotes, prediction_log],

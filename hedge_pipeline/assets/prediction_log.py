@@ -5,12 +5,13 @@ import dagster as dg
 from hedge_pipeline.assets.features import features
 from hedge_pipeline.assets.hedge_levels import hedge_levels
 from hedge_pipeline.assets.reporting import for_each_session
-from hedge_pipeline.partitions import SESSIONS
+from hedge_pipeline.partitions import FRESH_SESSIONS, SESSIONS
 from hedge_pipeline.resources.loop import LoopResource
 
 
 @dg.asset(
     partitions_def=SESSIONS,
+    freshness_policy=FRESH_SESSIONS,
     group_name="predictions",
     kinds={"parquet", "xgboost"},
     deps=[features, hedge_levels],

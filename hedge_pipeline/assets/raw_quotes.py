@@ -3,12 +3,13 @@
 import dagster as dg
 
 from hedge_pipeline.assets.reporting import for_each_session
-from hedge_pipeline.partitions import SESSIONS
+from hedge_pipeline.partitions import FRESH_SESSIONS, SESSIONS
 from hedge_pipeline.resources.loop import LoopResource
 
 
 @dg.asset(
     partitions_def=SESSIONS,
+    freshness_policy=FRESH_SESSIONS,
     group_name="market",
     kinds={"parquet"},
     backfill_policy=dg.BackfillPolicy.single_run(),

@@ -5,7 +5,7 @@ import dagster as dg
 from hedge_pipeline.assets.features import features
 from hedge_pipeline.assets.outcomes import outcomes
 from hedge_pipeline.assets.reporting import plain_failures
-from hedge_pipeline.partitions import SYMBOLS
+from hedge_pipeline.partitions import FRESH_MODELS, SYMBOLS
 from hedge_pipeline.resources.loop import LoopResource
 
 ALL_SESSIONS = dg.AllPartitionMapping()
@@ -13,6 +13,7 @@ ALL_SESSIONS = dg.AllPartitionMapping()
 
 @dg.asset(
     partitions_def=SYMBOLS,
+    freshness_policy=FRESH_MODELS,
     group_name="learning",
     kinds={"xgboost"},
     deps=[

@@ -55,14 +55,14 @@ def no_feature_knows_the_outcome(
 def mlflow_shows_every_version(
     context: dg.AssetCheckExecutionContext, loop: LoopResource
 ) -> dg.AssetCheckResult:
-    """MLflow answers and lacks no judged version; if it is down the loop goes on without it."""
-    from hedge_pipeline.resources.registry import RegistryError
+    """MLflow answers and lacks no version it should keep; if it is down the loop goes on."""
+    from hedge_pipeline.resources.registry import RegistryError, kept_versions
 
     registry = loop.registry.open()
     judged: set[tuple[str, int]] = set()
     missing: list[str] = []
     for symbol in symbols_of_the_run(context, loop):
-        versions = loop.deployment.ledger(symbol).judged
+        versions = kept_versions(loop.deployment.ledger(symbol), registry.newest)
         judged |= {(symbol, version) for version in versions}
         try:
             shown = registry.versions(symbol)

@@ -62,11 +62,18 @@ class MlflowRegistry:
         tracking_uri: of MLflow; a SQLite file is created with its folder.
         artifacts: folder or URL for artifacts of new experiments; None = the server's choice.
         plots: draw the importance of every new version; otherwise only when asked.
+        newest: versions to keep of a model, see `kept_versions`; None = all.
     """
 
     def __init__(
-        self, tracking_uri: str, *, artifacts: str | None = None, plots: bool = True
+        self,
+        tracking_uri: str,
+        *,
+        artifacts: str | None = None,
+        plots: bool = True,
+        newest: int | None = None,
     ) -> None:
+        self.newest = newest
         self.tracking_uri = tracking_uri
         self.artifacts = artifacts
         self.plots = plots
@@ -175,6 +182,36 @@ class MlflowRegistry:
         card = deployment.shelf.card(symbol, newest)
         self._log_plots(self._runs[(symbol, newest)], card, deployment, symbol)
         self._newest_drawn[symbol] = newest
+
+    def prune(self, deployment: Deployment, symbol: str) -> int:
+        """Deletes the versions that are not kept, with their runs; returns how many.
+
+        The files of the store stay, and so do the scores in `performance`. What is deleted takes
+        room until MLflow's garbage collection, see `resources/upkeep.py`.
+
+        Raises:
+            RegistryError: MLflow cannot be reached; the next call goes on.
+        """
+        from mlflow.exceptions import MlflowException
+
+        kept = kept_versions(deployment.ledger(symbol), self.newest)
+        with self._reachable():
+            self._open(symbol)
+            owned = {v for s, v in {**self._runs, **self._registered} if s == symbol}
+            for version in sorted(owned - kept):
+                key = (symbol, version)
+                number, run_id = self._registered.get(key), self._runs.get(key)
+                if number is not None:
+                    known = self.client.get_model_version(model_name(symbol), number)
+                    with contextlib.suppress(MlflowException):  # deleted before a kill
+                        self.client.delete_logged_model(str(known.source).rpartition("/")[2])
+                if run_id is not None:
+                    self.client.delete_run(run_id)
+                if number is not None:
+                    self.client.delete_model_version(model_name(symbol), number)
+                self._registered.pop(key, None)
+                self._runs.pop(key, None)
+        return len(owned - kept)
 
     def versions(self, symbol: str) -> frozenset[int]:
         """Our versions that are registered.
@@ -293,10 +330,11 @@ class MlflowRegistry:
     ) -> int:
         entries, symbol = ledger.entries, ledger.symbol
         verdicts = entries[entries["kind"] == "verdict"].sort_values("model_version")
+        kept = kept_versions(ledger, self.newest)
         added = 0
         for verdict in verdicts.to_dict("records"):
             version = int(verdict["model_version"])
-            if (symbol, version) not in self._registered:
+            if version in kept and (symbol, version) not in self._registered:
                 try:
                     model = deployment.shelf.load(symbol, version)
                 except ModelError as error:
@@ -373,6 +411,8 @@ class MlflowRegistry:
         names = model.card.features
         inputs = Schema([ColSpec(DataType.float, name, required=False) for name in names])
         outputs = Schema([ColSpec(DataType.float, "prob_up")])
+        # otherwise the files go to the default experiment's place, in the working directory
+        mlflow.set_experiment(experiment_id=self._experiments[model.card.symbol])
         info = mlflow.xgboost.log_model(
             model.booster,
             name="model",
@@ -466,6 +506,32 @@ class MlflowRegistry:
         for alias in {"challenger", "champion", "pinned"} & set(present) - set(wanted):
             self.client.delete_registered_model_alias(model_name(symbol), alias)
         self._aliases[symbol] = wanted
+
+
+def kept_versions(ledger: Ledger, newest: int | None) -> frozenset[int]:
+    """Judged versions that MLflow keeps.
+
+    Those that were ever champion or pinned, the baseline, the newest accepted one, and the newest.
+
+    Args:
+        ledger: promotion log of the symbol.
+        newest: how many of the newest; None = all are kept.
+    """
+    if newest is None:
+        return ledger.judged
+    verdicts = ledger.entries[ledger.entries["kind"] == "verdict"]
+    promoted = verdicts.loc[verdicts["event"] == "promote", "model_version"]
+    pinned = ledger.entries.loc[ledger.entries["kind"] == "override", "model_version"]
+    champion = () if ledger.champion is None else (ledger.champion,)
+    return frozenset(
+        {
+            *(int(version) for version in (*promoted, *pinned)),
+            *champion,
+            *ledger.accepted[:1],
+            *ledger.accepted[-1:],
+            *sorted(ledger.judged)[-newest:],
+        }
+    )
 
 
 def _create_database(path: Path) -> None:

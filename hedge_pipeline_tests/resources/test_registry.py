@@ -579,3 +579,13 @@ def test_a_process_killed_while_it_makes_the_database_leaves_none(
     with pytest.raises(KeyboardInterrupt):
         registry_in(tmp_path).ping()
     assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_the_files_of_a_model_lie_with_the_artifacts_of_its_experiment(
+    published: MlflowRegistry,
+) -> None:
+    """In a container the working directory is not kept; the data folder is."""
+    for symbol in SYMBOLS:
+        version = published.client.get_model_version(model_name(symbol), "1")
+        model = published.client.get_logged_model(version.source.rpartition("/")[2])
+        assert model.artifact_location.startswith(f"{published.artifacts}/{symbol}/")

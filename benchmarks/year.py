@@ -1,0 +1,144 @@
+"""A year of sessions at an accelerated clock: what the nightly housekeeping leaves on disk.
+
+Every session of the simulated market goes through the loop at once; then runs of Dagster are made
+and a night is kept as the job `housekeeping` does: rows, finished runs, events and MLflow's
+versions that are old are freed. Old is counted in sessions. Memory is that of this one process.
+
+    python -m benchmarks.year --sessions 252
+"""
+
+import argparse
+import datetime as dt
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import dagster as dg
+
+from benchmarks.report import show
+
+RETENTION_DAYS = 150
+RUNS_KEPT_SESSIONS = 10
+VERSIONS_KEPT = 10
+EVENTS_OF_A_RUN = 30
+AREAS = ("tables", "models", "mlflow", "dagster", "other")
+
+
+@dg.op
+def report_bars(context: dg.OpExecutionContext) -> None:
+    """Leaves events behind as a poll run does."""
+    for _ in range(EVENTS_OF_A_RUN):
+        context.log_event(dg.AssetMaterialization("raw_quotes"))
+
+
+@dg.job
+def some_polls() -> None:
+    """Stands for a poll run."""
+    report_bars()
+
+
+def resident_mb() -> float:
+    """Resident memory of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def year(out: Path, sessions: int, runs: int) -> list[dict[str, float]]:
+    """Runs the sessions; returns the sizes after each night, MB by area, and memory.
+
+    Args:
+        out: empty folder.
+        sessions: how many.
+        runs: runs of Dagster in a session, each with thirty events.
+    """
+    from hedge_pipeline import replay, storage
+    from hedge_pipeline.backup import Places
+    from hedge_pipeline.opening import open_deployment
+    from hedge_pipeline.resources import upkeep
+    from hedge_pipeline.resources.registry import MlflowRegistry
+    from hedge_pipeline.settings import load_settings
+
+    settings = load_settings(
+        HEDGE_DATA_URL=str(out / "data"),
+        HEDGE_MODE="replay",
+        HEDGE_SYMBOLS="SIMQ",
+        HEDGE_SOURCE="simulated",
+    )
+    home = out / "dagster_home"
+    home.mkdir(parents=True)
+    shutil.copy(Path(__file__).parents[1] / "dagster.yaml", home)
+    places = Places(settings.data_url, out / "data" / "mlflow.db", home)
+    artifacts = (out / "data" / "mlartifacts").resolve().as_uri()
+    registry = MlflowRegistry(
+        settings.tracking_uri, artifacts=artifacts, plots=False, newest=VERSIONS_KEPT
+    )
+    deployment = open_deployment(settings)
+    labels = deployment.calendar.labels[:sessions]
+    moments: list[dt.datetime] = []
+    nights: list[dict[str, float]] = []
+    quiet = {"loggers": {"console": {"config": {"log_level": "ERROR"}}}}
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+
+        def night(label: str) -> None:
+            moments.append(dt.datetime.now(dt.UTC))
+            for _ in range(runs):
+                some_polls.execute_in_process(instance=instance, run_config=quiet)
+            closes = deployment.calendar.session(label).closes
+            storage.forget(replace(deployment, clock=lambda: closes), RETENTION_DAYS)
+            if len(moments) % 5 == 0:
+                registry.publish(deployment, "SIMQ")
+                if registry.prune(deployment, "SIMQ"):
+                    upkeep.collect_garbage(settings.tracking_uri)
+            if len(moments) > RUNS_KEPT_SESSIONS:
+                old = moments[-RUNS_KEPT_SESSIONS]
+                upkeep.delete_old_runs(instance, home, old)
+                upkeep.delete_old_events(home, old)
+            areas = storage.report(deployment, places, None)["areas"]
+            nights.append({x: areas[x] / 1e6 for x in AREAS} | {"memory": resident_mb()})
+            if len(nights) % 21 == 0:
+                print(label, {k: round(v, 1) for k, v in nights[-1].items()}, flush=True)
+
+        replay.replay(deployment, labels, advance=night)
+    return nights
+
+
+def draw(nights: Sequence[dict[str, float]], path: Path) -> None:
+    """The curves: disk by area above, memory below."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (disk, memory) = plt.subplots(2, 1, figsize=(8, 6), sharex=True)
+    for area in AREAS:
+        disk.plot([night[area] for night in nights], label=area)
+    disk.set_ylabel("disk, MB")
+    disk.legend()
+    memory.plot([night["memory"] for night in nights])
+    memory.set_ylabel("memory of the process, MB")
+    memory.set_xlabel("sessions")
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Runs the year, draws it and reports the last night against the middle of the year."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--sessions", type=int, default=252)
+    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/out/year"))
+    arguments = parser.parse_args()
+    begun = time.perf_counter()
+    nights = year(arguments.out, arguments.sessions, arguments.runs)
+    draw(nights, arguments.out / "year.png")
+    middle, last = nights[len(nights) // 2], nights[-1]
+    found = {f"{name}: middle of the year, MB": middle[name] for name in middle}
+    found |= {f"{name}: last night, MB": last[name] for name in last}
+    found |= {"minutes": (time.perf_counter() - begun) / 60}
+    show(f"{arguments.sessions} sessions", found, arguments.out / "year.json")
+
+
+if __name__ == "__main__":
+    main()

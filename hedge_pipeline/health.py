@@ -1,0 +1,305 @@
+"""Whether the service does its work: facts, what is wrong with them, and whom it was told to.
+
+A `Trouble` has a name that stays while it lasts, so that it is told once per period and not at
+every look. Causes and next steps are in words; nothing here asks Dagster or MLflow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import json
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hedge_pipeline import stages
+from hedge_pipeline.backup import last_backup, restoring
+from hedge_pipeline.learning import gate
+from hedge_pipeline.learning.training import ModelError
+from hedge_pipeline.live.supervision import Heartbeat, next_session, session_at
+from hedge_pipeline.market.calendar import UTC
+from hedge_pipeline.market.tables import OUTCOMES, RAW_QUOTES
+from hedge_pipeline.stages import Deployment
+
+if TYPE_CHECKING:
+    from hedge_pipeline.settings import Settings
+    from hedge_pipeline.store import Store
+
+TOLD = "operations/alerts.json"
+SEEN = "operations/health.json"
+BACKUP_AGE = dt.timedelta(hours=26)
+DAEMON_SILENCE = dt.timedelta(minutes=3)
+DAEMONS = ("SCHEDULER", "SENSOR", "QUEUED_RUN_COORDINATOR")
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Something that is wrong.
+
+    Attributes:
+        name: the same while it lasts.
+        message: cause and next step, one line.
+        grave: the service does not do its work; otherwise it should be looked at.
+    """
+
+    name: str
+    message: str
+    grave: bool = False
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of the service at a moment; None = unknown or none.
+
+    Attributes:
+        now: aware.
+        session: label of the open session.
+        opened: when it opened.
+        last_bar: end of the newest stored bar.
+        last_outcome: start of the newest bar that has an outcome.
+        last_poll: of the poll run.
+        daemon: last sign of life of the slowest required daemon.
+    """
+
+    now: dt.datetime
+    session: str | None
+    opened: dt.datetime | None
+    last_bar: dt.datetime | None
+    last_outcome: dt.datetime | None
+    last_poll: dt.datetime | None
+    daemon: dt.datetime | None
+
+
+def facts(deployment: Deployment, home: Path | None) -> Facts:
+    """Reads the newest rows and heartbeats.
+
+    Args:
+        deployment: whose.
+        home: DAGSTER_HOME with SQLite storage; None = the daemon is not looked at.
+    """
+    now = deployment.clock()
+    session = session_at(deployment.calendar, now)
+    beat = Heartbeat.read(deployment.store)
+    bar = _newest(deployment, RAW_QUOTES)
+    length = dt.timedelta(seconds=deployment.calendar.bar_seconds)
+    return Facts(
+        now=now,
+        session=session.label if session else None,
+        opened=session.opens if session else None,
+        last_bar=bar + length if bar else None,
+        last_outcome=_newest(deployment, OUTCOMES),
+        last_poll=beat.moment if beat else None,
+        daemon=daemon_heartbeat(home) if home is not None else None,
+    )
+
+
+def _newest(deployment: Deployment, table: Any) -> dt.datetime | None:
+    labels = deployment.store.sessions(table)
+    if not labels:
+        return None
+    times = deployment.store.read(table, labels[-1:], columns=("bar_ts",))["bar_ts"]
+    found: dt.datetime = times.max().to_pydatetime()
+    return found
+
+
+def daemon_heartbeat(home: Path) -> dt.datetime | None:
+    """Last sign of life of the slowest required daemon; None = never or not in SQLite."""
+    database = home / "history" / "runs.db"
+    if not database.exists():
+        return None
+    with (
+        contextlib.suppress(sqlite3.Error),
+        contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as opened,
+    ):
+        rows = opened.execute("select daemon_type, timestamp from daemon_heartbeats").fetchall()
+        seen = [dt.datetime.fromisoformat(str(at)) for name, at in rows if name in DAEMONS]
+        if len(seen) == len(DAEMONS):
+            return min(x.replace(tzinfo=UTC) for x in seen)
+    return None
+
+
+def live_troubles(found: Facts, patience: dt.timedelta) -> list[Trouble]:
+    """No new bars, and a daemon that is silent.
+
+    Args:
+        found: the facts.
+        patience: HEDGE_ALERT_NO_BAR_MINUTES.
+    """
+    troubles = []
+    if found.daemon is not None and found.now - found.daemon > DAEMON_SILENCE:
+        minutes = (found.now - found.daemon).total_seconds() / 60
+        troubles.append(
+            Trouble("daemon", f"Dagster's daemon is silent for {minutes:.0f} min: restart", True)
+        )
+    if found.session is None or found.opened is None:
+        return troubles
+    since = max(x for x in (found.opened, found.last_bar) if x is not None)
+    if found.now - since > patience:
+        minutes = (found.now - since).total_seconds() / 60
+        polled = found.last_poll
+        alive = polled is not None and found.now - polled < patience
+        cause = (
+            "the poll run is alive, so the source has none: see `hedge doctor`"
+            if alive
+            else "nobody polls: see polling_schedule in the UI, or start `hedge up`"
+        )
+        name = f"no new bar in {found.session}"
+        troubles.append(Trouble(name, f"no new bar for {minutes:.0f} min; {cause}", True))
+    return troubles
+
+
+def store_troubles(deployment: Deployment) -> list[Trouble]:
+    """What `file_troubles` and `model_trouble` say."""
+    models = (model_trouble(deployment, symbol) for symbol in deployment.symbols)
+    return [*file_troubles(deployment), *(trouble for trouble in models if trouble)]
+
+
+def file_troubles(deployment: Deployment) -> list[Trouble]:
+    """Broken files that were moved aside, and a restoration that did not end."""
+    troubles = []
+    if restoring(deployment.store) is not None:
+        troubles.append(
+            Trouble("restoring", "a restoration has not ended: run `hedge restore` again", True)
+        )
+    aside = deployment.store.quarantined()
+    if aside:
+        names = ", ".join(aside[:3]) + (" ..." if len(aside) > 3 else "")
+        troubles.append(
+            Trouble(
+                f"{len(aside)} broken files",
+                f"{len(aside)} broken files were moved aside: {names}; check the disk, "
+                "materialize their sessions again, then delete them",
+            )
+        )
+    return troubles
+
+
+def model_trouble(deployment: Deployment, symbol: str) -> Trouble | None:
+    """The serving model's file is missing or damaged, or the skill is lost."""
+    ledger = deployment.ledger(symbol)
+    for version in (ledger.pinned,) if ledger.pinned else ledger.accepted[-1:]:
+        try:
+            deployment.shelf.load(symbol, version)
+        except ModelError as error:
+            return Trouble(
+                f"{symbol}: model not found",
+                f"{error}: restore models/ from the backup, or `hedge retrain --symbol {symbol}`",
+                True,
+            )
+    if ledger.state.status is gate.Skill.LOST:
+        return Trouble(
+            f"{symbol}: skill lost in era {ledger.state.era}",
+            f"{symbol}: skill was proven and is lost; there is no champion until the evidence "
+            "says so again",
+        )
+    return None
+
+
+def learning_words(deployment: Deployment, symbol: str) -> str:
+    """Where a symbol stands on the way to its next model, with the next step.
+
+    Raises:
+        ValueError: there is no model and nothing to make one of; with cause and next step.
+    """
+    newest = deployment.shelf.newest(symbol)
+    new, needed = stages.new_samples(deployment, symbol), deployment.min_samples
+    sessions = len(stages.settled_sessions(deployment, symbol, last=deployment.plan.least_sessions))
+    if newest is None:
+        if sessions < deployment.plan.least_sessions:
+            raise ValueError(
+                f"{symbol}: not enough data for retraining: {sessions} of the "
+                f"{deployment.plan.least_sessions} sessions a training needs have outcomes; "
+                "run `hedge bootstrap`, or wait for more sessions"
+            )
+        raise ValueError(f"{symbol}: no model found: run `hedge retrain --symbol {symbol}`")
+    if new < needed:
+        return (
+            f"{symbol}: version {newest.version}; {new} of {needed} new outcomes "
+            "(MIN_SAMPLES_FOR_RETRAIN) for the next one"
+        )
+    hour = deployment.retrain_hour
+    when = "at any hour" if hour is None else f"at {hour}:00 exchange time (RETRAIN_HOUR)"
+    return f"{symbol}: version {newest.version}; {new} new outcomes, the next training is {when}"
+
+
+def backup_trouble(deployment: Deployment, settings: Settings) -> Trouble | None:
+    """A backup that is asked for and is older than a day, or was never made."""
+    if not settings.backup_url.get_secret_value() or not deployment.store.sessions(RAW_QUOTES):
+        return None
+    last = last_backup(deployment.store)
+    if last is None:
+        return Trouble("backup", "no backup was made yet: run `hedge backup`")
+    age = deployment.clock() - dt.datetime.fromisoformat(last["at"])
+    if age <= BACKUP_AGE:
+        return None
+    hours = age.total_seconds() / 3600
+    return Trouble("backup", f"the last backup is {hours:.0f} h old: see the job housekeeping")
+
+
+def training_trouble(symbol: str, failed: int, run_id: str, most: int) -> Trouble | None:
+    """Trainings that fail again and again.
+
+    Args:
+        symbol: whose.
+        failed: in a row.
+        run_id: the newest failed run.
+        most: HEDGE_ALERT_FAILED_TRAININGS.
+    """
+    if failed < most:
+        return None
+    return Trouble(
+        f"{symbol}: retraining failed",
+        f"{symbol}: retraining failed {failed} times in a row: run {run_id[:8]} says why",
+    )
+
+
+def as_json(found: Facts, troubles: Sequence[Trouble], deployment: Deployment) -> dict[str, Any]:
+    """What `hedge health` prints."""
+    following = next_session(deployment.calendar, found.now)
+
+    def age(moment: dt.datetime | None) -> float | None:
+        return None if moment is None else round((found.now - moment).total_seconds(), 1)
+
+    return {
+        "healthy": not any(trouble.grave for trouble in troubles),
+        "at": found.now.isoformat(timespec="seconds"),
+        "session": found.session,
+        "next_opening": following.opens.isoformat() if following else None,
+        "last_bar_age_seconds": age(found.last_bar),
+        "last_outcome_age_seconds": age(found.last_outcome),
+        "last_poll_age_seconds": age(found.last_poll),
+        "daemon_age_seconds": age(found.daemon),
+        "troubles": [vars(trouble) for trouble in troubles],
+    }
+
+
+# -- telling ---------------------------------------------------------------------------------------
+
+
+def untold(
+    store: Store, troubles: Iterable[Trouble], now: dt.datetime, every: dt.timedelta
+) -> list[Trouble]:
+    """The troubles that were not told within the last period."""
+    known = _told(store)
+    return [x for x in troubles if x.name not in known or now - known[x.name] >= every]
+
+
+def mark_told(
+    store: Store, troubles: Iterable[Trouble], now: dt.datetime, every: dt.timedelta
+) -> None:
+    """Remembers when troubles were told; what is older than a period is forgotten."""
+    known = {name: at for name, at in _told(store).items() if now - at < every}
+    known |= {trouble.name: now for trouble in troubles}
+    content = json.dumps({name: at.isoformat() for name, at in sorted(known.items())})
+    store.write_bytes(TOLD, content.encode())
+
+
+def _told(store: Store) -> dict[str, dt.datetime]:
+    try:
+        found = json.loads(store.read_bytes(TOLD))
+        return {str(name): dt.datetime.fromisoformat(at) for name, at in found.items()}
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):
+        return {}

@@ -1,0 +1,151 @@
+"""What the nightly job does, step by step, and what the watch over the service tells.
+
+The steps are functions of other modules; here is only their order and what they are given.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hedge_pipeline import health, stages, storage
+from hedge_pipeline.backup import Places, back_up
+from hedge_pipeline.market.tables import RAW_QUOTES
+from hedge_pipeline.opening import places
+from hedge_pipeline.resources import upkeep
+from hedge_pipeline.settings import Settings, load_settings
+from hedge_pipeline.stages import Deployment
+from hedge_pipeline.store import StoreError
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+    from hedge_pipeline.health import Trouble
+    from hedge_pipeline.resources.loop import LoopResource
+
+COMPACTED_SESSIONS = 10
+
+
+def steps(instance: dg.DagsterInstance, loop: LoopResource) -> list[tuple[str, Callable[[], str]]]:
+    """Names and work; each says what it did. The backup comes last and holds the result."""
+    settings, deployment = load_settings(), loop.deployment
+    found = places(settings)
+    home = Path(instance.root_directory)
+    old = dt.datetime.now(dt.UTC) - dt.timedelta(days=settings.run_retention_days)
+    return [
+        ("broken files", lambda: _quarantined(deployment)),
+        ("compaction", lambda: _compacted(deployment)),
+        ("tables", lambda: _forgotten(deployment, settings)),
+        ("runs", lambda: f"{upkeep.delete_old_runs(instance, home, old)} deleted"),
+        ("events", lambda: f"{upkeep.delete_old_events(home, old)} deleted"),
+        ("MLflow", lambda: _pruned(loop, settings)),
+        ("backup", lambda: _saved(found, settings)),
+    ]
+
+
+def _quarantined(deployment: Deployment) -> str:
+    moved = storage.quarantine(deployment)
+    return f"moved aside: {', '.join(moved)}" if moved else "none"
+
+
+def _compacted(deployment: Deployment) -> str:
+    labels = deployment.store.sessions(RAW_QUOTES)[-COMPACTED_SESSIONS:]
+    for label in labels:
+        stages.compact_session(deployment, label)
+    return f"{len(labels)} sessions"
+
+
+def _forgotten(deployment: Deployment, settings: Settings) -> str:
+    if settings.retention_days is None:
+        return "kept for ever"
+    done = storage.forget(deployment, settings.retention_days)
+    return f"{done['sessions']} sessions, {done['bytes'] / 1e6:.1f} MB removed"
+
+
+def _pruned(loop: LoopResource, settings: Settings) -> str:
+    registry = loop.registry.open()
+    count = sum(registry.prune(loop.deployment, x) for x in loop.deployment.symbols)
+    if not count:
+        return "nothing to delete"
+    freed = upkeep.collect_garbage(settings.tracking_uri)
+    return f"{count} versions deleted" + ("" if freed else ", their files are the server's matter")
+
+
+def _saved(found: Places, settings: Settings) -> str:
+    url = settings.backup_url.get_secret_value()
+    if not url:
+        return "HEDGE_BACKUP_URL is empty"
+    done = back_up(found, url, keep=settings.backup_keep)
+    return f"{done.snapshot.name}, {done.new} new contents, {done.new_bytes / 1e6:.1f} MB"
+
+
+# -- the watch -------------------------------------------------------------------------------------
+
+# when troubles were told that could not be written down; the code server lives long enough
+_UNWRITTEN: dict[str, dt.datetime] = {}
+
+
+def troubles(
+    settings: Settings, deployment: Deployment, instance: dg.DagsterInstance | None
+) -> list[Trouble]:
+    """Everything that is wrong now.
+
+    Args:
+        settings: of the deployment.
+        deployment: of the settings.
+        instance: whose trainings are looked at; None = they are not.
+    """
+    return _looked(settings, deployment, instance)[1]
+
+
+def _looked(
+    settings: Settings, deployment: Deployment, instance: dg.DagsterInstance | None
+) -> tuple[health.Facts, list[Trouble]]:
+    found = health.facts(deployment, places(settings).home)
+    patience = dt.timedelta(minutes=settings.alert_no_bar_minutes)
+    told = [*health.live_troubles(found, patience), *health.store_troubles(deployment)]
+    backup = health.backup_trouble(deployment, settings)
+    told += [backup] if backup else []
+    room = storage.trouble(storage.report(deployment, places(settings), settings.disk_budget_mb))
+    told += [health.Trouble("disk", room)] if room else []
+    if instance is not None:
+        for symbol in deployment.symbols:
+            count, run_id = upkeep.failed_trainings(instance, symbol)
+            failed = health.training_trouble(symbol, count, run_id, settings.alert_failed_trainings)
+            told += [failed] if failed else []
+    return found, told
+
+
+def watch(instance: dg.DagsterInstance, loop: LoopResource) -> str:
+    """Sends an alert for every trouble that was not told lately; says what is wrong.
+
+    What was seen is left in `operations/health.json` for whoever looks at files.
+    """
+    from hedge_pipeline.resources.notifier import Notifier
+
+    settings, deployment = load_settings(), loop.deployment
+    facts, found = _looked(settings, deployment, instance)
+    seen = health.as_json(facts, found, deployment)
+    try:
+        deployment.store.write_bytes(health.SEEN, json.dumps(seen, indent=1).encode())
+    except StoreError as error:  # a full disk is what should be told most of all
+        found.append(health.Trouble("data folder", str(error), grave=True))
+    now, every = deployment.clock(), dt.timedelta(hours=settings.alert_repeat_hours)
+    new = [
+        trouble
+        for trouble in health.untold(deployment.store, found, now, every)
+        if trouble.name not in _UNWRITTEN or now - _UNWRITTEN[trouble.name] >= every
+    ]
+    notifier = Notifier(settings.alert_urls)
+    if new and notifier:
+        text = "\n".join(trouble.message for trouble in new)
+        deliveries = notifier.send(text, f"hedge_pipeline: {', '.join(x.name for x in new)}")
+        if any(delivery.ok for delivery in deliveries):
+            try:
+                health.mark_told(deployment.store, new, now, every)
+            except StoreError:
+                _UNWRITTEN.update({trouble.name: now for trouble in new})
+    return "; ".join(trouble.message for trouble in found) or "all is well"

@@ -1,0 +1,143 @@
+"""What Dagster and MLflow keep for ever by themselves, freed: old runs, events, deleted models.
+
+`DagsterInstance.delete_run` frees no file of the SQLite storage, so its files are removed and its
+databases vacuumed here. In PostgreSQL the server does that itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import dagster as dg
+
+from hedge_pipeline.resources.registry import RegistryError
+
+FINISHED = [
+    dg.DagsterRunStatus.SUCCESS,
+    dg.DagsterRunStatus.FAILURE,
+    dg.DagsterRunStatus.CANCELED,
+]
+AT_ONCE = 200
+ENDINGS = ("", "-wal", "-shm", "-journal")
+
+
+def delete_old_runs(instance: dg.DagsterInstance, home: Path, before: dt.datetime) -> int:
+    """Deletes the finished runs created before a moment and everything they left on disk.
+
+    Args:
+        instance: whose runs.
+        home: DAGSTER_HOME.
+        before: aware.
+
+    Returns:
+        How many runs.
+    """
+    count = 0
+    wanted = dg.RunsFilter(created_before=before, statuses=FINISHED)
+    while records := instance.get_run_records(wanted, limit=AT_ONCE):
+        for record in records:
+            run_id = record.dagster_run.run_id
+            # the record goes last, so that a deletion that was killed is taken up again
+            shutil.rmtree(home / "storage" / run_id, ignore_errors=True)
+            instance.delete_run(run_id)
+            for ending in ENDINGS:
+                (home / "history" / "runs" / f"{run_id}.db{ending}").unlink(missing_ok=True)
+        count += len(records)
+    _remove_orphans(instance, home)
+    return count
+
+
+def _remove_orphans(instance: dg.DagsterInstance, home: Path) -> None:
+    """Event files whose run has no record: a kill came between."""
+    for path in (home / "history" / "runs").glob("*-*-*-*-*.db"):
+        if not instance.has_run(path.stem):
+            for ending in ENDINGS:
+                path.with_name(f"{path.name}{ending}").unlink(missing_ok=True)
+
+
+def delete_old_events(home: Path, before: dt.datetime) -> int:
+    """Deletes events without a run from the SQLite storage and gives the room back.
+
+    Args:
+        home: DAGSTER_HOME; without SQLite databases nothing happens.
+        before: aware.
+
+    Returns:
+        How many events. A database in use by somebody else at that moment is left for the next
+        time.
+    """
+    moment = before.astimezone(dt.UTC).replace(tzinfo=None).isoformat(sep=" ")
+    runs, count = home / "history" / "runs", 0
+    for path in (runs / ".db", runs / "index.db"):
+        count += _shrink(path, "delete from event_logs where run_id = '' and timestamp < ?", moment)
+    for path in (home / "history" / "runs.db", home / "schedules" / "schedules.db"):
+        _shrink(path)
+    return count
+
+
+def _shrink(path: Path, statement: str | None = None, *values: str) -> int:
+    if not path.exists():
+        return 0
+    count = 0
+    with (
+        contextlib.suppress(sqlite3.OperationalError),
+        contextlib.closing(sqlite3.connect(path, timeout=30)) as database,
+    ):
+        if statement is not None:
+            with database:
+                count = database.execute(statement, values).rowcount
+        database.execute("pragma wal_checkpoint(truncate)")
+        database.execute("vacuum")
+        database.execute("pragma wal_checkpoint(truncate)")
+    return count
+
+
+def collect_garbage(tracking_uri: str) -> bool:
+    """Removes from MLflow's own database and disk what was deleted there.
+
+    Args:
+        tracking_uri: a database; behind a server the collection is the server's matter.
+
+    Returns:
+        Whether it was done.
+
+    Raises:
+        RegistryError: MLflow refuses.
+    """
+    if "://" not in tracking_uri or tracking_uri.startswith(("http:", "https:")):
+        return False
+    done = subprocess.run(
+        [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", tracking_uri],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    if done.returncode:
+        raise RegistryError("MLflow's garbage collection failed; it is done again next night")
+    return True
+
+
+def failed_trainings(instance: dg.DagsterInstance, symbol: str) -> tuple[int, str]:
+    """Trainings of a symbol that failed in a row, and the run that failed last.
+
+    Args:
+        instance: whose runs.
+        symbol: ticker symbol.
+    """
+    wanted = dg.RunsFilter(
+        job_name="train_model", tags={"dagster/partition": symbol}, statuses=FINISHED
+    )
+    runs = [record.dagster_run for record in instance.get_run_records(wanted, limit=50)]
+    count = 0
+    for run in runs:
+        if run.status is not dg.DagsterRunStatus.FAILURE:
+            break
+        count += 1
+    return count, runs[0].run_id if count else ""

@@ -1,0 +1,181 @@
+"""How much room a deployment takes, and which old rows it may forget.
+
+Rows are forgotten only by whole sessions, and never those that a model that serves was trained on,
+that a training would use now, or that no evidence has been made of yet. What is small and tells the
+story (promotions, scores, trades, alerts, daily bars) is kept for ever.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from hedge_pipeline import stages
+from hedge_pipeline.backup import Places
+from hedge_pipeline.learning import drift
+from hedge_pipeline.market.tables import (
+    CHAIN_FETCHES,
+    FEATURE_ROWS,
+    GAPS,
+    HEDGE_LEVELS,
+    OPTION_CHAINS,
+    OUTCOMES,
+    PREDICTION_LOG,
+    RAW_QUOTES,
+    TABLES,
+    Table,
+)
+from hedge_pipeline.stages import Deployment
+from hedge_pipeline.store import Store
+
+MARKER = "operations/forgotten.json"
+FORGOTTEN: tuple[Table, ...] = (
+    PREDICTION_LOG,
+    OUTCOMES,
+    FEATURE_ROWS,
+    HEDGE_LEVELS,
+    CHAIN_FETCHES,
+    OPTION_CHAINS,
+    GAPS,
+    RAW_QUOTES,
+)
+MEGABYTE = 1_000_000
+LEAST_FREE = 0.05
+
+
+def needed_from(deployment: Deployment) -> str | None:
+    """The oldest session whose rows are still needed; None = nothing may be forgotten.
+
+    That is the oldest of, over all symbols: the first session that the newest accepted and the
+    pinned version were trained on, the first one that a training or the search for drift would use
+    now, and the last folded session. The evidence itself is in the promotion log, fold by fold.
+    """
+    oldest: list[str] = []
+    for symbol in deployment.symbols:
+        ledger = deployment.ledger(symbol)
+        window = stages.training_window(deployment, symbol, ledger.state)
+        if not window or ledger.state.last_session is None:
+            return None
+        compared = stages.settled_sessions(
+            deployment, symbol, last=drift.RECENT + drift.MOST_REFERENCE
+        )
+        oldest += [window[0], compared[0], ledger.state.last_session]
+        serving = {*ledger.accepted[-1:], *([ledger.pinned] if ledger.pinned else [])}
+        oldest += [deployment.shelf.card(symbol, version).first_session for version in serving]
+    first = min(oldest)
+    return deployment.calendar.previous(first) or first  # features look back one session
+
+
+def forget(deployment: Deployment, days: int) -> dict[str, int]:
+    """Removes sessions older than so many days that nothing needs; may be killed and run again.
+
+    Args:
+        deployment: whose tables.
+        days: calendar days to keep, see HEDGE_RETENTION_DAYS.
+
+    Returns:
+        Number of sessions and bytes removed.
+    """
+    since = (deployment.clock() - dt.timedelta(days=days)).date().isoformat()
+    needed = needed_from(deployment)
+    if needed is None:
+        return {"sessions": 0, "bytes": 0}
+    first = min(since, needed)
+    gone = {
+        (x, table) for table in FORGOTTEN for x in deployment.store.sessions(table) if x < first
+    }
+    if gone:
+        # told before the first row goes, so that a kill leaves no session that looks damaged
+        content = json.dumps({"before": max(first, forgotten_before(deployment.store) or "")})
+        deployment.store.write_bytes(MARKER, content.encode())
+    freed = sum(deployment.store.drop(table, label) for label, table in gone)
+    return {"sessions": len({label for label, _ in gone}), "bytes": freed}
+
+
+def forgotten_before(store: Store) -> str | None:
+    """The first session that was not forgotten; None = nothing ever was."""
+    try:
+        return str(json.loads(store.read_bytes(MARKER))["before"])
+    except FileNotFoundError:
+        return None
+
+
+def report(deployment: Deployment, places: Places, budget_mb: int | None) -> dict[str, Any]:
+    """Bytes by table and by area, and how they compare with the budget; ready for JSON."""
+    store = deployment.store
+    tables = {table.name: store.size(table) for table in TABLES}
+    local = "://" not in places.data_url
+    root = Path(places.data_url).resolve()
+    areas = {
+        "tables": sum(tables.values()),
+        "models": _folder(root / "models") if local else 0,
+        "mlflow": _database(places.mlflow) + (_folder(root / "mlartifacts") if local else 0),
+        "dagster": _folder(places.home) if places.home is not None else 0,
+    }
+    if local:  # an earlier system's log, caches, heartbeats
+        inside = [places.mlflow is not None and places.mlflow.resolve().is_relative_to(root)]
+        inside += [places.home is not None and places.home.resolve().is_relative_to(root)]
+        known = areas["tables"] + areas["models"] + _folder(root / "mlartifacts")
+        known += _database(places.mlflow) if inside[0] else 0
+        known += areas["dagster"] if inside[1] else 0
+        areas["other"] = max(_folder(root) - known, 0)
+    sessions = store.sessions(RAW_QUOTES)
+    total = sum(areas.values())
+    disk = shutil.disk_usage(_existing(root if local else places.home or Path.cwd()))
+    return {
+        "areas": areas,
+        "tables": tables,
+        "sessions": len(sessions),
+        "first_session": sessions[0] if sessions else None,
+        "total_bytes": total,
+        "budget_bytes": None if budget_mb is None else budget_mb * MEGABYTE,
+        "free_bytes": disk.free,
+        "free_share": disk.free / disk.total,
+        "quarantined": list(store.quarantined()),
+    }
+
+
+def trouble(found: dict[str, Any]) -> str | None:
+    """What is wrong with the room a deployment takes, in one line; None = nothing."""
+    total, budget = found["total_bytes"] / MEGABYTE, found["budget_bytes"]
+    if budget is not None and found["total_bytes"] > budget:
+        return (
+            f"{total:.0f} MB are used and HEDGE_DISK_BUDGET_MB is {budget / MEGABYTE:.0f}: "
+            "set HEDGE_RETENTION_DAYS or raise it"
+        )
+    if found["free_share"] < LEAST_FREE:
+        return f"the disk has {found['free_bytes'] / MEGABYTE:.0f} MB left: make room"
+    return None
+
+
+def quarantine(deployment: Deployment, sessions: tuple[str, ...] | None = None) -> tuple[str, ...]:
+    """Moves the broken parts of some sessions (None = all) aside; returns their new paths."""
+    moved: list[str] = []
+    for table in TABLES:
+        for label in deployment.store.sessions(table) if sessions is None else sessions:
+            moved += deployment.store.quarantine(table, label)
+    return tuple(moved)
+
+
+def _folder(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.stat().st_size if path.is_file() else 0
+        except FileNotFoundError:  # removed meanwhile
+            continue
+    return total
+
+
+def _database(file: Path | None) -> int:
+    if file is None:
+        return 0
+    return sum(x.stat().st_size for x in file.parent.glob(f"{file.name}*") if x.is_file())
+
+
+def _existing(path: Path) -> Path:
+    path = path.resolve()
+    return next(x for x in (path, *path.parents) if x.exists())

@@ -1,0 +1,348 @@
+"""The deployment files agree with the code and with each other, and what they run exists."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+import yaml  # type: ignore[import-untyped]
+from typer.testing import CliRunner
+
+from hedge_pipeline.cli import app
+from hedge_pipeline.resources.upkeep import delete_old_runs
+from hedge_pipeline.service import Ports, commands
+from hedge_pipeline.settings import Settings, load_settings
+from hedge_pipeline_tests.replays import hedge, one_after_the_other
+from hedge_pipeline_tests.test_backup import free_port, s3
+
+__all__ = ["s3"]  # a fixture
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DEPLOY = REPOSITORY / "deploy"
+PROGRAMS = {"hedge", "dagster", "dagster-daemon", "dagster-webserver", "mlflow"}
+ALIASES = {str(field.alias) for field in Settings.model_fields.values()}
+
+
+def compose() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    return found
+
+
+def ours() -> dict[str, dict[str, Any]]:
+    """The services that run our image."""
+    return {k: v for k, v in compose()["services"].items() if v.get("image") == "hedge_pipeline"}
+
+
+# -- the image -------------------------------------------------------------------------------------
+
+
+def instructions() -> list[tuple[str, str]]:
+    text = (REPOSITORY / "Dockerfile").read_text().replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return [(word, rest) for word, _, rest in (line.partition(" ") for line in lines)]
+
+
+def test_the_image_copies_only_what_is_there_and_sent_to_the_builder() -> None:
+    sent = {x[1:] for x in (REPOSITORY / ".dockerignore").read_text().split() if x[0] == "!"}
+    for word, rest in instructions():
+        if word == "COPY" and not rest.startswith("--from"):
+            for name in rest.split()[:-1]:
+                assert (REPOSITORY / name).exists()
+                assert name in sent
+
+
+def test_the_image_runs_as_nobody_special_and_keeps_everything_in_one_volume() -> None:
+    found = instructions()
+    assert [word for word, _ in found].count("FROM") == 2
+    assert ("USER", "10001:10001") in found
+    assert ("VOLUME", "/data") in found
+    (variables,) = (rest for word, rest in found[-9:] if word == "ENV")
+    assert {"HEDGE_DATA_URL=/data", "DAGSTER_HOME=/data/dagster_home"} <= set(variables.split())
+    last = [json.loads(rest) for word, rest in found if word == "CMD"]
+    assert last == [["hedge", "up", "--headless"]]
+
+
+def pins(path: Path) -> dict[str, str]:
+    found = re.findall(r"^([\w.-]+)(?:\[\w+\])?==(\S+)", path.read_text(), re.MULTILINE)
+    return dict(found)
+
+
+def test_the_image_installs_what_was_tested_without_cuda_and_tools() -> None:
+    tested, installed = pins(REPOSITORY / "requirements.lock"), pins(DEPLOY / "requirements.lock")
+    assert installed.pop("xgboost-cpu") == tested["xgboost"]
+    assert {k: v for k, v in installed.items() if tested.get(k) != v} == {}
+    assert not {"xgboost", "pytest", "mypy", "moto", "duckdb"} & set(installed)
+    assert {"s3fs", "psycopg2-binary", "dagster-postgres"} <= set(installed)
+    assert (DEPLOY / "requirements.lock").read_text().count("--hash=sha256:") > len(installed)
+
+
+# -- compose ---------------------------------------------------------------------------------------
+
+
+def test_only_the_proxy_can_be_reached_from_outside() -> None:
+    assert [name for name, x in compose()["services"].items() if "ports" in x] == ["proxy"]
+    text = (DEPLOY / "Caddyfile").read_text()
+    sites = re.findall(r"^\{\$HEDGE_HOST\}[^{]*\{(.*?)^\}", text, re.MULTILINE | re.DOTALL)
+    assert len(sites) == 2
+    assert all("import guarded" in site for site in sites)
+    assert "basic_auth" in text
+
+
+@pytest.mark.parametrize("name", sorted(ours()))
+def test_a_container_is_read_only_and_has_no_rights(name: str) -> None:
+    service = ours()[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["tmpfs"] == ["/tmp"]
+    assert service["volumes"] == ["data:/data"]
+    assert service["command"][0] in PROGRAMS | {"sh"}
+    assert set(service["depends_on"]) <= set(compose()["services"])
+    for variable in service["environment"]:
+        if variable.startswith("HEDGE_") and variable != "HEDGE_CODE_HOST":
+            assert variable in ALIASES
+
+
+def test_nobody_looks_for_the_tables_before_they_are_made() -> None:
+    """And nobody else than the code server's start, which ends all runs, calls runs dead."""
+    found = ours()
+    assert [name for name, x in found.items() if "--prepare" in str(x["command"])] == ["code"]
+    for name in ("daemon", "webserver"):
+        assert found[name]["depends_on"] == {"code": {"condition": "service_healthy"}}
+    assert "healthcheck" not in found["daemon"]  # it has the image's: does the service do its work
+
+
+def test_no_password_is_written_down() -> None:
+    for path in (*DEPLOY.rglob("*"), REPOSITORY / "Dockerfile"):
+        if path.is_file() and path.suffix in (".yaml", ".json", "") and path.name != "Caddyfile":
+            for line in path.read_text().splitlines():
+                if "PASSWORD" in line and ":" in line:
+                    assert "$" in line or "env:" in line
+
+
+# -- the others ------------------------------------------------------------------------------------
+
+
+def test_railway_builds_the_image_and_names_variables_that_exist() -> None:
+    found = json.loads((DEPLOY / "railway" / "railway.json").read_text())
+    assert (REPOSITORY / found["build"]["dockerfilePath"]).exists()
+    assert found["deploy"]["startCommand"] == "hedge up --headless"
+    text = (DEPLOY / "railway" / "README.md").read_text()
+    named = set(
+        re.findall(r"`((?:HEDGE_|MLFLOW_|ALERT_|M[AI][XN]_|RETRAIN_|CACHE_|LOG_)\w+)", text)
+    )
+    assert named <= ALIASES
+    assert {"POLLING_INTERVAL", "RETRAIN_HOUR"} <= set(re.findall(r"`(\w+)`", text))
+
+
+def test_kubernetes_has_the_lanes_of_the_committed_instance() -> None:
+    values = yaml.safe_load((DEPLOY / "kubernetes" / "values.yaml").read_text())
+    queue = values["dagsterDaemon"]["runCoordinator"]["config"]["queuedRunCoordinator"]
+    runs = yaml.safe_load((REPOSITORY / "dagster.yaml").read_text())["concurrency"]["runs"]
+    assert queue["tagConcurrencyLimits"] == runs["tag_concurrency_limits"]
+    assert queue["maxConcurrentRuns"] == runs["max_concurrent_runs"]
+    (deployment,) = values["dagster-user-deployments"]["deployments"]
+    assert deployment["securityContext"]["runAsNonRoot"] is True
+
+
+def test_the_instance_on_postgres_differs_from_the_committed_one_in_its_storage_only() -> None:
+    found = yaml.safe_load((DEPLOY / "dagster.postgres.yaml").read_text())
+    storage = found.pop("storage")["postgres"]["postgres_db"]
+    assert found == yaml.safe_load((REPOSITORY / "dagster.yaml").read_text())
+    assert storage["password"] == {"env": "POSTGRES_PASSWORD"}
+
+
+# -- who may ask -----------------------------------------------------------------------------------
+
+
+def test_the_uis_listen_on_loopback_and_mlflow_checks_host_and_origin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ALIASES:
+        monkeypatch.delenv(name, raising=False)
+    found = commands(load_settings(), Ports(3000, 5000), tmp_path, headless=False)
+    assert " -h 127.0.0.1 -p 3000" in found["dagster"]
+    assert " --host 127.0.0.1 --port 5000" in found["mlflow"]
+    assert "ALLOWED_HOSTS='localhost:5000,127.0.0.1:5000,[::1]:5000' " in found["mlflow"]
+    assert "CORS_ALLOWED_ORIGINS='http://localhost:5000," in found["mlflow"]
+    assert set(commands(load_settings(), Ports(), tmp_path, headless=True)) == {"code", "daemon"}
+    monkeypatch.setenv("HEDGE_BIND", "0.0.0.0")
+    monkeypatch.setenv("HEDGE_BEHIND_PROXY", "true")
+    monkeypatch.setenv("HEDGE_MLFLOW_ALLOWED_HOSTS", "hedge.example:8443")
+    found = commands(load_settings(), Ports(), tmp_path, headless=False)
+    assert " -h 0.0.0.0 " in found["dagster"]
+    assert "ALLOWED_HOSTS=hedge.example:8443 " in found["mlflow"]
+
+
+def test_an_open_address_without_a_proxy_is_refused_by_the_service(tmp_path: Path) -> None:
+    said = hedge("up", cwd=tmp_path, HEDGE_BIND="0.0.0.0")
+    assert said.returncode == 1
+    assert "an authenticating proxy" in said.stderr
+    assert len(said.stderr.splitlines()) == 1
+
+
+def test_an_address_that_is_not_this_machines_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "dagster.yaml").touch()
+    said = hedge("up", cwd=tmp_path, HEDGE_BIND="192.0.2.7", HEDGE_BEHIND_PROXY="true")
+    assert said.returncode == 1
+    assert said.stderr == "error: HEDGE_BIND=192.0.2.7 is no address of this machine\n"
+
+
+# -- PostgreSQL and S3 -----------------------------------------------------------------------------
+
+BINARIES = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("/nowhere"))
+
+
+@dataclass
+class Postgres:
+    """A PostgreSQL server on loopback, in a folder of its own that its user can reach."""
+
+    folder: Path
+    port: int
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def owner(self) -> list[str]:
+        """PostgreSQL does not run as root."""
+        return ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
+
+    def create(self) -> None:
+        if self.owner:
+            shutil.chown(self.folder, "postgres")
+        initdb = [str(BINARIES / "initdb"), "-D", str(self.folder / "data"), "-U", "hedge"]
+        subprocess.run(
+            [*self.owner, *initdb, "--auth=trust", "--no-sync"],
+            check=True,
+            capture_output=True,
+            cwd="/",
+        )
+        self.start()
+        with contextlib.closing(self.connect()) as connection, connection.cursor() as cursor:
+            cursor.execute((DEPLOY / "postgres.sql").read_text())
+
+    def start(self) -> None:
+        options = ["unix_socket_directories=", "listen_addresses=127.0.0.1", "fsync=off"]
+        given = [word for option in options for word in ("-c", option)]
+        server = [str(BINARIES / "postgres"), "-D", str(self.folder / "data"), "-p", str(self.port)]
+        self.process = subprocess.Popen(
+            [*self.owner, *server, *given],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+        )
+        self.connect().close()
+
+    def connect(self) -> Any:
+        """A connection, as soon as the server answers."""
+        import psycopg2
+
+        address = f"host=127.0.0.1 port={self.port} user=hedge dbname=postgres"
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with contextlib.suppress(psycopg2.OperationalError):
+                connection = psycopg2.connect(address)
+                connection.autocommit = True
+                return connection
+            time.sleep(0.1)
+        raise AssertionError("PostgreSQL does not answer")
+
+    def stop(self) -> None:
+        """As an operator restarts it: connections are cut."""
+        assert self.process is not None
+        number = (self.folder / "data" / "postmaster.pid").read_text().split()[0]
+        os.kill(int(number), signal.SIGINT)
+        self.process.wait(20)
+
+
+@pytest.fixture
+def postgres() -> Iterator[Postgres]:
+    if not BINARIES.exists() or (os.getuid() == 0 and shutil.which("runuser") is None):
+        pytest.skip("PostgreSQL's server is not installed")
+    folder = Path(tempfile.mkdtemp(prefix="hedge-postgres-"))
+    server = Postgres(folder, free_port())
+    try:
+        server.create()
+        yield server
+    finally:
+        if server.process is not None:
+            server.stop()
+        shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+def test_everything_runs_on_postgres_and_s3_by_settings_only(
+    tmp_path: Path, postgres: Postgres, s3: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bootstrap, a session in Dagster runs, housekeeping with a backup: state is in the servers."""
+    configuration = (DEPLOY / "dagster.postgres.yaml").read_text()
+    home = tmp_path / "dagster_home"
+    home.mkdir()
+    changed = configuration.replace("port: 5432", f"port: {postgres.port}")
+    (home / "dagster.yaml").write_text(changed)
+    server = f"postgresql+psycopg2://hedge:canary-password@127.0.0.1:{postgres.port}"
+    variables = {
+        "POSTGRES_HOST": "127.0.0.1",
+        "POSTGRES_USER": "hedge",
+        "POSTGRES_PASSWORD": "canary-password",
+        "POSTGRES_DB": "postgres",
+        **s3,
+        "DAGSTER_HOME": str(home),
+        "HEDGE_DATA_URL": "s3://hedge/live",
+        "HEDGE_BACKUP_URL": "s3://hedge/nightly",
+        "HEDGE_SYMBOLS": "SIMQ",
+        "MLFLOW_TRACKING_URI": f"{server}/mlflow",
+    }
+    said, errors = one_after_the_other(
+        ("up", "--prepare", "--configuration", str(DEPLOY / "dagster.postgres.yaml")),
+        ("bootstrap", "--days", "10"),
+        ("job", "close_session"),
+        ("job", "housekeeping"),
+        ("restore", "--verify", "--json"),
+        ("status", "--json"),
+        cwd=tmp_path,
+        **variables,
+    )
+    assert [code for code, _ in said] == [0] * len(said), errors[-3000:]
+    assert "SIMQ: version 1 on " in said[1][1]
+    assert "canary" not in errors + "".join(text for _, text in said)
+    assert not list(home.rglob("*.db"))
+    checked = json.loads(said[-2][1])
+    assert len(checked["left_out"]) == 2  # both databases are the server's own matter
+    assert checked["files"] > 20
+    assert json.loads(said[-1][1])["symbols"]["SIMQ"]["newest_version"]["version"] == 1
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        assert instance.get_runs_count() == 2
+        postgres.stop()
+        postgres.start()
+        # what was open before the restart goes on
+        instance.report_runless_asset_event(dg.AssetMaterialization("raw_quotes"))
+        later = dt.datetime.now(dt.UTC) + dt.timedelta(days=1)
+        assert delete_old_runs(instance, home, later) == 2
+        assert instance.get_runs_count() == 0
+
+
+def test_the_command_that_makes_the_home_ready_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HEDGE_DATA_URL", str(tmp_path))
+    monkeypatch.chdir(REPOSITORY)
+    done = CliRunner().invoke(app, ["up", "--prepare"])
+    assert done.exit_code == 0, done.output
+    with dg.DagsterInstance.from_config(str(tmp_path / "home")) as instance:
+        assert instance.get_runs_count() == 0

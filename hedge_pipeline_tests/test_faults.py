@@ -1,0 +1,218 @@
+"""Disks that fill up, break or refuse, and clocks that jump: nothing is lost or doubled."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from hedge_pipeline.live.loop import Fetcher, poll
+from hedge_pipeline.live.supervision import session_at
+from hedge_pipeline.market.tables import FEATURE_ROWS, PREDICTION_LOG, RAW_QUOTES
+from hedge_pipeline.stages import build_missing_features, log_predictions
+from hedge_pipeline.store import BrokenFile, Store, StoreError
+from hedge_pipeline_tests.replays import Demo, demo_in, environment, hedge, replay_in, rows_of
+
+SESSION = "2024-01-03"
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    return demo_in(tmp_path_factory.getbasetemp())
+
+
+# -- broken files ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("remainder", range(7))
+def test_a_part_cut_at_any_byte_is_moved_aside_and_the_rest_is_readable(
+    demo: Demo, tmp_path: Path, remainder: int
+) -> None:
+    store = Store(str(tmp_path))
+    rows = demo.store.read(RAW_QUOTES, [SESSION])
+    for part in (rows.head(5), rows.tail(5)):
+        store.append(RAW_QUOTES, SESSION, part)
+    folder = tmp_path / "raw_quotes" / f"session={SESSION}"
+    second = sorted(folder.glob("*.parquet"))[1]
+    whole = second.read_bytes()
+    for length in range(remainder, len(whole), 29 * 7):
+        second.write_bytes(whole[:length])
+        with pytest.raises(BrokenFile):
+            Store(str(tmp_path)).read(RAW_QUOTES, [SESSION])
+        (moved,) = Store(str(tmp_path)).quarantine(RAW_QUOTES, SESSION)
+        assert Path(moved).read_bytes() == whole[:length]
+        assert len(Store(str(tmp_path)).read(RAW_QUOTES, [SESSION])) == 5
+        assert len(pd.read_parquet(folder.parent)) == 5
+    assert len(store.quarantined()) == 1
+    second.write_bytes(whole)
+    assert store.quarantine(RAW_QUOTES, SESSION) == ()
+    assert len(Store(str(tmp_path)).read(RAW_QUOTES, [SESSION])) == 10
+
+
+def test_a_broken_file_is_named_moved_and_its_rows_are_made_again(
+    demo: Demo, tmp_path: Path
+) -> None:
+    out = demo.copy(tmp_path / "out")
+    (part,) = (out / "features" / f"session={SESSION}").glob("*.parquet")
+    part.write_bytes(part.read_bytes()[:-20])
+    variables = {"HEDGE_DATA_URL": str(out), "HEDGE_MODE": "replay"}
+    said = hedge("doctor", "--json", cwd=tmp_path, **variables)
+    findings = {x["name"]: x for x in json.loads(said.stdout)}
+    assert said.returncode == 1
+    assert part.name in findings["files"]["message"]
+    assert "`hedge storage --quarantine`" in findings["files"]["message"]
+    said = hedge("storage", "--quarantine", cwd=tmp_path, **variables)
+    assert f"moved aside: {part.parent / ('.broken-' + part.name)}" in said.stderr
+    found = json.loads(hedge("status", "--json", cwd=tmp_path, **variables).stdout)
+    assert found["quarantined"] == [f"features/session={SESSION}/.broken-{part.name}"]
+    deployment = replay_in(out)
+    assert build_missing_features(deployment, SESSION) > 0
+    pd.testing.assert_frame_equal(
+        rows_of(deployment.store, FEATURE_ROWS, [SESSION]),
+        rows_of(demo.store, FEATURE_ROWS, [SESSION]),
+    )
+    assert log_predictions(deployment, SESSION) == 0
+
+
+def test_what_cannot_be_opened_is_not_taken_for_broken(
+    demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(str(demo.copy(tmp_path / "out")))
+
+    def refuse(path: str) -> bytes:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(store._fs, "cat_file", refuse)
+    with pytest.raises(StoreError, match="Permission denied"):
+        store.quarantine(RAW_QUOTES, SESSION)
+    monkeypatch.undo()
+    assert store.quarantined() == ()
+
+
+# -- a disk that is full or read-only --------------------------------------------------------------
+
+APPEND = """
+import sys
+from hedge_pipeline.market.tables import RAW_QUOTES
+from hedge_pipeline.store import Store, StoreError
+source, target = Store(sys.argv[1]), Store(sys.argv[2])
+try:
+    for label in source.sessions(RAW_QUOTES):
+        target.append(RAW_QUOTES, label, source.read(RAW_QUOTES, [label]))
+except StoreError as error:
+    sys.exit(str(error))
+"""
+
+
+def append_all(source: Path, target: Path, limit: int | None = None) -> str:
+    """Copies `raw_quotes` in a process whose files may not be longer; what it said."""
+
+    def limited() -> None:
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    done = subprocess.run(
+        [sys.executable, "-c", APPEND, str(source), str(target)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        preexec_fn=limited,
+    )
+    return done.stderr.strip()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)],
+        capture_output=True,
+        check=False,
+    )
+    if mounted.returncode:
+        pytest.skip("file systems cannot be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def assert_whole(store: Store, wanted: Store) -> None:
+    """What is there is there whole, and nothing half-written lies about."""
+    for label in store.sessions(RAW_QUOTES):
+        pd.testing.assert_frame_equal(
+            store.read(RAW_QUOTES, [label]), wanted.read(RAW_QUOTES, [label])
+        )
+    assert not list(Path(store.url).rglob("*.tmp"))
+
+
+def test_a_full_disk_is_told_in_one_line_and_what_was_stored_stays(
+    demo: Demo, small_disk: Path
+) -> None:
+    said = append_all(demo.out, small_disk)
+    assert said == f"the data folder {small_disk} cannot be written: No space left on device"
+    store = Store(str(small_disk))
+    assert 0 < len(store.sessions(RAW_QUOTES)) < 8
+    assert_whole(store, demo.store)
+    subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
+    assert append_all(demo.out, small_disk) == ""
+    assert_whole(store, demo.store)
+    assert store.sessions(RAW_QUOTES) == demo.store.sessions(RAW_QUOTES)
+
+
+def test_a_file_that_may_not_grow_is_told_in_one_line(demo: Demo, tmp_path: Path) -> None:
+    said = append_all(demo.out, tmp_path, 1000)
+    assert said == f"the data folder {tmp_path} cannot be written: File too large"
+    assert_whole(Store(str(tmp_path)), demo.store)
+    assert append_all(demo.out, tmp_path) == ""
+    assert_whole(Store(str(tmp_path)), demo.store)
+
+
+def test_a_read_only_disk_can_be_read_and_says_why_nothing_is_stored(
+    demo: Demo, small_disk: Path
+) -> None:
+    append_all(demo.out, small_disk)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    said = append_all(demo.out, small_disk)
+    assert said == f"the data folder {small_disk} cannot be written: Read-only file system"
+    assert_whole(Store(str(small_disk)), demo.store)
+    variables = {"HEDGE_DATA_URL": str(small_disk), "MLFLOW_TRACKING_URI": "sqlite:////tmp/no.db"}
+    assert hedge("status", cwd=Path("/"), **variables).returncode == 0
+    found = hedge("doctor", cwd=Path("/"), **variables)
+    assert found.returncode == 1
+    assert "cannot be written: Read-only file system" in found.stdout
+
+
+# -- a clock that jumps ----------------------------------------------------------------------------
+
+
+def test_a_clock_that_jumps_back_and_forth_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    begun = dt.datetime(2026, 3, 9, 14, 0, 31, tzinfo=dt.UTC)
+    now = [begun]
+    live = {"HEDGE_MODE": "live", "HEDGE_HISTORY_START": "2026-03-02"}
+    deployment = replace(replay_in(tmp_path, ("SIMQ",), **live), clock=lambda: now[0])
+    for minutes in (0, 1, 2, -20, -19, 3, 4, -1, 5, 6):
+        now[0] = begun + dt.timedelta(minutes=minutes)
+        session = session_at(deployment.calendar, now[0])
+        assert session is not None
+        with contextlib.suppress(StoreError):
+            poll(deployment, Fetcher(deployment, 20.0), session, catch_up=True)
+    bars = deployment.store.read(RAW_QUOTES)["bar_ts"]
+    assert (bars.diff().dropna() == pd.Timedelta("1min")).all()
+    log = deployment.store.read(PREDICTION_LOG)
+    served = log[log["role"] == "served"]
+    assert served["bar_ts"].tolist() == bars.tolist()
+    assert not served.duplicated(["symbol", "bar_ts"]).any()

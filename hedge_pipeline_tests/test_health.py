@@ -1,0 +1,375 @@
+"""The service says when it does not do its work, once, with cause and next step."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from hedge_pipeline import health, stages, status
+from hedge_pipeline.backup import LAST_BACKUP, UNDER_WAY
+from hedge_pipeline.health import Facts, Trouble
+from hedge_pipeline.learning.gate import GateState, Skill
+from hedge_pipeline.live.supervision import Heartbeat
+from hedge_pipeline.market.tables import RAW_QUOTES
+from hedge_pipeline.resources import housekeeping, notifier, upkeep
+from hedge_pipeline.resources.notifier import Delivery
+from hedge_pipeline.store import Store, StoreError
+from hedge_pipeline_tests.replays import Demo, demo_in, environment, hedge, replay_in, settings_in
+from hedge_pipeline_tests.runs import loop_at
+
+NOW = dt.datetime(2026, 3, 9, 15, 0, tzinfo=dt.UTC)
+MINUTE = dt.timedelta(minutes=1)
+PATIENCE = 15 * MINUTE
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    return demo_in(tmp_path_factory.getbasetemp())
+
+
+def facts(**changed: Any) -> Facts:
+    """A service in the middle of a session that does everything it should."""
+    well = Facts(
+        now=NOW,
+        session="2026-03-09",
+        opened=NOW - 90 * MINUTE,
+        last_bar=NOW - MINUTE,
+        last_outcome=NOW - 11 * MINUTE,
+        last_poll=NOW - MINUTE,
+        daemon=NOW - MINUTE,
+    )
+    return replace(well, **changed)
+
+
+# -- what is wrong ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"last_bar": NOW - 15 * MINUTE},
+        {"session": None, "opened": None, "last_bar": NOW - 2000 * MINUTE},
+        {"opened": NOW - 10 * MINUTE, "last_bar": NOW - 2000 * MINUTE},
+        {"daemon": None, "last_poll": None, "last_outcome": None},
+    ],
+    ids=["well", "just patient", "closed", "just opened", "nothing known"],
+)
+def test_nothing_is_wrong(changed: dict[str, Any]) -> None:
+    assert health.live_troubles(facts(**changed), PATIENCE) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"last_bar": NOW - 16 * MINUTE}, "for 16 min; the poll run is alive, so the source"),
+        (
+            {"last_bar": NOW - 16 * MINUTE, "last_poll": NOW - 16 * MINUTE},
+            "for 16 min; nobody polls",
+        ),
+        ({"last_bar": None, "last_poll": None}, "for 90 min; nobody polls"),
+        ({"daemon": NOW - 4 * MINUTE}, "daemon is silent for 4 min"),
+        ({"daemon": NOW - 4 * MINUTE, "session": None, "opened": None}, "daemon is silent"),
+    ],
+)
+def test_what_is_wrong_has_a_cause_and_a_next_step(changed: dict[str, Any], words: str) -> None:
+    (trouble,) = health.live_troubles(facts(**changed), PATIENCE)
+    assert words in trouble.message
+    assert trouble.grave
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ({"SCHEDULER": 0, "SENSOR": 0, "QUEUED_RUN_COORDINATOR": 30}, 30),
+        ({"SCHEDULER": 5, "SENSOR": 0, "QUEUED_RUN_COORDINATOR": 0, "BACKFILL": 99}, 5),
+        ({"SCHEDULER": 0}, None),
+        ({}, None),
+    ],
+)
+def test_the_slowest_required_daemon_counts(
+    tmp_path: Path, rows: dict[str, int], expected: int | None
+) -> None:
+    (tmp_path / "history").mkdir()
+    with closing(sqlite3.connect(tmp_path / "history" / "runs.db")) as runs, runs:
+        runs.execute("create table daemon_heartbeats (daemon_type text, timestamp text)")
+        for name, age in rows.items():
+            at = (NOW - age * MINUTE).replace(tzinfo=None)
+            runs.execute("insert into daemon_heartbeats values (?, ?)", (name, str(at)))
+    wanted = None if expected is None else NOW - expected * MINUTE
+    assert health.daemon_heartbeat(tmp_path) == wanted
+
+
+def test_a_real_daemon_heartbeat_is_read(tmp_path: Path) -> None:
+    from dagster._daemon.types import DaemonHeartbeat
+
+    (tmp_path / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        for name in health.DAEMONS:
+            instance.add_daemon_heartbeat(DaemonHeartbeat(NOW.timestamp(), name, None))
+    assert health.daemon_heartbeat(tmp_path) == NOW
+    assert health.daemon_heartbeat(tmp_path / "nothing") is None
+
+
+@pytest.mark.parametrize(("age", "told"), [(None, True), (25, False), (27, True)])
+def test_a_backup_that_is_asked_for_must_be_younger_than_a_day(
+    demo: Demo, tmp_path: Path, age: int | None, told: bool
+) -> None:
+    out = demo.copy(tmp_path / "out")
+    deployment = replace(replay_in(out), clock=lambda: NOW)
+    if age is not None:
+        at = (NOW - age * 60 * MINUTE).isoformat()
+        deployment.store.write_bytes(LAST_BACKUP, json.dumps({"at": at}).encode())
+    asked = settings_in(out, HEDGE_BACKUP_URL="backup")
+    assert (health.backup_trouble(deployment, asked) is not None) is told
+    assert health.backup_trouble(deployment, settings_in(out)) is None
+
+
+# -- the old guide's troubles ----------------------------------------------------------------------
+
+
+def test_too_little_data_for_a_training_is_said_with_what_helps(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"SIMQ: not enough data for retraining: 0 of .*bootstrap"):
+        health.learning_words(replay_in(tmp_path), "SIMQ")
+
+
+def test_too_few_new_outcomes_are_counted(demo: Demo) -> None:
+    words = health.learning_words(replay_in(demo.out), "SIMQ")
+    assert "0 of 100 new outcomes (MIN_SAMPLES_FOR_RETRAIN)" in words
+
+
+def test_data_without_a_model_ask_for_a_training(demo: Demo, tmp_path: Path) -> None:
+    out = demo.copy(tmp_path / "out")
+    for path in out.glob("models/SIMQ/*"):
+        path.unlink()
+    deployment = replay_in(out)
+    with pytest.raises(ValueError, match=r"no model found: run `hedge retrain --symbol SIMQ`"):
+        health.learning_words(deployment, "SIMQ")
+    trouble = health.model_trouble(deployment, "SIMQ")
+    assert trouble is not None
+    assert trouble.grave
+    assert "restore models/ from the backup" in trouble.message
+    said = hedge("doctor", cwd=tmp_path, HEDGE_DATA_URL=str(out), HEDGE_MODE="replay")
+    assert said.returncode == 1
+    assert any(
+        line.startswith("FAIL model-SIMQ") and "model 4 of SIMQ has no" in line
+        for line in said.stdout.splitlines()
+    )
+
+
+def test_a_model_that_was_changed_is_a_trouble(demo: Demo, tmp_path: Path) -> None:
+    out = demo.copy(tmp_path / "out")
+    (path,) = (out / "models" / "SIMQ").glob("000004-*.ubj")
+    path.write_bytes(path.read_bytes()[:-1])
+    trouble = health.model_trouble(replay_in(out), "SIMQ")
+    assert trouble is not None
+    assert trouble.name == "SIMQ: model not found"
+
+
+@pytest.mark.parametrize(
+    ("kind", "place"),
+    [("overlay", "/"), ("tmpfs", "/srv"), ("ext4", "/srv/data"), (None, "/elsewhere")],
+)
+def test_a_folder_that_does_not_persist_is_found(
+    tmp_path: Path, kind: str | None, place: str
+) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text(f"none {place} {kind} rw 0 0\nproc /proc proc rw 0 0\n")
+    assert status.filesystem_of(Path("/srv/data/x"), mounts) == kind
+
+
+def test_data_on_a_container_layer_are_a_finding(
+    demo: Demo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status, "filesystem_of", lambda folder, mounts: "overlay")
+    with pytest.raises(ValueError, match=r"data are not persisting .* mount a volume"):
+        status._persistence(replay_in(demo.out))
+
+
+def test_a_training_that_fails_again_and_again_is_told(tmp_path: Path) -> None:
+    @dg.job(name="train_model", tags={"dagster/partition": "SIMQ"})
+    def train_model() -> None:
+        """Stands for the real one."""
+
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        last = ""
+        for word in ("FAILURE", "SUCCESS", "FAILURE", "FAILURE"):
+            run = instance.create_run_for_job(
+                train_model,
+                status=dg.DagsterRunStatus[word],
+                tags={"dagster/partition": "SIMQ"},
+            )
+            last = run.run_id
+        assert upkeep.failed_trainings(instance, "SIMQ") == (2, last)
+        assert upkeep.failed_trainings(instance, "SIMN") == (0, "")
+    assert health.training_trouble("SIMQ", 2, last, 3) is None
+    trouble = health.training_trouble("SIMQ", 3, last, 3)
+    assert trouble is not None
+    assert f"run {last[:8]} says why" in trouble.message
+
+
+def test_lost_skill_is_told_once_per_era(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    deployment = replay_in(demo.out)
+    ledger = deployment.ledger("SIMQ")
+    state = ledger.state
+
+    class Lost:
+        accepted, pinned = ledger.accepted, ledger.pinned
+        state: GateState
+
+    Lost.state = replace(state, status=Skill.LOST, era=3)
+    monkeypatch.setattr(stages.Deployment, "ledger", lambda deployment, symbol: Lost())
+    trouble = health.model_trouble(deployment, "SIMQ")
+    assert trouble is not None
+    assert (trouble.name, trouble.grave) == ("SIMQ: skill lost in era 3", False)
+
+
+def test_a_restoration_that_did_not_end_is_grave(tmp_path: Path) -> None:
+    deployment = replay_in(tmp_path)
+    deployment.store.write_bytes(UNDER_WAY, b"{}")
+    (trouble,) = health.file_troubles(deployment)
+    assert trouble.grave
+
+
+# -- telling ---------------------------------------------------------------------------------------
+
+
+def test_a_trouble_is_told_once_per_period_and_again_when_it_lasts(tmp_path: Path) -> None:
+    store, every = Store(str(tmp_path)), dt.timedelta(hours=12)
+    first, second = Trouble("bars", "a"), Trouble("disk", "b")
+    assert health.untold(store, [first], NOW, every) == [first]
+    health.mark_told(store, [first], NOW, every)
+    later = NOW + dt.timedelta(hours=11)
+    assert health.untold(store, [first, second], later, every) == [second]
+    health.mark_told(store, [second], later, every)
+    again = NOW + every
+    assert health.untold(store, [first, second], again, every) == [first]
+    store.write_bytes(health.TOLD, b"no json")
+    assert health.untold(store, [first], NOW, every) == [first]
+
+
+class Told:
+    """Stands for the notifier; remembers what was sent."""
+
+    sent: list[tuple[str, str]]
+    ok = True
+
+    def __init__(self, urls: Sequence[object]) -> None:
+        self._urls = urls
+
+    def __bool__(self) -> bool:
+        return bool(self._urls)
+
+    def send(self, text: str, title: str) -> list[Delivery]:
+        Told.sent.append((title, text))
+        return [Delivery("json://***", Told.ok, "")]
+
+
+def test_the_watch_sends_one_alert_per_trouble_until_the_period_is_over(
+    demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = demo.copy(tmp_path / "out")
+    variables = environment(
+        HEDGE_DATA_URL=str(out),
+        HEDGE_CALENDAR="24/7",
+        HEDGE_MODE="replay",
+        HEDGE_ALERT_URLS="json://127.0.0.1:9",
+        HEDGE_BACKUP_URL="backup",
+        HEDGE_DISK_BUDGET_MB="1",
+    )
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    Told.sent = []
+    monkeypatch.setattr(notifier, "Notifier", Told)
+    now = dt.datetime(2024, 1, 12, 12, 0, tzinfo=dt.UTC)
+    (tmp_path / "home").mkdir()
+    with dg.DagsterInstance.local_temp(str(tmp_path / "home")) as instance:
+
+        def look(hours: float) -> str:
+            at = (now + dt.timedelta(hours=hours)).isoformat()
+            return housekeeping.watch(instance, loop_at(at))
+
+        Told.ok = False
+        look(0)
+        Told.ok = True
+        words = look(0.1)  # nobody has heard it yet
+        assert len(Told.sent) == 2
+        title, text = Told.sent[-1]
+        assert title == "hedge_pipeline: no new bar in 2024-01-12, backup, disk"
+        assert "HEDGE_DISK_BUDGET_MB is 1" in text
+        assert text.replace("\n", "; ") == words
+        seen = json.loads((out / health.SEEN).read_text())
+        assert not seen["healthy"]
+        assert "; ".join(trouble["message"] for trouble in seen["troubles"]) == words
+        assert seen["at"] == "2024-01-12T12:06:00+00:00"
+        assert look(1) != "all is well"
+        assert len(Told.sent) == 2
+        look(13)
+        assert len(Told.sent) == 3
+
+        def full(store: Store, path: str, content: bytes) -> None:
+            raise StoreError("the data folder cannot be written: No space left on device")
+
+        monkeypatch.setattr(Store, "write_bytes", full)
+        monkeypatch.setattr(housekeeping, "_UNWRITTEN", {})
+        assert "No space left" in look(13.1)
+        assert Told.sent[3:] == [
+            (
+                "hedge_pipeline: data folder",
+                "the data folder cannot be written: No space left on device",
+            )
+        ]
+        look(13.2)
+        assert len(Told.sent) == 4
+
+
+# -- for machines ----------------------------------------------------------------------------------
+
+
+def test_health_is_json_and_an_exit_code(tmp_path: Path) -> None:
+    variables = {"HEDGE_DATA_URL": str(tmp_path / "data"), "HEDGE_SYMBOLS": "SIMQ"}
+    said = hedge("health", "--json", cwd=tmp_path, HEDGE_CALENDAR="XNYS", **variables)
+    found = json.loads(said.stdout)
+    assert (said.returncode == 0) is found["healthy"]
+    assert found["last_bar_age_seconds"] is None
+    assert not (tmp_path / "data").exists()
+    # round the clock a session has been open since midnight and nobody has polled
+    at = dt.datetime.now(dt.UTC)
+    said = hedge(
+        *("health", "--json"),
+        cwd=tmp_path,
+        HEDGE_CALENDAR="24/7",
+        HEDGE_ALERT_NO_BAR_MINUTES="2",
+        **variables,
+    )
+    found = json.loads(said.stdout)
+    if at.hour or at.minute > 5:  # in the first minutes of the day nothing is missing yet
+        assert (said.returncode, found["healthy"]) == (1, False)
+        assert "nobody polls" in found["troubles"][0]["message"]
+
+
+def test_the_ages_are_those_of_the_newest_rows(demo: Demo, tmp_path: Path) -> None:
+    deployment = replay_in(demo.out)
+    last = deployment.store.read(RAW_QUOTES)["bar_ts"].max()
+    deployment = replace(deployment, clock=lambda: (last + 5 * MINUTE).to_pydatetime())
+    found = health.facts(deployment, None)
+    shown = health.as_json(found, [], deployment)
+    assert shown["last_bar_age_seconds"] == 240
+    assert shown["last_outcome_age_seconds"] == 300
+    assert shown["healthy"]
+    assert shown["next_opening"] > str(found.now.date())
+
+
+def test_a_heartbeat_is_the_last_poll(tmp_path: Path) -> None:
+    deployment = replace(replay_in(tmp_path), clock=lambda: NOW)
+    Heartbeat("run", (NOW - MINUTE).isoformat(), "2026-03-09").write(deployment.store)
+    assert health.facts(deployment, None).last_poll == NOW - MINUTE

@@ -1,0 +1,275 @@
+"""What a year leaves behind is freed, and nothing that is still needed."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+import pytest
+
+from hedge_pipeline import control, stages, storage
+from hedge_pipeline.backup import Places
+from hedge_pipeline.learning import drift
+from hedge_pipeline.learning.training import TrainingPlan
+from hedge_pipeline.market.tables import PERFORMANCE, PREDICTION_LOG, PROMOTIONS, RAW_QUOTES
+from hedge_pipeline.resources import upkeep
+from hedge_pipeline.resources.registry import MlflowRegistry, kept_versions
+from hedge_pipeline.stages import Deployment
+from hedge_pipeline_tests.replays import Demo, demo_in, replay_in
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    return demo_in(tmp_path_factory.getbasetemp())
+
+
+# -- tables ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def short_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drift is looked for in four sessions instead of 65."""
+    monkeypatch.setattr(drift, "RECENT", 2)
+    monkeypatch.setattr(drift, "MOST_REFERENCE", 2)
+
+
+def with_later_models(deployment: Deployment, first: str) -> Deployment:
+    """As if the serving models had been trained on later sessions, with a short window."""
+    for symbol in deployment.symbols:
+        version = deployment.ledger(symbol).accepted[-1]
+        card = deployment.shelf.card(symbol, version)
+        content = replace(card, first_session=first).to_json()
+        deployment.store.write_bytes(f"models/{symbol}/{version:06d}.json", content)
+    fresh = replay_in(Path(deployment.store.url), deployment.symbols)
+    return replace(fresh, plan=TrainingPlan(window_sessions=4))
+
+
+def test_what_the_serving_model_was_trained_on_is_never_forgotten(
+    demo: Demo, tmp_path: Path
+) -> None:
+    deployment = replay_in(demo.copy(tmp_path / "out"))
+    assert storage.needed_from(deployment) == "2024-01-02"
+    assert storage.forget(deployment, 1) == {"sessions": 0, "bytes": 0}
+
+
+def test_old_sessions_go_and_the_next_training_uses_what_it_would_have_used(
+    demo: Demo, tmp_path: Path
+) -> None:
+    deployment = with_later_models(replay_in(demo.copy(tmp_path / "out")), "2024-01-08")
+    store, state = deployment.store, deployment.ledger("SIMQ").state
+    before = stages.training_window(deployment, "SIMQ", state)
+    pending = stages.pending_sessions(deployment)
+    promotions, scores = store.read(PROMOTIONS), store.read(PERFORMANCE)
+    size = sum(store.size(table) for table in storage.FORGOTTEN)
+    done = storage.forget(deployment, 1)
+    # trained from 2024-01-08 on, and the features of that session look at the one before
+    assert store.sessions(RAW_QUOTES)[0] == "2024-01-05"
+    assert done["sessions"] == 3
+    assert done["bytes"] == size - sum(store.size(table) for table in storage.FORGOTTEN) > 0
+    assert not list(tmp_path.glob("out/raw_quotes/session=2024-01-02"))
+    again = with_later_models(deployment, "2024-01-08")
+    assert stages.training_window(again, "SIMQ", state) == before
+    assert store.read(PROMOTIONS).equals(promotions)
+    assert store.read(PERFORMANCE).equals(scores)
+    assert stages.pending_sessions(again) == pending
+    assert storage.forget(again, 1)["sessions"] == 0
+
+
+def test_what_was_forgotten_does_not_make_the_evidence_look_false(
+    demo: Demo, tmp_path: Path
+) -> None:
+    deployment = with_later_models(replay_in(demo.copy(tmp_path / "out")), "2024-01-08")
+    whole = control.rebuild_evidence(deployment, "SIMQ")
+    storage.forget(deployment, 1)
+    found = control.rebuild_evidence(with_later_models(deployment, "2024-01-08"), "SIMQ")
+    assert whole.forgotten == 0
+    assert found == replace(whole, sessions=whole.sessions - 3, forgotten=3)
+    # a session whose rows merely vanished is another matter
+    deployment.store.drop(PREDICTION_LOG, "2024-01-11")
+    differs = control.rebuild_evidence(with_later_models(deployment, "2024-01-08"), "SIMQ").differs
+    assert differs == "2024-01-11"
+
+
+def test_rows_younger_than_asked_for_stay(demo: Demo, tmp_path: Path) -> None:
+    deployment = with_later_models(replay_in(demo.copy(tmp_path / "out")), "2024-01-10")
+    at = dt.datetime(2024, 1, 12, tzinfo=dt.UTC)
+    storage.forget(replace(deployment, clock=lambda: at), 8)
+    assert deployment.store.sessions(PREDICTION_LOG)[0] == "2024-01-04"
+
+
+def test_without_any_evidence_nothing_is_forgotten(demo: Demo, tmp_path: Path) -> None:
+    deployment = replay_in(demo.copy(tmp_path / "out"), ("SIMQ", "NEW"))
+    assert storage.needed_from(deployment) is None
+    assert storage.forget(deployment, 1)["sessions"] == 0
+
+
+def test_the_report_counts_every_byte_and_says_what_is_too_much(demo: Demo, tmp_path: Path) -> None:
+    out = demo.copy(tmp_path / "out")
+    places = Places(str(out), out / "mlflow.db", tmp_path / "home")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "x.db").write_bytes(bytes(2_000_000))
+    (out / "mlflow.db").write_bytes(bytes(1_000_000))
+    found = storage.report(replay_in(out), places, 1)
+    assert found["areas"]["dagster"] == 2_000_000
+    assert found["areas"]["mlflow"] == 1_000_000
+    assert found["areas"]["tables"] == sum(x.stat().st_size for x in out.rglob("*.parquet"))
+    assert found["total_bytes"] == sum(found["areas"].values())
+    assert "HEDGE_DISK_BUDGET_MB is 1" in str(storage.trouble(found))
+    assert storage.trouble(found | {"budget_bytes": None, "free_share": 0.5}) is None
+    assert "make room" in str(storage.trouble(found | {"budget_bytes": None, "free_share": 0.01}))
+
+
+# -- Dagster ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    folder = tmp_path / "home"
+    folder.mkdir()
+    shutil.copy(REPOSITORY / "dagster.yaml", folder)
+    return folder
+
+
+@pytest.fixture
+def instance(home: Path) -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.from_config(str(home)) as opened:
+        yield opened
+
+
+@dg.asset
+def some_asset() -> None:
+    """Materialized by every run of these tests."""
+
+
+def some_run(instance: dg.DagsterInstance) -> str:
+    result = dg.materialize([some_asset], instance=instance)
+    assert result.success
+    return result.run_id
+
+
+def events_in(home: Path, run_id: str) -> int:
+    with contextlib.closing(sqlite3.connect(home / "history" / "runs" / "index.db")) as index:
+        found = index.execute("select count(*) from event_logs where run_id = ?", (run_id,))
+        return int(found.fetchone()[0])
+
+
+def test_an_old_run_leaves_neither_record_nor_event_nor_file(
+    instance: dg.DagsterInstance, home: Path
+) -> None:
+    old = [some_run(instance) for _ in range(2)]
+    for run_id in old:
+        (home / "storage" / run_id / "compute_logs").mkdir(parents=True)
+    between = dt.datetime.now(dt.UTC)
+    young = some_run(instance)
+    assert all(list(home.rglob(f"{run_id}*")) for run_id in old)
+    assert upkeep.delete_old_runs(instance, home, between) == 2
+    for run_id in old:
+        assert not instance.has_run(run_id)
+        assert events_in(home, run_id) == 0
+        assert list(home.rglob(f"{run_id}*")) == []
+    assert instance.has_run(young)
+    assert events_in(home, young) > 0
+    assert list(home.rglob(f"{young}.db"))
+
+
+def test_a_run_that_is_under_way_is_left_alone(instance: dg.DagsterInstance, home: Path) -> None:
+    run = instance.create_run_for_job(
+        dg.Definitions(assets=[some_asset]).resolve_implicit_global_asset_job_def(),
+        status=dg.DagsterRunStatus.STARTED,
+    )
+    later = dt.datetime.now(dt.UTC) + dt.timedelta(days=1)
+    assert upkeep.delete_old_runs(instance, home, later) == 0
+    assert instance.has_run(run.run_id)
+
+
+def test_a_deletion_killed_between_record_and_file_is_finished_by_the_next(
+    instance: dg.DagsterInstance, home: Path
+) -> None:
+    run_id = some_run(instance)
+    instance.delete_run(run_id)
+    assert list(home.rglob(f"{run_id}.db"))
+    upkeep.delete_old_runs(instance, home, dt.datetime(2020, 1, 1, tzinfo=dt.UTC))
+    assert list(home.rglob(f"{run_id}*")) == []
+
+
+def test_events_without_a_run_are_really_freed(instance: dg.DagsterInstance, home: Path) -> None:
+    text = dg.MetadataValue.text("x" * 20_000)
+    for _ in range(30):
+        event = dg.AssetMaterialization("some_asset", metadata={"text": text})
+        instance.report_runless_asset_event(event)
+    between = dt.datetime.now(dt.UTC)
+    instance.report_runless_asset_event(dg.AssetMaterialization("some_asset"))
+    index = home / "history" / "runs" / "index.db"
+    assert upkeep.delete_old_events(home, dt.datetime(2020, 1, 1, tzinfo=dt.UTC)) == 0
+    before = index.stat().st_size
+    assert upkeep.delete_old_events(home, between) == 60  # in two databases
+    assert index.stat().st_size < before - 500_000
+    assert instance.get_latest_materialization_event(dg.AssetKey("some_asset")) is not None
+
+
+def test_a_home_without_sqlite_has_nothing_to_free(tmp_path: Path) -> None:
+    assert upkeep.delete_old_events(tmp_path, dt.datetime.now(dt.UTC)) == 0
+
+
+# -- MLflow ----------------------------------------------------------------------------------------
+
+
+def mlflow_in(out: Path, newest: int | None) -> MlflowRegistry:
+    return MlflowRegistry(
+        f"sqlite:///{out}/mlflow.db",
+        artifacts=(out / "mlartifacts").as_uri(),
+        plots=False,
+        newest=newest,
+    )
+
+
+@pytest.mark.slow
+def test_superfluous_versions_leave_mlflow_with_their_files_and_do_not_come_back(
+    demo: Demo, tmp_path: Path
+) -> None:
+    out = demo.copy(tmp_path / "out")
+    deployment = replay_in(out, ("SIMQ",))
+    assert mlflow_in(out, None).publish(deployment, "SIMQ") == 4
+    models = sorted((out / "mlartifacts").rglob("*.ubj"))
+    assert len(models) == 4
+    registry = mlflow_in(out, 1)
+    aliases = registry.client.get_registered_model("hedge-SIMQ").aliases
+    assert registry.prune(deployment, "SIMQ") == 2  # the baseline and the newest stay
+    assert upkeep.collect_garbage(registry.tracking_uri)
+    again = mlflow_in(out, 1)
+    assert again.versions("SIMQ") == {1, 4}
+    assert again.publish(deployment, "SIMQ") == 0
+    assert again.prune(deployment, "SIMQ") == 0
+    assert len(sorted((out / "mlartifacts").rglob("*.ubj"))) == 2
+    assert len(sorted((out / "mlartifacts").rglob("model_card.json"))) == 2
+    assert again.client.get_registered_model("hedge-SIMQ").aliases == aliases
+    with contextlib.closing(sqlite3.connect(out / "mlflow.db")) as database:
+        assert database.execute("select count(*) from runs").fetchone() == (2,)
+
+
+def test_every_version_that_was_champion_is_kept(demo: Demo) -> None:
+    ledger = replay_in(demo.out, ("SIMQ",)).ledger("SIMQ")
+    entries: Any = ledger.entries
+    chosen = (entries["kind"] == "verdict") & (entries["model_version"] == 2)
+    ledger.entries = entries.assign(event=entries["event"].mask(chosen, "promote"))
+    assert kept_versions(ledger, 1) == {1, 2, 4}
+    pinned = entries.iloc[:1].assign(kind="override", event="pin", model_version=3)
+    ledger.entries = pd.concat([entries, pinned])
+    assert kept_versions(ledger, 1) == {1, 3, 4}
+    ledger.entries = entries.assign(event=entries["event"].mask(chosen, "promote"))
+    assert kept_versions(ledger, 2) == {1, 2, 3, 4}
+    assert kept_versions(ledger, None) == {1, 2, 3, 4}
+
+
+def test_behind_a_server_the_collection_is_the_servers_matter() -> None:
+    assert not upkeep.collect_garbage("http://127.0.0.1:5000")
