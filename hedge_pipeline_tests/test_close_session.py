@@ -374,10 +374,12 @@ def test_a_day_that_came_after_the_next_session_was_watched_is_available_only_th
 
 
 def test_a_first_start_has_the_days_before_its_oldest_session(tmp_path: Path) -> None:
-    deployment = deployment_in(tmp_path, MarketWithDays(), lambda: OPENS - 9 * HOUR)
+    market = MarketWithDays()
+    deployment = deployment_in(tmp_path, market, lambda: OPENS - 9 * HOUR)
     found = stages.bootstrap(deployment, BEFORE)
     assert found["failures"] == []
     first = calendar_of("XNYS").between(None, BEFORE[0])[-60]
+    assert market.windows == [(symbol, first, BEFORE[-1]) for symbol in SYMBOLS]
     assert_days(deployment.store, calendar_of("XNYS").between(first, BEFORE[-1]))
 
 
@@ -423,7 +425,7 @@ def test_bootstrap_gives_a_first_model_and_predicts_nothing(tmp_path: Path, cale
         return replace(deployment, clock=lambda: moment)
 
     deployment = start(now)
-    sessions = stages.history_window(deployment, 8 if calendar == "XNYS" else 5)
+    sessions = stages.history_window(deployment, 8 if calendar == "XNYS" else 6)
     assert len(sessions) == 6 if calendar == "XNYS" else 5
     walked: list[str] = []
     found = stages.bootstrap(deployment, sessions, advance=walked.append)
