@@ -186,6 +186,7 @@ def retrain(
         from hedge_pipeline.stages import StageError
 
         settings = load_settings()
+        symbol = symbol.upper()
         if symbol not in settings.symbols:
             watched = ", ".join(settings.symbols)
             raise StageError(f"{symbol} is not watched; HEDGE_SYMBOLS has {watched}")
