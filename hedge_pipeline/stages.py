@@ -1162,7 +1162,9 @@ def bootstrap(
             mature_outcomes(deployment, label)
         advance(label)
     models = {symbol: _first_model(deployment, symbol) for symbol in deployment.symbols}
-    if bars and not failures:
+    # what somebody polled has predictions to be finished and scored: closing is for that
+    polled = set(pending_sessions(deployment)) & set(deployment.store.sessions(PREDICTION_LOG))
+    if bars and not failures and not polled:
         _mark_closed(deployment, sessions[-1])
     return {
         "sessions": len(sessions),

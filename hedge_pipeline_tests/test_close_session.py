@@ -445,6 +445,15 @@ def test_bootstrap_gives_a_first_model_and_predicts_nothing(tmp_path: Path, cale
     assert files(tmp_path) == before
 
 
+def test_bootstrap_does_not_close_what_was_polled(polled: Path) -> None:
+    found = after(polled, FakeMarket())
+    stages.bootstrap(found.deployment, [*BEFORE, HALF_DAY])
+    assert stages.pending_sessions(found.deployment) == (HALF_DAY,)
+    closed = stages.close_session(found.deployment, HALF_DAY)
+    assert closed.predictions == 2 * 8  # served and baseline of the bars that came at the end
+    assert set(parts(polled).values()) == {1}
+
+
 def test_bootstrap_without_a_source_says_why_there_is_no_model(tmp_path: Path) -> None:
     market = FakeMarket(outages=[("", dt.datetime(2024, 1, 1, tzinfo=dt.UTC), CLOSES, AWAY)])
     deployment = deployment_in(tmp_path, market, lambda: OPENS - 9 * HOUR)
