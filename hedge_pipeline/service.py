@@ -130,6 +130,7 @@ def serve(settings: Settings, ports: Ports, configuration: Path, *, headless: bo
     environment = {
         **os.environ,
         "HEDGE_AUTOSTART": "true",
+        "HEDGE_CALENDAR": settings.calendar,
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MALLOC_ARENA_MAX": "2",
