@@ -143,7 +143,7 @@ def status(as_json: AsJson = False) -> None:
         from hedge_pipeline.replay import check_mode
         from hedge_pipeline.status import status as read_status
 
-        deployment = open_deployment(load_settings())
+        deployment = open_deployment(_live_settings())
         check_mode(deployment)
         found = read_status(deployment)
         if as_json:
@@ -159,7 +159,7 @@ def doctor(as_json: AsJson = False) -> None:
         from hedge_pipeline.opening import open_deployment, open_registry
         from hedge_pipeline.status import diagnose
 
-        settings = load_settings()
+        settings = _live_settings()
         findings = diagnose(settings, open_deployment(settings), open_registry(settings))
         if as_json:
             _print_json([vars(finding) for finding in findings])
@@ -186,7 +186,8 @@ def retrain(
         from hedge_pipeline.replay import check_mode
         from hedge_pipeline.stages import StageError
 
-        settings = load_settings()
+        settings = _live_settings()
+        symbol = symbol.upper()
         if symbol not in settings.symbols:
             watched = ", ".join(settings.symbols)
             raise StageError(f"{symbol} is not watched; HEDGE_SYMBOLS has {watched}")
@@ -244,7 +245,7 @@ def bootstrap(
         from hedge_pipeline import stages
         from hedge_pipeline.opening import open_deployment, open_registry
 
-        settings = load_settings()
+        settings = _live_settings()
         deployment = open_deployment(settings)
         sessions = stages.history_window(deployment, days)
         with _progress(as_json) as bar:
@@ -319,13 +320,16 @@ def up(
     """Run the service: polling, closing, retraining, and both web UIs. Ctrl-C stops all of it."""
     with _one_line():
         from hedge_pipeline import service
+        from hedge_pipeline.opening import ALWAYS_OPEN
 
-        settings = load_settings()
+        settings = _live_settings()
         if not configuration.exists():
             raise SettingsError(f"{configuration} is not here: run this in the project's folder")
         if prepare:
             service.prepare(service.dagster_home(settings), configuration)
             return
+        if settings.source == "simulated" and settings.calendar == ALWAYS_OPEN:
+            console.print("the simulated market is always open: HEDGE_CALENDAR=24/7")
         if not headless:
             console.print(
                 f"Dagster http://{settings.bind}:{port}   MLflow http://{settings.bind}:{mlflow_port}",
@@ -430,7 +434,7 @@ def _watched(symbol: str | None) -> tuple[Deployment, str]:
     from hedge_pipeline.replay import check_mode
     from hedge_pipeline.stages import StageError
 
-    settings = load_settings()
+    settings = _live_settings()
     watched = ", ".join(settings.symbols)
     if symbol is None and len(settings.symbols) > 1:
         raise StageError(f"name one of {watched} with --symbol")
@@ -467,7 +471,7 @@ def storage(
         from hedge_pipeline import storage as room
         from hedge_pipeline.opening import open_deployment, places
 
-        settings = load_settings()
+        settings = _live_settings()
         deployment = open_deployment(settings)
         for path in room.quarantine(deployment) if quarantine else ():
             errors.print(f"moved aside: {path}", markup=False, highlight=False, soft_wrap=True)
@@ -494,7 +498,7 @@ def health(as_json: AsJson = False) -> None:
         from hedge_pipeline import health as condition
         from hedge_pipeline.opening import open_deployment, places
 
-        settings = load_settings()
+        settings = _live_settings()
         deployment = open_deployment(settings)
         found = condition.facts(deployment, places(settings).home)
         patience = dt.timedelta(minutes=settings.alert_no_bar_minutes)
@@ -584,6 +588,12 @@ def _snapshot(found: Snapshot) -> dict[str, Any]:
 
 
 # -- replay and demo -------------------------------------------------------------------------------
+
+
+def _live_settings() -> Settings:
+    from hedge_pipeline.opening import live_settings
+
+    return live_settings(load_settings())
 
 
 def _settings(

@@ -16,6 +16,41 @@ if TYPE_CHECKING:
     from hedge_pipeline.settings import Settings
 
 
+ALWAYS_OPEN = "24/7"
+
+
+def live_settings(settings: Settings) -> Settings:
+    """The settings of a live service: a simulated market is always open unless told otherwise.
+
+    Without HEDGE_CALENDAR a store that holds sessions of the default calendar keeps to it.
+    """
+    given = settings.source != "simulated" or "calendar" in settings.model_fields_set
+    if given or settings.mode == "replay" or _holds_sessions_of(settings):
+        return settings
+    return settings.model_copy(update={"calendar": ALWAYS_OPEN})
+
+
+def _holds_sessions_of(settings: Settings) -> bool:
+    """Whether the newest stored session is one of the calendar of the settings."""
+    from hedge_pipeline.market.calendar import SessionCalendar
+    from hedge_pipeline.market.tables import RAW_QUOTES
+    from hedge_pipeline.store import Store, StoreError
+
+    store = Store(settings.data_url)
+    try:
+        labels = store.sessions(RAW_QUOTES)
+        bars = store.read(RAW_QUOTES, labels[-1:], columns=("bar_ts",))
+    except StoreError:  # whoever needs the store says so
+        return False
+    calendar = SessionCalendar(
+        settings.calendar, bar_seconds=settings.bar_seconds, start=settings.history_start
+    )
+    if not labels or labels[-1] not in calendar:
+        return False
+    times = bars["bar_ts"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
+    return bool((calendar.session(labels[-1]).index_of(times) >= 0).all())
+
+
 def source_options(settings: Settings, calendar: SessionCalendar) -> SourceOptions:
     """What the settings give a source."""
     extra = {}

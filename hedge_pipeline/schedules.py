@@ -8,6 +8,7 @@ from hedge_pipeline.jobs import POLL_LANE, close_session, housekeeping, poll_mar
 from hedge_pipeline.resources.loop import LoopResource
 from hedge_pipeline.settings import Settings
 
+GRACE_SECONDS = 600
 UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -81,7 +82,11 @@ def build_polling_schedule(settings: Settings, timezone: str) -> dg.ScheduleDefi
                 context.instance.report_run_failed(record.dagster_run, decision.reason)
         if decision.action is PollAction.SKIP:
             return dg.SkipReason(decision.reason)
-        return dg.RunRequest(tags={"hedge/reason": decision.reason})
+        # a run that hangs in a call is ended by the daemon, whatever its time box was
+        most = 60 * settings.poll_run_minutes + GRACE_SECONDS
+        return dg.RunRequest(
+            tags={"hedge/reason": decision.reason, "dagster/max_runtime": str(most)}
+        )
 
     return polling_schedule
 

@@ -147,6 +147,7 @@ def serve(settings: Settings, ports: Ports, configuration: Path, *, headless: bo
     environment = {
         **os.environ,
         "HEDGE_AUTOSTART": "true",
+        "HEDGE_CALENDAR": settings.calendar,
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         # not on the command line, where every process of the machine could read its password

@@ -315,12 +315,19 @@ def collect(deployment: Deployment, label: str) -> CollectedSession:
     return replace(found, without_days=collect_daily_bars(deployment, label))
 
 
-def collect_daily_bars(deployment: Deployment, label: str) -> dict[str, SourceError]:
+def collect_daily_bars(
+    deployment: Deployment, label: str, *, since: str | None = None
+) -> dict[str, SourceError]:
     """Stores the daily bars that are missing of the last sessions up to this one.
 
     Only sessions that are over have one; as many are wanted as hedge levels look back. A bar is
     available at the close, but one that came after the symbol was watched in a later session is
     available only now.
+
+    Args:
+        deployment: whose source and store.
+        label: the last session wanted.
+        since: as many as levels look back on from this earlier session are wanted, too.
 
     Returns:
         The error of each symbol whose daily bars could not be asked for.
@@ -332,7 +339,8 @@ def collect_daily_bars(deployment: Deployment, label: str) -> dict[str, SourceEr
         return {}
     asked_at = deployment.asked_at(deployment.calendar.session(label))
     until = asked_at - source.delay
-    wanted = deployment.calendar.between(None, label)[-DAYS_OF_HISTORY:]
+    before = deployment.calendar.between(None, since or label)[-DAYS_OF_HISTORY:]
+    wanted = deployment.calendar.between(before[0], label)
     wanted = tuple(x for x in wanted if deployment.calendar.session(x).closes <= until)
     stored = deployment.store.read(DAILY_BARS, wanted, columns=DAILY_BARS.key)
     known = set(zip(stored["symbol"], stored["session"], strict=True))
@@ -1126,11 +1134,12 @@ def _closed_through(deployment: Deployment) -> str | None:
 
 
 def history_window(deployment: Deployment, days: int) -> tuple[str, ...]:
-    """Sessions of the last calendar days that are over, oldest first."""
+    """Whole sessions of the last days, oldest first; a source's depth is counted like this."""
     now = deployment.clock()
+    begin = now - dt.timedelta(days=days)
     closed = deployment.calendar.closed_by(now - SETTLING)
-    first = (now - dt.timedelta(days=days)).date().isoformat()
-    return deployment.calendar.between(first, closed) if closed else ()
+    labels = deployment.calendar.between(begin.date().isoformat(), closed) if closed else ()
+    return tuple(x for x in labels if deployment.calendar.session(x).opens >= begin)
 
 
 def bootstrap(
@@ -1155,6 +1164,8 @@ def bootstrap(
     bars = gaps = 0
     failures: dict[str, None] = {}
     without_days: list[str] = []
+    if sessions:  # in one request what would otherwise be one for every session
+        collect_daily_bars(deployment, sessions[-1], since=sessions[0])
     for label in sessions:
         found = collect(deployment, label)
         failures |= {str(error): None for error in found.failures.values()}
@@ -1167,7 +1178,9 @@ def bootstrap(
             mature_outcomes(deployment, label)
         advance(label)
     models = {symbol: _first_model(deployment, symbol) for symbol in deployment.symbols}
-    if bars and not failures:
+    # what somebody polled has predictions to be finished and scored: closing is for that
+    polled = set(pending_sessions(deployment)) & set(deployment.store.sessions(PREDICTION_LOG))
+    if bars and not failures and not polled:
         _mark_closed(deployment, sessions[-1])
     return {
         "sessions": len(sessions),

@@ -374,10 +374,12 @@ def test_a_day_that_came_after_the_next_session_was_watched_is_available_only_th
 
 
 def test_a_first_start_has_the_days_before_its_oldest_session(tmp_path: Path) -> None:
-    deployment = deployment_in(tmp_path, MarketWithDays(), lambda: OPENS - 9 * HOUR)
+    market = MarketWithDays()
+    deployment = deployment_in(tmp_path, market, lambda: OPENS - 9 * HOUR)
     found = stages.bootstrap(deployment, BEFORE)
     assert found["failures"] == []
     first = calendar_of("XNYS").between(None, BEFORE[0])[-60]
+    assert market.windows == [(symbol, first, BEFORE[-1]) for symbol in SYMBOLS]
     assert_days(deployment.store, calendar_of("XNYS").between(first, BEFORE[-1]))
 
 
@@ -423,7 +425,7 @@ def test_bootstrap_gives_a_first_model_and_predicts_nothing(tmp_path: Path, cale
         return replace(deployment, clock=lambda: moment)
 
     deployment = start(now)
-    sessions = stages.history_window(deployment, 8 if calendar == "XNYS" else 5)
+    sessions = stages.history_window(deployment, 8 if calendar == "XNYS" else 6)
     assert len(sessions) == 6 if calendar == "XNYS" else 5
     walked: list[str] = []
     found = stages.bootstrap(deployment, sessions, advance=walked.append)
@@ -441,6 +443,15 @@ def test_bootstrap_gives_a_first_model_and_predicts_nothing(tmp_path: Path, cale
     again = stages.bootstrap(start(now + HOUR), sessions)
     assert set(again["models"].values()) == {"has a model already"}
     assert files(tmp_path) == before
+
+
+def test_bootstrap_does_not_close_what_was_polled(polled: Path) -> None:
+    found = after(polled, FakeMarket())
+    stages.bootstrap(found.deployment, [*BEFORE, HALF_DAY])
+    assert stages.pending_sessions(found.deployment) == (HALF_DAY,)
+    closed = stages.close_session(found.deployment, HALF_DAY)
+    assert closed.predictions == 2 * 8  # served and baseline of the bars that came at the end
+    assert set(parts(polled).values()) == {1}
 
 
 def test_bootstrap_without_a_source_says_why_there_is_no_model(tmp_path: Path) -> None:

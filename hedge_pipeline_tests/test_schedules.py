@@ -169,6 +169,15 @@ def test_inside_the_session_a_poll_run_is_asked_for(instance: dg.DagsterInstance
     assert asked(instance, now) == "the session is open and nobody polls"
 
 
+@pytest.mark.parametrize(("minutes", "seconds"), [("60", "4200"), ("1440", "87000")])
+def test_a_poll_run_may_last_longer_than_its_time_box_but_not_for_ever(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, minutes: str, seconds: str
+) -> None:
+    monkeypatch.setenv("HEDGE_POLL_RUN_MINUTES", minutes)
+    (request,) = tick(instance, NIGHT, "polling_schedule").run_requests or []
+    assert request.tags["dagster/max_runtime"] == seconds
+
+
 def test_the_run_of_a_request_is_seen_by_the_next_tick(instance: dg.DagsterInstance) -> None:
     (request,) = tick(instance, dt.datetime.now(dt.UTC)).run_requests or []
     job = code_location().resolve_job_def("poll_market")

@@ -51,7 +51,6 @@ class Service:
     def variables(self) -> dict[str, str]:
         return environment(
             HEDGE_SOURCE="simulated",
-            HEDGE_CALENDAR="24/7",
             HEDGE_SYMBOLS="SIMQ",
             HEDGE_DATA_URL=str(self.data),
             POLLING_INTERVAL="10",

@@ -38,4 +38,5 @@ def model_performance(
         metadata = pictures.performance(loop.deployment, symbol, sessions)
         run = context.run.run_id
         published = pictures.publish(loop.registry.open(), loop.deployment, symbol, run)
+    context.log.info(f"{symbol}: {pictures.scored_in_words(metadata)}")
     return dg.MaterializeResult(metadata={**metadata, "mlflow": published})

@@ -318,6 +318,29 @@ def performance(deployment: Deployment, symbol: str, sessions: int) -> dict[str,
     }
 
 
+def trained_in_words(found: Candidate) -> str:
+    """One line on a training."""
+    card = found.card
+    said = f"{card.symbol}: version {card.version}"
+    if not found.new:
+        return f"{said} has learned from these {card.rows} rows already; nothing new is saved"
+    return (
+        f"{said} saved: {card.rows} rows of {card.sessions} sessions to {card.cutoff}, "
+        f"guards {card.guard_failure or 'passed'}"
+    )
+
+
+def scored_in_words(shown: dict[str, Any]) -> str:
+    """One line on what `performance` shows."""
+    if "accuracy" not in shown:
+        return str(shown["note"])
+    return (
+        f"accuracy {shown['accuracy']:.3f} [{shown['accuracy_low']:.3f}, "
+        f"{shown['accuracy_high']:.3f}] of {shown['labels']} outcomes, "
+        f"base rate {shown['base_rate_accuracy']:.3f}"
+    )
+
+
 def publish(registry: MlflowRegistry, deployment: Deployment, symbol: str, run: str) -> str:
     """Publishes to MLflow; an MLflow that is down costs nothing but the view."""
     from hedge_pipeline.resources.registry import RegistryError

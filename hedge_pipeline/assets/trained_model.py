@@ -31,6 +31,9 @@ def trained_model(
     from hedge_pipeline import stages
     from hedge_pipeline.assets import pictures
 
+    symbol = context.partition_key
+    context.log.info(f"{symbol}: retraining started")
     with plain_failures():
-        candidate = stages.train_candidate(loop.deployment, context.partition_key)
+        candidate = stages.train_candidate(loop.deployment, symbol)
+    context.log.info(pictures.trained_in_words(candidate))
     return dg.MaterializeResult(metadata=pictures.candidate(candidate))

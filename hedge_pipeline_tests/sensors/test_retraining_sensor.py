@@ -20,6 +20,7 @@ from dagster._core.remote_origin import (
 )
 
 from hedge_pipeline import stages
+from hedge_pipeline.assets import pictures
 from hedge_pipeline.jobs import TRAIN_LANE
 from hedge_pipeline.opening import open_deployment
 from hedge_pipeline.sensors import retraining
@@ -338,6 +339,36 @@ def test_a_rejected_candidate_is_not_asked_for_again(
         verdict = shown(result)[("champion_model", symbol)]["verdict"]
         assert verdict.startswith("version 1, reject: ") and reason in verdict
     assert why_not(instance) == "SIMQ: 0 of 100 new samples; SIMN: 0 of 100 new samples"
+
+
+def said(instance: dg.DagsterInstance, run_id: str) -> list[str]:
+    """What the run's steps told in their own words."""
+    records = [entry for entry in instance.all_logs(run_id) if not entry.is_dagster_event]
+    return [entry.user_message for entry in records]
+
+
+def test_a_training_is_told_line_by_line(store: Path, instance: dg.DagsterInstance) -> None:
+    lines = said(instance, train(instance, "SIMQ", now=NIGHT).run_id)
+    saved = f"{SAMPLES['SIMQ']} rows of 5 sessions to {SESSIONS[4]}"
+    assert lines[0] == "SIMQ: retraining started"
+    assert lines[1].startswith(f"SIMQ: version 1 saved: {saved}, guards ")
+    assert lines[-1] == "SIMQ: no prediction that counts as evidence has matured yet"
+    again = said(instance, train(instance, "SIMQ", now=NIGHT).run_id)
+    expected = f"has learned from these {SAMPLES['SIMQ']} rows already; nothing new is saved"
+    assert again[1] == f"SIMQ: version 1 {expected}"
+
+
+def test_an_accuracy_is_told_with_its_interval_and_the_base_rate() -> None:
+    shown = {
+        "accuracy": 0.5312,
+        "accuracy_low": 0.498,
+        "accuracy_high": 0.5651,
+        "labels": 1886,
+        "base_rate_accuracy": 0.5049,
+    }
+    assert pictures.scored_in_words(shown) == (
+        "accuracy 0.531 [0.498, 0.565] of 1886 outcomes, base rate 0.505"
+    )
 
 
 def test_outcomes_of_a_new_session_are_asked_for_after_a_training(

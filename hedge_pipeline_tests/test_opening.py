@@ -1,0 +1,69 @@
+"""Settings turned into a deployment: which calendar a simulated market is on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hedge_pipeline import stages
+from hedge_pipeline.opening import ALWAYS_OPEN, live_settings, open_deployment
+from hedge_pipeline.settings import Settings, load_settings
+
+
+@pytest.fixture
+def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Settings of a store in the test's folder, with nothing from the environment."""
+    monkeypatch.chdir(tmp_path)
+    for field in Settings.model_fields.values():
+        monkeypatch.delenv(str(field.alias), raising=False)
+
+    def settings(**variables: str) -> Settings:
+        return load_settings(HEDGE_DATA_URL=str(tmp_path / "data"), **variables)
+
+    return settings
+
+
+def fill(settings: Settings, label: str) -> None:
+    """A session of the settings' calendar, stored after its end."""
+    deployment = open_deployment(settings)
+    closes = deployment.calendar.session(label).closes
+    stages.collect(replace(deployment, clock=lambda: closes), label)
+
+
+def test_a_simulated_market_is_always_open(given: Any) -> None:
+    assert live_settings(given()).calendar == ALWAYS_OPEN
+    assert live_settings(given(HEDGE_SOURCE="simulated")).calendar == ALWAYS_OPEN
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"HEDGE_CALENDAR": "XNYS"},
+        {"HEDGE_CALENDAR": "XTKS"},
+        {"HEDGE_SOURCE": "yahoo"},
+        {"HEDGE_SOURCE": "file"},
+        {"HEDGE_MODE": "replay"},
+    ],
+)
+def test_what_is_told_otherwise_stays_as_it_is(given: Any, variables: dict[str, str]) -> None:
+    settings = given(**variables)
+    assert live_settings(settings) is settings
+
+
+def test_a_calendar_in_the_env_file_is_told(given: Any, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("HEDGE_CALENDAR=XNYS\n")
+    assert live_settings(given()).calendar == "XNYS"
+
+
+def test_a_store_keeps_to_the_calendar_it_is_on(given: Any) -> None:
+    fill(given(), "2024-01-05")  # a Friday of New York
+    assert live_settings(given()).calendar == "XNYS"
+
+
+@pytest.mark.parametrize("label", ["2024-01-05", "2024-01-06"])
+def test_a_store_that_is_always_open_stays_so(given: Any, label: str) -> None:
+    fill(live_settings(given()), label)
+    assert live_settings(given()).calendar == ALWAYS_OPEN
