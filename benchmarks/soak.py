@@ -1,0 +1,182 @@
+"""The whole service for a while: memory by process, CPU, event log, and how well it keeps time.
+
+Starts `hedge up` on the simulated market, which is always open, in a folder of its own, after a
+bootstrap that gives it a model. Memory is PSS: pages shared by several processes count by share.
+The drift is the slope of the delay of decisions over time.
+
+    python -m benchmarks.soak --minutes 30 --interval 10
+    python -m benchmarks.soak --minutes 10 --interval 60
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.report import show
+from hedge_pipeline.market.tables import GAPS, PREDICTION_LOG, RAW_QUOTES
+from hedge_pipeline.store import Store
+
+ROLES = {
+    "hedge_pipeline.processes": "keeper",
+    "dagster._daemon": "daemon",
+    "dagster_webserver": "dagster_ui",
+    "uvicorn": "mlflow_ui",
+    "execute_run": "run",
+    "api grpc": "code_server",
+    "code-server": "code_server",
+}
+WARM_UP_MINUTES = 4.0
+EVERY_SECONDS = 15.0
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def processes(root: int) -> list[int]:
+    """The process and everything below it."""
+    children: dict[int, list[int]] = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                parent = (folder / "stat").read_text().rsplit(")", 1)[1].split()[1]
+            except OSError:
+                continue
+            children.setdefault(int(parent), []).append(int(folder.name))
+    found, waiting = [], [root]
+    while waiting:
+        found.append(waiting.pop())
+        waiting += children.get(found[-1], [])
+    return found
+
+
+def look(root: int) -> tuple[dict[str, float], float]:
+    """PSS by role in MB, and CPU seconds of all processes with the children they waited for."""
+    memory: dict[str, float] = {}
+    cpu = 0.0
+    for process in processes(root):
+        folder = Path("/proc", str(process))
+        try:
+            command = (folder / "cmdline").read_text().replace("\0", " ")
+            rollup = (folder / "smaps_rollup").read_text()
+            times = (folder / "stat").read_text().rsplit(")", 1)[1].split()[11:15]
+        except OSError:
+            continue
+        cpu += sum(map(int, times)) / TICKS
+        size = re.search(r"^Pss:\s+(\d+)", rollup, re.MULTILINE)
+        role = next((name for part, name in ROLES.items() if part in command), "other")
+        memory[role] = memory.get(role, 0.0) + (int(size[1]) / 1024 if size else 0.0)
+    return memory, cpu
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files below."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def measure(folder: Path, minutes: float, interval: int, headless: bool) -> dict[str, float]:
+    """Runs the service and looks at it."""
+    home, data = folder / "home", folder / "data"
+    variables = {
+        "HEDGE_SOURCE": "simulated",
+        "HEDGE_SYMBOLS": "SIMQ",
+        "POLLING_INTERVAL": str(interval),
+        "HEDGE_DATA_URL": str(data),
+        "DAGSTER_HOME": str(home),
+    }
+    environment = {**os.environ, **variables}
+    hedge = [sys.executable, "-m", "hedge_pipeline.cli"]
+    subprocess.run([*hedge, "bootstrap", "--days", "8"], env=environment, check=True)
+    service = subprocess.Popen(
+        [*hedge, "up", *(["--headless"] if headless else ["--port", "3477", "--mlflow-port"])]
+        + ([] if headless else ["5477"]),
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        time.sleep(60 * WARM_UP_MINUTES)
+        begun, (_, cpu_before), events_before = time.time(), look(service.pid), size_of(home)
+        curve: list[dict[str, float]] = []
+        while time.time() < begun + 60 * minutes:
+            memory, cpu = look(service.pid)
+            curve.append(memory)
+            if len(curve) % 8 == 1:
+                parts = "  ".join(f"{name} {value:4.0f}" for name, value in memory.items())
+                passed = (time.time() - begun) / 60
+                print(f"{passed:5.1f} min  {sum(memory.values()):5.0f} MB  {parts}", flush=True)
+            time.sleep(EVERY_SECONDS)
+        lasted, events = time.time() - begun, size_of(home) - events_before
+    finally:
+        service.send_signal(signal.SIGINT)
+        service.wait(60)
+    return {
+        "minutes": lasted / 60,
+        "interval_seconds": float(interval),
+        "cpu_seconds_per_minute": (cpu - cpu_before) / (lasted / 60),
+        "event_log_bytes_per_poll": events / (lasted / interval),
+        **_memory(curve),
+        **_timing(Store(str(data)), begun),
+    }
+
+
+def _memory(curve: list[dict[str, float]]) -> dict[str, float]:
+    totals = np.array([sum(memory.values()) for memory in curve])
+    third = max(1, len(totals) // 3)
+    polling = np.array([memory.get("run", np.nan) for memory in curve])
+    return {
+        "memory_median_mb": float(np.median(totals)),
+        "memory_most_mb": float(totals.max()),
+        "memory_first_third_mb": float(np.median(totals[:third])),
+        "memory_last_third_mb": float(np.median(totals[-third:])),
+        "poll_run_first_third_mb": float(np.nanmedian(polling[:third])),
+        "poll_run_last_third_mb": float(np.nanmedian(polling[-third:])),
+    }
+
+
+def _timing(store: Store, begun: float) -> dict[str, float]:
+    log = store.read(PREDICTION_LOG)
+    log = log[(log["role"] == "served") & (log["mode"] == "live")]
+    ends = log["bar_ts"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
+    ends = ends + np.timedelta64(60, "s")
+    decided = log["decided_at"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
+    recent = ends.astype("int64") / 1e6 >= begun
+    delay = (decided - ends)[recent] / np.timedelta64(1, "ms")
+    hours = (ends[recent] - ends[recent][0]) / np.timedelta64(1, "h")
+    minutes = int(np.ptp(ends[recent]) / np.timedelta64(1, "m")) + 1
+    days = log["bar_ts"].dt.strftime("%Y-%m-%d").unique()
+    bars, gaps = (store.read(table, days) for table in (RAW_QUOTES, GAPS))
+    return {
+        "expected_minutes": float(minutes),
+        "predictions": float(recent.sum()),
+        "with_a_model": float(log[recent]["prediction"].notna().sum()),
+        "bars_twice": float(bars.duplicated(["symbol", "bar_ts"]).sum()),
+        "gap_rows": float(len(gaps)),
+        "delay_median_ms": float(np.median(delay)),
+        "delay_p99_ms": float(np.quantile(delay, 0.99)),
+        "delay_drift_ms_per_hour": float(np.polyfit(hours, delay, 1)[0]),
+    }
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--interval", type=int, default=10)
+    parser.add_argument("--headless", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/out/soak.json"))
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(Path(folder), arguments.minutes, arguments.interval, arguments.headless)
+    show(f"service at {arguments.interval} s", found, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
