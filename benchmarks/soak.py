@@ -31,7 +31,6 @@ ROLES = {
     "dagster._daemon": "daemon",
     "dagster_webserver": "dagster_ui",
     "uvicorn": "mlflow_ui",
-    "execute_run": "run",
     "api grpc": "code_server",
     "code-server": "code_server",
 }
@@ -71,7 +70,7 @@ def look(root: int) -> tuple[dict[str, float], float]:
             continue
         cpu += sum(map(int, times)) / TICKS
         size = re.search(r"^Pss:\s+(\d+)", rollup, re.MULTILINE)
-        role = next((name for part, name in ROLES.items() if part in command), "other")
+        role = next((name for part, name in ROLES.items() if part in command), "run")
         memory[role] = memory.get(role, 0.0) + (int(size[1]) / 1024 if size else 0.0)
     return memory, cpu
 

@@ -146,14 +146,18 @@ def bootstrap() -> None:
 
 
 def report_models(context: dg.OpExecutionContext, loop: LoopResource) -> str:
-    """Publishes scores and aliases of every symbol; says how it went."""
+    """Publishes scores, aliases and signals of every symbol; says how it went."""
+    from hedge_pipeline import stages
     from hedge_pipeline.assets import pictures
 
-    registry = loop.registry.open()
-    return "; ".join(
-        f"{symbol}: MLflow {pictures.publish(registry, loop.deployment, symbol, context.run_id)}"
-        for symbol in loop.deployment.symbols
-    )
+    registry, deployment = loop.registry.open(), loop.deployment
+    said = []
+    for symbol in deployment.symbols:
+        published = pictures.publish(registry, deployment, symbol, context.run_id)
+        found = stages.signal_report(deployment, symbol)
+        signals = pictures.publish_signals(registry, deployment, symbol, found)
+        said.append(f"{symbol}: MLflow {published}, its signals {signals}")
+    return "; ".join(said)
 
 
 @dg.job(

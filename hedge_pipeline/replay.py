@@ -54,6 +54,10 @@ class Registry(Protocol):
         """Adds the plots of the symbol's newest version."""
         ...
 
+    def report(self, deployment: Deployment, symbol: str) -> object:
+        """Shows what became of the symbol's signals."""
+        ...
+
     def finish(self) -> None:
         """Waits for what was asked for."""
         ...
@@ -140,6 +144,7 @@ def replay(
                 for symbol in deployment.symbols:
                     registry.publish(deployment, symbol)
                     registry.draw(deployment, symbol)
+                    registry.report(deployment, symbol)
                 registry.finish()
                 stopwatch.registry_mb = max(stopwatch.registry_mb, registry.memory_mb())
     return stopwatch

@@ -339,7 +339,7 @@ def registry_in(folder: Path) -> MlflowRegistry:
 def publish(registry: MlflowRegistry, deployment: Deployment, symbol: str = "SIMQ") -> Any:
     """What was published, and the runs of the symbol's experiment afterwards."""
     found = stages.signal_report(deployment, symbol)
-    registry.publish_signals(deployment, symbol, found, "| a table |")
+    registry.publish_signals(deployment, symbol, found)
     experiment = registry.client.get_experiment_by_name(experiment_name(symbol))
     assert experiment is not None
     return found, registry.client.search_runs([experiment.experiment_id])
@@ -355,7 +355,9 @@ def test_mlflow_shows_the_report_in_a_run_of_its_own(
 ) -> None:
     found, (run,) = publish(registry, scored)
     assert (run.info.run_name, run.info.status) == ("SIMQ signals", "FINISHED")
-    assert run.data.tags["mlflow.note.content"] == "| a table |"
+    table = run.data.tags["mlflow.note.content"].splitlines()
+    assert table[0].startswith("| group | signals | win rate |")
+    assert table[2].startswith(f"| all | {found['overall']['signals']} |")
     assert run.data.tags["hedge.sessions"] == "4"
     numbers = ("signals", "scored", "win_rate", "lo", "hi", "profit_factor", "average_pct")
     last = scored.calendar.ordinal(SESSIONS[-1])

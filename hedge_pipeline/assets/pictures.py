@@ -107,6 +107,7 @@ def levels(deployment: Deployment, label: str, *, draw: bool = True) -> dict[str
 
 def signals(symbol: str, found: dict[str, Any]) -> dict[str, Any]:
     """Counts, win rate and profit factor of the signals, with the reliability of confidence."""
+    from hedge_pipeline.levels.trades import in_markdown
     from hedge_pipeline.resources import plots
 
     overall = found["overall"]
@@ -116,36 +117,13 @@ def signals(symbol: str, found: dict[str, Any]) -> dict[str, Any]:
         "sessions": found["sessions"],
         "predictions_scored": found["predictions_scored"],
         **{k: round(v, 4) if isinstance(v, float) else v for k, v in numbers.items()},
-        "groups": dg.MetadataValue.md(signal_table(found)),
+        "groups": dg.MetadataValue.md(in_markdown(found)),
     }
     if found["predictions_scored"]:
         shown["reliability"] = _picture(plots.confidence(found["reliability"], symbol))
     if overall["scored"]:
         shown["false_positives"] = _picture(plots.false_positives(found["by_session"], symbol))
     return shown
-
-
-def signal_table(found: dict[str, Any]) -> str:
-    """The groups of a signal report as a Markdown table."""
-    lines = ["| group | signals | win rate | 95 % | profit factor |", "|---|---|---|---|---|"]
-    groups = [("all", found["overall"])]
-    for title in ("by_level_source", "by_strength_band", "by_confidence"):
-        words = title.removeprefix("by_").replace("_", " ")
-        groups += [(f"{words} {name}", group) for name, group in found[title].items()]
-    for name, group in groups:
-        cells = [
-            name,
-            str(group["signals"]),
-            _or_dash(group["win_rate"], 3),
-            f"{_or_dash(group['lo'], 3)} to {_or_dash(group['hi'], 3)}",
-            _or_dash(group["profit_factor"], 2),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _or_dash(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def publish_signals(
@@ -155,7 +133,7 @@ def publish_signals(
     from hedge_pipeline.resources.registry import RegistryError
 
     try:
-        registry.publish_signals(deployment, symbol, found, signal_table(found))
+        registry.publish_signals(deployment, symbol, found)
     except RegistryError as error:
         log.warning("%s", error)
         return str(error)
@@ -396,7 +374,7 @@ def session(deployment: Deployment, label: str, *, draw: bool = True) -> dict[st
 
 def models(deployment: Deployment, symbol: str) -> dict[str, dict[str, Any]]:
     """What the model assets show of a symbol, by asset."""
-    from hedge_pipeline.stages import Candidate
+    from hedge_pipeline.stages import Candidate, signal_report
 
     newest = deployment.shelf.newest(symbol)
     shown = {} if newest is None else {"trained_model": candidate(Candidate(newest, new=False))}
@@ -404,6 +382,7 @@ def models(deployment: Deployment, symbol: str) -> dict[str, dict[str, Any]]:
         **shown,
         "champion_model": champion(deployment, symbol, 0, 0),
         "model_performance": performance(deployment, symbol, 0),
+        "signal_report": signals(symbol, signal_report(deployment, symbol)),
     }
 
 

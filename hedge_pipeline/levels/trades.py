@@ -253,6 +253,29 @@ def _interval(
     return float(lo), float(hi)
 
 
+def in_markdown(found: dict[str, Any]) -> str:
+    """The groups of a report as a Markdown table."""
+    lines = ["| group | signals | win rate | 95 % | profit factor |", "|---|---|---|---|---|"]
+    groups = [("all", found["overall"])]
+    for title in ("by_level_source", "by_strength_band", "by_confidence"):
+        words = title.removeprefix("by_").replace("_", " ")
+        groups += [(f"{words} {name}", group) for name, group in found[title].items()]
+    for name, group in groups:
+        cells = [
+            name,
+            str(group["signals"]),
+            _or_dash(group["win_rate"], 3),
+            f"{_or_dash(group['lo'], 3)} to {_or_dash(group['hi'], 3)}",
+            _or_dash(group["profit_factor"], 2),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _or_dash(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
 def reliability(
     confidence: npt.ArrayLike, hit: npt.ArrayLike, bins: Sequence[float] = RELIABILITY_EDGES
 ) -> list[dict[str, Any]]:

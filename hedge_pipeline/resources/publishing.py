@@ -52,11 +52,15 @@ class BackgroundRegistry:
 
     def publish(self, deployment: Deployment, symbol: str) -> None:
         """Asks for a publication of the symbol and returns at once."""
-        self._ask(symbol, draw=False)
+        self._ask(symbol, "publish")
 
     def draw(self, deployment: Deployment, symbol: str) -> None:
         """Asks for a publication with plots and returns at once."""
-        self._ask(symbol, draw=True)
+        self._ask(symbol, "draw")
+
+    def report(self, deployment: Deployment, symbol: str) -> None:
+        """Asks for the report of the symbol's signals and returns at once."""
+        self._ask(symbol, "report")
 
     def finish(self) -> None:
         """Waits until everything asked for is done.
@@ -86,9 +90,9 @@ class BackgroundRegistry:
         self._process.kill()
         self._process.communicate()
 
-    def _ask(self, symbol: str, *, draw: bool) -> None:
+    def _ask(self, symbol: str, what: str) -> None:
         self._asked += 1
-        self._send({"symbol": symbol, "draw": draw})
+        self._send({"symbol": symbol, "what": what})
 
     def _send(self, content: dict[str, Any]) -> None:
         assert self._process.stdin is not None
@@ -106,15 +110,21 @@ def main() -> None:
     os.dup2(2, 1)  # what MLflow prints is no answer
     from hedge_pipeline.opening import open_deployment, open_registry
     from hedge_pipeline.settings import load_settings
+    from hedge_pipeline.stages import signal_report
 
     settings = load_settings(**json.loads(sys.stdin.readline()))
     registry, deployment = open_registry(settings, plots=False), open_deployment(settings)
     for line in sys.stdin:
         asked, refused = json.loads(line), None
+        symbol, what = asked["symbol"], asked["what"]
         try:
-            registry.publish(deployment, asked["symbol"])
-            if asked["draw"]:
-                registry.draw(deployment, asked["symbol"])
+            if what == "report":
+                found = signal_report(deployment, symbol)
+                registry.publish_signals(deployment, symbol, found)
+            else:
+                registry.publish(deployment, symbol)
+            if what == "draw":
+                registry.draw(deployment, symbol)
         except RegistryError as error:
             refused = str(error)
         print(json.dumps({"refused": refused}), file=answers, flush=True)

@@ -124,26 +124,24 @@ class MlflowRegistry:
             raise RegistryError(f"{self._refused[symbol]}; everything else is published")
         return added
 
-    def publish_signals(
-        self, deployment: Deployment, symbol: str, found: dict[str, Any], table: str
-    ) -> None:
+    def publish_signals(self, deployment: Deployment, symbol: str, found: dict[str, Any]) -> None:
         """Shows the signal report of a symbol in a run of its own, which is kept up to date.
 
         Args:
             deployment: whose sessions the report is about.
             symbol: ticker symbol.
             found: see `stages.signal_report`.
-            table: its groups in Markdown.
 
         Raises:
             RegistryError: MLflow cannot be reached.
         """
+        from hedge_pipeline.levels.trades import in_markdown
         from hedge_pipeline.resources import plots
 
         with self._reachable():
             self._open(symbol)
             run_id = self._signal_run(symbol)
-            self.client.set_tag(run_id, "mlflow.note.content", table)
+            self.client.set_tag(run_id, "mlflow.note.content", in_markdown(found))
             self.client.set_tag(run_id, "hedge.sessions", str(found["sessions"]))
             self.client.log_dict(run_id, found, "signal_report.json")
             if found["predictions_scored"]:

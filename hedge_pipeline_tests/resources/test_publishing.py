@@ -52,6 +52,7 @@ def test_what_was_asked_for_is_there_when_it_has_finished(
     for symbol in deployment.symbols:
         background.publish(deployment, symbol)
     background.draw(deployment, "SIMQ")
+    background.report(deployment, "SIMQ")
     background.finish()
     assert background.failure is None
     registry: MlflowRegistry = open_registry(settings)
@@ -59,6 +60,8 @@ def test_what_was_asked_for_is_there_when_it_has_finished(
     newest = registry.client.get_model_version(model_name("SIMQ"), "4")
     files = registry.client.list_artifacts(str(newest.run_id))
     assert {"importance.png", "evidence.png"} <= {x.path for x in files}
+    runs = registry.client.search_runs([registry.client.get_run(newest.run_id).info.experiment_id])
+    assert "SIMQ signals" in {run.info.run_name for run in runs}
 
 
 def test_a_publication_that_fails_is_kept_and_completed_by_the_next(
