@@ -25,6 +25,7 @@ SETTLED_SECONDS = 60.0
 LONGEST_PAUSE_SECONDS = 30.0
 MOST_FAILURES = 6
 PATIENCE_SECONDS = 8.0
+STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass
@@ -156,7 +157,9 @@ class Keeper:
         def told(number: int, frame: FrameType | None) -> None:
             self._told = number
 
-        before = {x: signal.signal(x, told) for x in (signal.SIGTERM, signal.SIGINT)}
+        before = {x: signal.signal(x, told) for x in STOPPING}
+        # whoever became this process held them back meanwhile, so that none is lost
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
         try:
             yield
         finally:

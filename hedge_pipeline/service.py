@@ -14,6 +14,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from hedge_pipeline.processes import STOPPING
 from hedge_pipeline.settings import SettingsError
 
 if TYPE_CHECKING:
@@ -167,6 +169,8 @@ def serve(settings: Settings, ports: Ports, configuration: Path, *, headless: bo
     os.set_inheritable(lock.fileno(), True)  # held until the last process has ended
     sys.stdout.flush()
     sys.stderr.flush()
+    # until the new program listens to them
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     arguments = [sys.executable, "-m", "hedge_pipeline.processes", json.dumps(order)]
     os.execve(sys.executable, arguments, environment)
 

@@ -360,5 +360,5 @@ def test_a_signal_ends_every_process_and_the_poll_run_says_that_it_was_ended(
 
 def test_ctrl_c_ends_a_service_that_is_still_starting(service: Service) -> None:
     service.start()
-    service.wait_for("daemon", 20, lambda: "dagster._daemon" in str(service.processes()))
+    service.wait_for("daemon", 60, lambda: "dagster._daemon" in str(service.processes()))
     service.assert_ends_on(signal.SIGINT)

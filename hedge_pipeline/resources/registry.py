@@ -541,6 +541,8 @@ def _create_database(path: Path) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():  # MLflow would try again for two minutes
+        raise IsADirectoryError(f"{path} is a folder, not a database")
     if path.exists():
         return
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:

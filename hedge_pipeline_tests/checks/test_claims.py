@@ -276,7 +276,7 @@ def test_a_check_counts_with_its_own_claim_and_names_the_session(
     for number, (_, function) in enumerate(CLAIMS.values(), start=1):
         monkeypatch.setattr(claims, function.__name__, lambda *_, number=number: number)
     result = materialize(instance, [asset], LABEL)
-    found = verdicts(result)
+    found = {name: said for name, said in verdicts(result).items() if name in CLAIMS}
     assert set(found) == set(own)
     expected = {name: n for n, name in enumerate(CLAIMS, start=1) if name in own}
     assert {name: found[name].metadata["offending_rows"].value for name in own} == expected
@@ -292,7 +292,7 @@ def test_every_claim_passes_in_a_run_over_what_the_loop_wrote(
     result = materialize(instance, SESSION_ASSETS, LABEL)
     assert result.success
     found = verdicts(result)
-    assert set(found) == set(CLAIMS)
+    assert set(found) >= set(CLAIMS)
     assert all(check.passed for check in found.values())
 
 
