@@ -265,6 +265,7 @@ def bootstrap(
             )
             for symbol, words in found["models"].items():
                 console.print(f"{symbol}: {words}", highlight=False)
+            _tell_calendar(settings)
         for line in found["failures"]:
             errors.print(f"warning: {line}", markup=False, highlight=False, soft_wrap=True)
         if found["failures"] and not found["bars"]:
@@ -320,7 +321,6 @@ def up(
     """Run the service: polling, closing, retraining, and both web UIs. Ctrl-C stops all of it."""
     with _one_line():
         from hedge_pipeline import service
-        from hedge_pipeline.opening import ALWAYS_OPEN
 
         settings = _live_settings()
         if not configuration.exists():
@@ -328,8 +328,7 @@ def up(
         if prepare:
             service.prepare(service.dagster_home(settings), configuration)
             return
-        if settings.source == "simulated" and settings.calendar == ALWAYS_OPEN:
-            console.print("the simulated market is always open: HEDGE_CALENDAR=24/7")
+        _tell_calendar(settings)
         if not headless:
             console.print(
                 f"Dagster http://{settings.bind}:{port}   MLflow http://{settings.bind}:{mlflow_port}",
@@ -588,6 +587,13 @@ def _snapshot(found: Snapshot) -> dict[str, Any]:
 
 
 # -- replay and demo -------------------------------------------------------------------------------
+
+
+def _tell_calendar(settings: Settings) -> None:
+    from hedge_pipeline.opening import ALWAYS_OPEN
+
+    if settings.source == "simulated" and settings.calendar == ALWAYS_OPEN:
+        console.print("the simulated market is always open: HEDGE_CALENDAR=24/7", highlight=False)
 
 
 def _live_settings() -> Settings:

@@ -449,7 +449,7 @@ class Store:
 
     def _write(self, path: PurePosixPath, table: Table, rows: pd.DataFrame, *, first: bool) -> bool:
         """Writes a part; see `_put` for the answer."""
-        arrow = pa.Table.from_pandas(rows, schema=table.arrow, preserve_index=False)
+        arrow = _in_arrow(table, rows)
         floats = [column.name for column in table.columns if column.kind in ("float", "float32")]
         buffer = io.BytesIO()
         with pq.ParquetWriter(
@@ -623,6 +623,26 @@ def _part_name(table: Table, rows: pd.DataFrame, kind: str = "part") -> str:
             digest.update("\x1f".join(map(str, values.tolist())).encode())
     last = rows["bar_ts"].max().strftime("%H%M%S") if "bar_ts" in rows else "000000"
     return f"{kind}-{last}-{digest.hexdigest()[:12]}.parquet"
+
+
+def _in_arrow(table: Table, rows: pd.DataFrame) -> pa.Table:
+    """The rows as the table's Arrow schema has them.
+
+    Raises:
+        ValueError: a column that is never unknown holds an unknown value.
+    """
+    arrays = []
+    for field in table.arrow:
+        column = rows[field.name]
+        if getattr(column.dtype, "tz", None) is not None:  # Arrow would ask for `Series.values`
+            column = column.dt.tz_convert("UTC").dt.tz_localize(None).to_numpy()
+            array = pa.array(column, pa.timestamp("us")).cast(field.type)
+        else:
+            array = pa.Array.from_pandas(column, type=field.type)
+        if array.null_count and not field.nullable:
+            raise ValueError(f"{table.name}: {field.name} is unknown in {array.null_count} rows")
+        arrays.append(array)
+    return pa.Table.from_arrays(arrays, schema=table.arrow)
 
 
 def _by_key(table: Table, frame: pd.DataFrame) -> pd.DataFrame:

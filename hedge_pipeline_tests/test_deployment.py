@@ -303,6 +303,7 @@ def test_everything_runs_on_postgres_and_s3_by_settings_only(
         "HEDGE_DATA_URL": "s3://hedge/live",
         "HEDGE_BACKUP_URL": "s3://hedge/nightly",
         "HEDGE_SYMBOLS": "SIMQ",
+        "HEDGE_CALENDAR": "24/7",  # as `hedge up` tells its processes
         "MLFLOW_TRACKING_URI": f"{server}/mlflow",
     }
     said, errors = one_after_the_other(

@@ -21,6 +21,7 @@ def test_no_secret_reaches_a_log_an_event_a_table_or_mlflow(tmp_path: Path) -> N
         "DAGSTER_HOME": str(home),
         "HEDGE_DATA_URL": str(data),
         "HEDGE_SYMBOLS": "SIMQ",
+        "HEDGE_CALENDAR": "24/7",
         "HEDGE_ALERT_URLS": f"json://{CANARY}:{CANARY}@127.0.0.1:9/{CANARY}",
         "HEDGE_BACKUP_URL": f"ftp://{CANARY}:{CANARY}@127.0.0.1:9/backup",
         "AWS_SECRET_ACCESS_KEY": CANARY,

@@ -43,6 +43,7 @@ class YahooService(Service):
     def variables(self) -> dict[str, str]:
         ours = {
             "HEDGE_SOURCE": "yahoo",
+            "HEDGE_CALENDAR": "24/7",
             "HEDGE_SYMBOLS": SYMBOL,
             "POLLING_INTERVAL": str(POLLING_SECONDS),
         }

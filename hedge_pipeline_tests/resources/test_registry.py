@@ -24,6 +24,7 @@ from hedge_pipeline.learning.gate import GateState, Skill
 from hedge_pipeline.learning.training import margins
 from hedge_pipeline.market.tables import FEATURE_ROWS, PERFORMANCE, PROMOTIONS, feature_names
 from hedge_pipeline.resources.registry import (
+    SIGNALS_TAG,
     MlflowRegistry,
     RegistryError,
     experiment_name,
@@ -108,10 +109,12 @@ def history(registry: MlflowRegistry, run_id: str, metric: str) -> list[tuple[in
 
 
 def shown(registry: MlflowRegistry, symbol: str) -> Shown:
-    """What a user sees of a symbol, without the identifiers MLflow draws."""
+    """What a user sees of a symbol's versions, without the identifiers MLflow draws."""
     client = registry.client
     experiment = client.get_experiment_by_name(experiment_name(symbol))
     assert experiment is not None
+    found = client.search_runs([experiment.experiment_id])
+    of_versions = [run for run in found if SIGNALS_TAG not in run.data.tags]
     runs = {
         str(run.info.run_name): (
             run.info.status,
@@ -122,14 +125,14 @@ def shown(registry: MlflowRegistry, symbol: str) -> Shown:
             {name: history(registry, run.info.run_id, name) for name in run.data.metrics},
             sorted(x.path for x in client.list_artifacts(run.info.run_id)),
         )
-        for run in client.search_runs([experiment.experiment_id])
+        for run in of_versions
     }
     versions = sorted(
         (int(version.version), version.description, tuple(sorted(version.tags.items())))
         for version in client.search_model_versions(f"name='{model_name(symbol)}'")
     )
     return {
-        "number of runs": len(client.search_runs([experiment.experiment_id])),
+        "number of runs": len(of_versions),
         "runs": runs,
         "versions": versions,
         "aliases": dict(client.get_registered_model(model_name(symbol)).aliases),
