@@ -238,8 +238,9 @@ class MlflowRegistry:
         """The client, opened on first use."""
         if self._client is None:
             os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-            # seven by default, which is minutes; who publishes again later need not insist
+            # by default seven times two minutes; who publishes again later need not insist
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+            os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
             logging.getLogger("mlflow").setLevel(logging.WARNING)
             import mlflow
 

@@ -6,7 +6,10 @@ import dataclasses
 import datetime as dt
 import hashlib
 import json
+import os
 import shutil
+import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -534,6 +537,39 @@ def test_an_mlflow_that_does_not_answer_is_one_line_without_the_password(
     assert said.endswith("the store is complete and will be published later")
     assert "\n" not in said
     assert CANARY not in said + caplog.text
+
+
+@pytest.fixture
+def silent_server() -> Iterator[str]:
+    """The address of a server that takes every connection and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_an_mlflow_that_never_answers_is_given_up_and_completed_later(
+    deployment: Deployment,
+    registry: MlflowRegistry,
+    silent_server: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    begun = time.monotonic()
+    with pytest.raises(RegistryError, match="does not answer .*Max retries"):
+        MlflowRegistry(silent_server).publish(deployment, "SIMQ")
+    assert time.monotonic() - begun < 10
+    assert registry.publish(deployment, "SIMQ") == len(VERSIONS)
+
+
+def test_how_long_mlflow_may_take_is_a_minute_at_most_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"):
+        monkeypatch.setenv(name, "")  # restored afterwards
+        monkeypatch.delenv(name)
+    assert MlflowRegistry("http://127.0.0.1:9").client is not None
+    seconds = int(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"])
+    tries = 1 + int(os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"])
+    assert seconds * tries <= 60
 
 
 def test_a_path_that_cannot_be_a_database_is_one_line(
