@@ -554,7 +554,7 @@ def test_an_mlflow_that_never_answers_is_given_up_and_completed_later(
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     begun = time.monotonic()
-    with pytest.raises(RegistryError, match="does not answer .*Max retries"):
+    with pytest.raises(RegistryError, match=r"does not answer .*Max retries"):
         MlflowRegistry(silent_server).publish(deployment, "SIMQ")
     assert time.monotonic() - begun < 10
     assert registry.publish(deployment, "SIMQ") == len(VERSIONS)
