@@ -6,6 +6,7 @@ import datetime as dt
 from typing import TYPE_CHECKING
 
 from hedge_pipeline.learning.labels import GRACE, mature
+from hedge_pipeline.learning.novelty import UNLIKE
 from hedge_pipeline.market.tables import (
     CHAIN_FETCHES,
     FEATURE_ROWS,
@@ -158,6 +159,15 @@ def hasty_decisions(deployment: Deployment, label: str) -> int:
     log = deployment.store.read(PREDICTION_LOG, [label], columns=["bar_ts", "decided_at"])
     length = dt.timedelta(seconds=deployment.calendar.bar_seconds)
     return int((log["decided_at"] < log["bar_ts"] + length).sum())
+
+
+def novel_share(deployment: Deployment, label: str) -> float:
+    """Of the bars a model was there for, the share that abstained as unlike its training data."""
+    log = deployment.store.read(
+        PREDICTION_LOG, [label], columns=["role", "model_version", "reason"]
+    )
+    asked = log[(log["role"] == "served") & (log["model_version"] > 0)]
+    return float(asked["reason"].str.startswith(UNLIKE).mean()) if len(asked) else 0.0
 
 
 def invented_outcomes(deployment: Deployment, label: str) -> int:

@@ -127,3 +127,25 @@ outcomes_come_from_observed_prices = _claim(
     "invented_outcomes",
     "outcomes that the observed closes do not give",
 )
+
+
+@dg.asset_check(asset="prediction_log")
+def most_bars_are_like_the_training_data(
+    context: dg.AssetCheckExecutionContext, loop: LoopResource
+) -> dg.AssetCheckResult:
+    """At most a tenth of a session's bars abstain as unlike the training data.
+
+    More are a change of the market or of the feed. A warning: the bars abstained, nothing is wrong
+    with what was stored.
+    """
+    from hedge_pipeline.checks import claims
+    from hedge_pipeline.learning.novelty import MOST_NOVEL
+
+    shares = {x: claims.novel_share(loop.deployment, x) for x in sessions_of_the_run(context, loop)}
+    above = [f"{label}: {share:.0%}" for label, share in shares.items() if share > MOST_NOVEL]
+    return dg.AssetCheckResult(
+        passed=not above,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=", ".join(above) or None,
+        metadata={"highest_share_pct": round(100 * max(shares.values(), default=0.0), 2)},
+    )

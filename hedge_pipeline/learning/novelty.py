@@ -29,6 +29,7 @@ LEAST_SESSIONS = 10
 LEFT_OUT = 0.0005
 MOST_OUTSIDE = 3
 FAR = 0.5
+MOST_NOVEL = 0.1  # of a session; 0.09 was the most unusual of the days above
 UNLIKE = "unlike the training data"
 _NAMED = 4
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hedge_pipeline.checks import claims
+from hedge_pipeline.learning.novelty import UNLIKE
 from hedge_pipeline.market.sources.simulated import SimulatedSource
 from hedge_pipeline.market.tables import (
     CHAIN_FETCHES,
@@ -262,6 +263,27 @@ def test_minutes_a_slow_source_may_still_deliver_are_not_missed(
     assert claims.uncovered_minutes(deployment, LABEL) == 0
 
 
+def estranged(number: int) -> Change:
+    """The first served predictions abstained as unlike the training data."""
+
+    def change(frame: pd.DataFrame) -> pd.DataFrame:
+        rows = frame.index[frame["role"] == "served"][:number]
+        frame.loc[rows, "reason"] = f"{UNLIKE}: volume_1_30 4.20"
+        return frame
+
+    return change
+
+
+def test_the_share_of_strange_bars_is_of_those_a_model_was_asked_for(
+    deployment: Deployment,
+) -> None:
+    assert claims.novel_share(deployment, LABEL) == 0.0
+    Break(PREDICTION_LOG, estranged(78)).apply(deployment)
+    assert claims.novel_share(deployment, LABEL) == pytest.approx(0.1)
+    Break(PREDICTION_LOG, put("model_version", 0, range(1560))).apply(deployment)
+    assert claims.novel_share(deployment, LABEL) == 0.0
+
+
 # -- in real runs ------------------------------------------------------------------------------
 
 
@@ -341,3 +363,17 @@ def test_a_check_over_a_range_names_only_the_broken_session(
     check = verdicts(result)["quotes_are_plausible"]
     assert check.description == f"{LABEL}: 2 rows"
     assert check.metadata["sessions"].value == 2
+
+
+@pytest.mark.parametrize(("number", "description"), [(78, None), (79, f"{LABEL}: 10%")])
+def test_many_strange_bars_are_a_warning_that_stops_nothing(
+    deployment: Deployment, instance: dg.DagsterInstance, number: int, description: str | None
+) -> None:
+    Break(PREDICTION_LOG, estranged(number)).apply(deployment)
+    result = materialize(instance, SESSION_ASSETS, LABEL)
+    assert result.success
+    check = verdicts(result)["most_bars_are_like_the_training_data"]
+    assert (check.passed, check.blocking) == (description is None, False)
+    assert check.severity == dg.AssetCheckSeverity.WARN
+    assert check.description == description
+    assert check.metadata["highest_share_pct"].value == pytest.approx(number / 7.8, abs=0.01)
