@@ -1,24 +1,35 @@
 """Child processes that are kept running: each one that ends is started again, alone.
 
 A process whose sibling dies goes on: while the daemon or the code server is started again, the poll
-run polls. What ends soon after every start is not started for ever. Nothing about Dagster or the
-market belongs here, and nothing large is imported: this process lives as long as the service.
+run polls. What ends soon after every start is not started for ever. Runs of jobs are started on
+request (`resources/launching.py`) and are not started again; one that dies is reported.
+
+What runs Python is a copy of this process, which has imported what all of them need: the pages of
+these modules exist once, and a start takes no time. So there is one thread only. Nothing about the
+market belongs here.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
+import importlib
 import json
+import multiprocessing
 import os
+import runpy
+import selectors
 import shutil
 import signal
+import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
+from typing import Any, Protocol
 
 LOOK_EVERY_SECONDS = 0.2
 SETTLED_SECONDS = 60.0
@@ -26,6 +37,61 @@ LONGEST_PAUSE_SECONDS = 30.0
 MOST_FAILURES = 6
 PATIENCE_SECONDS = 8.0
 STOPPING = (signal.SIGTERM, signal.SIGINT)
+REQUESTS = "HEDGE_RUNS_SOCKET"
+REPORTER = "hedge_pipeline.resources.launching"
+_ASKED_WITHIN_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Program:
+    """A Python module that is run as `python -m` does it, in a copy of this process.
+
+    Attributes:
+        module: name.
+        arguments: of its command line.
+        title: what lists of processes show; "" = module and arguments.
+        fresh: path that is removed before the start; "" = none.
+        after: path that must exist before the module runs; "" = none.
+    """
+
+    module: str
+    arguments: tuple[str, ...] = ()
+    title: str = ""
+    fresh: str = ""
+    after: str = ""
+
+
+class Process(Protocol):
+    """What `Keeper` needs of a process it has started."""
+
+    @property
+    def pid(self) -> int:
+        """Its id, which is that of its group."""
+
+    def poll(self) -> int | None:
+        """Exit code, negative after a signal; None while it runs."""
+
+    def wait(self) -> int | None:
+        """Waits for its end."""
+
+
+class Copy:
+    """A copy of this process that runs a program; what it says goes to a pipe."""
+
+    def __init__(self, program: Program, writing: int, kept: set[int]) -> None:
+        context = multiprocessing.get_context("fork")
+        self._process = context.Process(target=_become, args=(program, writing, kept))
+        self._process.start()
+        self.pid = self._process.pid or 0
+
+    def poll(self) -> int | None:
+        """Exit code, negative after a signal; None while it runs."""
+        return self._process.exitcode
+
+    def wait(self) -> int | None:
+        """Waits for its end."""
+        self._process.join()
+        return self._process.exitcode
 
 
 @dataclass
@@ -34,7 +100,9 @@ class Child:
 
     Attributes:
         name: before each of its lines.
-        command: for the shell, which it replaces at its end (`exec`).
+        command: for the shell, which it replaces at its end (`exec`), or a Python module.
+        once: it is not started again.
+        run_id: of the run of a job; "" = it is none.
         process: as long as it runs, and until its end was noticed.
         begun: monotonic seconds of the last start.
         due: monotonic seconds before which it is not started.
@@ -42,8 +110,10 @@ class Child:
     """
 
     name: str
-    command: str
-    process: subprocess.Popen[bytes] | None = None
+    command: str | Program
+    once: bool = False
+    run_id: str = ""
+    process: Process | None = None
     begun: float = 0.0
     due: float = 0.0
     failures: int = 0
@@ -57,7 +127,7 @@ class Keeper:
     what a killed one has left running.
 
     Args:
-        environment: of every process.
+        environment: of every process that is no copy of this one.
         inherited: file descriptors that every process keeps open.
         say: takes one line.
     """
@@ -67,24 +137,36 @@ class Keeper:
     say: Callable[[str], None] = lambda line: print(line, flush=True)
     _children: list[Child] = field(default_factory=list)
     _groups: set[int] = field(default_factory=set)
+    _waiting: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
     _told: int | None = None
 
-    def add(self, name: str, command: str) -> None:
+    def add(self, name: str, command: str | Program) -> None:
         """Adds a process; it is started by `run`."""
         self._children.append(Child(name, command))
+
+    def listen(self, path: str) -> None:
+        """Takes requests about runs at this socket from now on; see `_answer`."""
+        server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        server.bind(path)
+        server.listen()
+        server.setblocking(False)
+        self._waiting.register(server, selectors.EVENT_READ, self._serve)
 
     def run(self) -> int:
         """Blocks until SIGTERM or SIGINT; returns 128 + its number, or 1 if it gave up before."""
         with self._listening():
             try:
                 while self._told is None:
-                    if not all(self._look_after(child) for child in self._children):
+                    # a run that ends adds its report
+                    if not all(self._look_after(child) for child in list(self._children)):
                         return 1
-                    time.sleep(LOOK_EVERY_SECONDS)
+                    self._wait(LOOK_EVERY_SECONDS)
                 self._tell("service", f"{signal.Signals(self._told).name}: stopping")
                 return 128 + self._told
             finally:
                 self._end_everything()
+
+    # -- starting and looking after --------------------------------------------------------
 
     def _look_after(self, child: Child) -> bool:
         """Starts the process if it does not run; False if it has failed too often."""
@@ -94,6 +176,13 @@ class Keeper:
             if code is None:
                 return True
             child.process = None
+            if child.once:
+                self._children.remove(child)
+                if code:
+                    self._tell(child.name, f"ended ({_words(code)})")
+                if code and child.run_id:
+                    self._report(child.run_id, code)
+                return True
             child.failures = child.failures + 1 if now - child.begun < SETTLED_SECONDS else 1
             if child.failures == MOST_FAILURES:
                 self._tell(child.name, f"ended {MOST_FAILURES} times in a row ({_words(code)})")
@@ -107,31 +196,81 @@ class Keeper:
 
     def _start(self, child: Child) -> None:
         child.begun = time.monotonic()
-        child.process = subprocess.Popen(
-            ["/bin/sh", "-c", child.command],
+        reading, writing = os.pipe()
+        process = self._process(child.command, writing)
+        os.close(writing)
+        child.process = process
+        self._groups = {group for group in self._groups if _signal(group, 0)}
+        self._groups.add(process.pid)
+        self._tell(child.name, f"started, process {process.pid}")
+        os.set_blocking(reading, False)
+        self._waiting.register(reading, selectors.EVENT_READ, _Lines(child.name, self._tell))
+
+    def _process(self, command: str | Program, writing: int) -> Process:
+        if isinstance(command, Program):
+            return Copy(command, writing, set(self.inherited))
+        return subprocess.Popen(
+            ["/bin/sh", "-c", command],
             env=dict(self.environment),
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=writing,
             stderr=subprocess.STDOUT,
             pass_fds=self.inherited,
             start_new_session=True,
         )
-        self._groups = {group for group in self._groups if _signal(group, 0)}
-        self._groups.add(child.process.pid)
-        self._tell(child.name, f"started, process {child.process.pid}")
-        reader = threading.Thread(target=self._pass_on, args=(child.name, child.process))
-        reader.daemon = True  # a process that is left behind may hold the pipe for ever
-        reader.start()
 
-    def _pass_on(self, name: str, process: subprocess.Popen[bytes]) -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            text = line.decode(errors="replace").rstrip()
-            if text:
-                self._tell(name, text)
+    # -- runs of jobs ----------------------------------------------------------------------
+
+    def _serve(self, server: socket.socket) -> None:
+        connection, _ = server.accept()
+        # who asks is gone, or asks nonsense
+        with connection, contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            connection.settimeout(_ASKED_WITHIN_SECONDS)
+            with connection.makefile("rw") as stream:
+                stream.write(json.dumps(self._answer(json.loads(stream.readline()))) + "\n")
+
+    def _answer(self, request: dict[str, Any]) -> bool:
+        """`start` = starts a run by its command line; `end` = sends SIGTERM to a run.
+
+        Returns:
+            Whether the run is one of ours and alive.
+        """
+        run_id = str(request["run_id"])
+        if request["what"] == "start":
+            module, *arguments = request["command"]
+            program = Program(module, tuple(arguments), f"{request['name']} {run_id}")
+            self._add_once(Child(str(request["name"]), program, once=True, run_id=run_id))
+            return True
+        for child in self._children:
+            if child.run_id == run_id and child.process is not None:
+                return _signal(child.process.pid, signal.SIGTERM)
+        return False
+
+    def _report(self, run_id: str, code: int) -> None:
+        """Tells Dagster that a run's process has died; a run that has ended stays as it is."""
+        why = f"its process ended ({_words(code)})"
+        program = Program(REPORTER, (run_id, why), f"report of {run_id}")
+        self._add_once(Child("report", program, once=True))
+
+    def _add_once(self, child: Child) -> None:
+        self._children.append(child)
+        self._start(child)
+
+    # -- what they say ---------------------------------------------------------------------
+
+    def _wait(self, seconds: float) -> None:
+        """Passes lines on and answers requests, for this long if nothing comes."""
+        for key, _ in self._waiting.select(seconds):
+            if not isinstance(key.data, _Lines):
+                key.data(key.fileobj)
+            elif not key.data.read(key.fd):
+                self._waiting.unregister(key.fd)
+                os.close(key.fd)
 
     def _tell(self, name: str, text: str) -> None:
         self.say(f"{time.strftime('%H:%M:%S')} {name:<7} | {text}")
+
+    # -- the end ---------------------------------------------------------------------------
 
     def _end_everything(self) -> None:
         """SIGTERM to every group, SIGKILL to what is left after a while."""
@@ -139,12 +278,14 @@ class Keeper:
         for group in self._groups:
             _signal(group, signal.SIGTERM)
         while self._living() and time.monotonic() < deadline:
-            time.sleep(LOOK_EVERY_SECONDS)
+            self._wait(LOOK_EVERY_SECONDS)
         for group in self._living():
             _signal(group, signal.SIGKILL)
         for child in self._children:
             if child.process is not None:
                 child.process.wait()
+        self._wait(0)
+        self._waiting.close()
 
     def _living(self) -> set[int]:
         for child in self._children:
@@ -167,18 +308,79 @@ class Keeper:
                 signal.signal(number, handler)
 
 
-def keep(commands: Mapping[str, str], folder: str, inherited: Sequence[int]) -> int:
+class _Lines:
+    """Passes on what one process says, line by line."""
+
+    def __init__(self, name: str, tell: Callable[[str, str], None]) -> None:
+        self._name = name
+        self._tell = tell
+        self._rest = b""
+
+    def read(self, descriptor: int) -> bool:
+        """Reads what is there; False at the end."""
+        try:
+            found = os.read(descriptor, 1 << 16)
+        except BlockingIOError:
+            return True
+        *lines, self._rest = (self._rest + found).split(b"\n")
+        if not found:
+            lines, self._rest = [self._rest], b""
+        for line in lines:
+            text = line.decode(errors="replace").rstrip()
+            if text:
+                self._tell(self._name, text)
+        return bool(found)
+
+
+def _become(program: Program, writing: int, kept: set[int]) -> None:
+    """Makes a copy of the keeper a process like any other, and runs the program in it."""
+    os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for descriptor in (1, 2):
+        os.dup2(writing, descriptor)
+    sys.stdout, sys.stderr = (os.fdopen(x, "w", buffering=1, closefd=False) for x in (1, 2))
+    for descriptor in [int(path.name) for path in Path("/dev/fd").iterdir()]:
+        if descriptor > 2 and descriptor not in kept:  # the keeper's own
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+    import setproctitle
+
+    title = program.title or " ".join((program.module, *program.arguments))
+    setproctitle.setproctitle(f"hedge: {title}")
+    if program.fresh:
+        Path(program.fresh).unlink(missing_ok=True)
+    while program.after and not Path(program.after).exists():
+        time.sleep(LOOK_EVERY_SECONDS)
+    sys.argv = [program.module, *program.arguments]
+    runpy.run_module(program.module, run_name="__main__", alter_sys=True)
+
+
+def keep(
+    commands: Mapping[str, str | dict[str, Any]],
+    folder: str,
+    inherited: Sequence[int],
+    imported: str = "",
+) -> int:
     """Runs commands in this process's environment until a signal comes; returns the exit code.
 
     Args:
-        commands: command line by name.
-        folder: removed at the end.
+        commands: command line of the shell, or fields of a `Program`, by name.
+        folder: removed at the end; where runs are asked for.
         inherited: file descriptors that every process keeps open.
+        imported: module that imports what the programs need; "" = none.
     """
     keeper = Keeper(os.environ, inherited)
+    requests = Path(folder) / "runs.sock"
+    os.environ[REQUESTS] = str(requests)
+    keeper.listen(str(requests))
     for name, command in commands.items():
-        keeper.add(name, command)
+        keeper.add(name, command if isinstance(command, str) else Program(**command))
     try:
+        if imported:
+            importlib.import_module(imported)
+            gc.collect()
+            gc.freeze()  # a collection in a copy would touch, and so copy, every page
         return keeper.run()
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,9 +1,9 @@
 """The running service: one code server, the daemon, the web UI and MLflow's UI, on loopback.
 
 A process that ends is started again alone, see `processes.py`, which this process becomes; if that
-is of no use, all are ended and the exit code is not zero. The daemon and the web server share one
-code server over a socket in a fresh folder; a python-module workspace would start a new one every
-minute.
+is of no use, all are ended and the exit code is not zero. All but MLflow's are copies of it. The
+daemon and the web server share one code server over a socket in a fresh folder; a python-module
+workspace would start a new one every minute.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import signal
 import socket
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from hedge_pipeline.processes import STOPPING
+from hedge_pipeline.processes import STOPPING, Program
 from hedge_pipeline.settings import SettingsError
 
 if TYPE_CHECKING:
@@ -77,8 +77,10 @@ def prepare(home: Path, configuration: Path) -> int:
         return len(left_over)
 
 
-def commands(settings: Settings, ports: Ports, folder: Path, *, headless: bool) -> dict[str, str]:
-    """Command line of every process, by name.
+def commands(
+    settings: Settings, ports: Ports, folder: Path, *, headless: bool
+) -> dict[str, str | Program]:
+    """What every process runs, by name.
 
     Args:
         settings: of the deployment.
@@ -86,29 +88,28 @@ def commands(settings: Settings, ports: Ports, folder: Path, *, headless: bool) 
         folder: fresh folder for the socket and the workspace file.
         headless: without the two UIs.
     """
-    address, workspace = folder / "code.sock", folder / "workspace.yaml"
+    address, workspace = str(folder / "code.sock"), folder / "workspace.yaml"
     workspace.write_text(
         f"load_from:\n  - grpc_server: {{socket: {address}, location_name: hedge_pipeline}}\n"
     )
-    run = shlex.quote(sys.executable)
-    # a daemon that is there before the code server sees its schedules a minute later
-    ready = f"while [ ! -S {address} ]; do sleep 0.2; done; exec {run}"
-    found = {
+    server = ("api", "grpc", "--socket", address, "--module-name", "hedge_pipeline.definitions")
+    found: dict[str, str | Program] = {
         # a killed server leaves its socket behind
-        "code": f"rm -f {address}; exec {run} -m dagster api grpc --socket {address} "
-        "--module-name hedge_pipeline.definitions --location-name hedge_pipeline",
-        "daemon": f"{ready} -m dagster._daemon run -w {workspace}",
+        "code": Program("dagster", (*server, "--location-name", "hedge_pipeline"), fresh=address),
+        # a daemon that is there before the code server sees its schedules a minute later
+        "daemon": Program("dagster._daemon", ("run", "-w", str(workspace)), after=address),
     }
     if not headless:
-        found["dagster"] = (
-            f"{ready} -m dagster_webserver -w {workspace} -h {shlex.quote(settings.bind)} "
-            f"-p {ports.dagster}"
+        found["dagster"] = Program(
+            "dagster_webserver",
+            ("-w", str(workspace), "-h", settings.bind, "-p", str(ports.dagster)),
+            after=address,
         )
         # `mlflow server` starts this very line and then waits beside it with 190 MB
         found["mlflow"] = (
             f"{_who_may_ask(settings, ports)} "
             '_MLFLOW_SERVER_FILE_STORE="$MLFLOW_BACKEND_STORE_URI" _MLFLOW_SGI_NAME=uvicorn '
-            f"_MLFLOW_SERVER_SERVE_ARTIFACTS=true exec {run} -m uvicorn "
+            f"_MLFLOW_SERVER_SERVE_ARTIFACTS=true exec {shlex.quote(sys.executable)} -m uvicorn "
             "mlflow.server.fastapi_app:app --workers 1 --log-level warning "
             f"--host {shlex.quote(settings.bind)} --port {ports.mlflow}"
         )
@@ -158,13 +159,16 @@ def serve(settings: Settings, ports: Ports, configuration: Path, *, headless: bo
         "MALLOC_ARENA_MAX": "2",
         "MALLOC_TRIM_THRESHOLD_": "100000",
         "ARROW_DEFAULT_MEMORY_POOL": "system",
+        "OPENBLAS_NUM_THREADS": "1",  # threads do not survive in the copies of the keeper
         "PYTHONUNBUFFERED": "1",
     }
     folder = tempfile.mkdtemp(prefix="hedge-")
+    wanted = commands(settings, ports, Path(folder), headless=headless)
     order = {
-        "commands": commands(settings, ports, Path(folder), headless=headless),
+        "commands": {x: y if isinstance(y, str) else asdict(y) for x, y in wanted.items()},
         "folder": folder,
         "inherited": [lock.fileno()],
+        "imported": "hedge_pipeline.resources.shared",
     }
     os.set_inheritable(lock.fileno(), True)  # held until the last process has ended
     sys.stdout.flush()

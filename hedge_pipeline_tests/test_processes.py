@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from hedge_pipeline import processes
-from hedge_pipeline.processes import MOST_FAILURES, Keeper
+from hedge_pipeline.processes import MOST_FAILURES, Keeper, Program
 
 PATIENCE = 20.0
 LIVES = "echo $$ >> {file}; while :; do sleep 0.1; done"
@@ -29,6 +31,14 @@ class Story:
 
     def add(self, name: str, command: str = LIVES) -> None:
         self.keeper.add(name, command.format(file=self.folder / name))
+
+    def module(self, name: str, text: str) -> str:
+        """Name of a new module that writes its process id, as `LIVES` does, and then goes on."""
+        told = (
+            f"import os, sys\nopen({str(self.folder / name)!r}, 'a').write(f'{{os.getpid()}}\\n')\n"
+        )
+        (self.folder / f"{name}_module.py").write_text(told + text)
+        return f"{name}_module"
 
     def starts(self, name: str) -> list[int]:
         """Process ids of the starts so far."""
@@ -174,6 +184,174 @@ def test_a_descriptor_is_kept_open_by_every_process(story: Story, tmp_path: Path
         story.add("holds", f"echo kept > /proc/self/fd/{held.fileno()}; " + LIVES)
         story.run(lambda: wait_until(lambda: story.starts("holds")))
     assert (tmp_path / "held").read_text() == "kept\n"
+
+
+# -- copies ----------------------------------------------------------------------------------------
+
+SLEEPS = "import time\nwhile True: time.sleep(0.1)\n"
+
+
+@pytest.fixture
+def copies(story: Story, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Story:
+    """A story whose modules can be imported."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return story
+
+
+def test_a_killed_copy_is_started_again_and_its_sibling_is_left_alone(copies: Story) -> None:
+    for name in ("one", "two"):
+        copies.keeper.add(name, Program(copies.module(name, SLEEPS)))
+
+    def act() -> None:
+        wait_until(lambda: copies.starts("one") and copies.starts("two"))
+        os.kill(copies.starts("one")[0], signal.SIGKILL)
+        wait_until(lambda: len(copies.starts("one")) == 2)
+
+    assert copies.run(act) == 143
+    assert len(copies.starts("two")) == 1
+    assert not any(lives(x) for x in [*copies.starts("one"), *copies.starts("two")])
+    assert any(x.endswith("one     | ended (SIGKILL), starts again in 0.1 s") for x in copies.lines)
+
+
+def test_a_copy_has_its_arguments_its_title_a_group_and_no_descriptor_of_the_keeper(
+    copies: Story, tmp_path: Path
+) -> None:
+    says = (
+        "found = os.listdir('/dev/fd')\n"  # one of them is of the listing itself
+        "kept = sorted(int(x) for x in found if os.path.exists(f'/dev/fd/{x}'))\n"
+        "print(sys.argv[1:], os.getpgid(0) == os.getpid(), kept)\n"
+        "print(open('/proc/self/cmdline').read())\n"
+    )
+    copies.keeper.add("sibling", Program(copies.module("sibling", SLEEPS)))
+    with (tmp_path / "held").open("w") as held:
+        copies.keeper.inherited = [held.fileno()]
+        copies.keeper.add("says", Program(copies.module("says", says + SLEEPS), ("a b", "c"), "me"))
+        copies.run(lambda: wait_until(lambda: any("hedge: me" in line for line in copies.lines)))
+        kept = [0, 1, 2, held.fileno()]
+    said = next(line for line in copies.lines if "says    | [" in line)
+    assert said.split("| ", 1)[1] == f"['a b', 'c'] True {kept}"
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "said"),
+    [("sys.exit(3)", 3, None), ("raise OSError('no disk')", 1, "OSError: no disk")],
+)
+def test_a_copy_that_ends_by_itself_is_a_failure_with_its_words(
+    copies: Story, text: str, code: int, said: str | None
+) -> None:
+    copies.keeper.add("broken", Program(copies.module("broken", text)))
+    assert copies.keeper.run() == 1
+    assert len(copies.starts("broken")) == MOST_FAILURES
+    lines = "\n".join(copies.lines)
+    assert f"broken  | ended {MOST_FAILURES} times in a row (exit code {code})" in lines
+    assert said is None or lines.count(f"broken  | {said}") == MOST_FAILURES
+
+
+def test_a_copy_starts_afresh_after_what_it_waits_for(copies: Story, tmp_path: Path) -> None:
+    (tmp_path / "socket").touch()
+    server = Program(copies.module("server", SLEEPS), fresh=str(tmp_path / "socket"))
+    client = Program(copies.module("client", SLEEPS), after=str(tmp_path / "other"))
+    copies.keeper.add("server", server)
+    copies.keeper.add("client", client)
+
+    def act() -> None:
+        wait_until(lambda: copies.starts("server"))
+        assert not (tmp_path / "socket").exists()
+        assert not copies.starts("client")
+        (tmp_path / "other").touch()
+        wait_until(lambda: copies.starts("client"))
+
+    copies.run(act)
+
+
+# -- runs of jobs ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(copies: Story, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., bool]:
+    """Asks the keeper about runs."""
+    address = str(tmp_path / "runs.sock")
+    copies.keeper.listen(address)
+    monkeypatch.setattr(processes, "REPORTER", copies.module("report", "print(sys.argv[1:])"))
+
+    def ask(what: str, run_id: str, *command: str) -> bool:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(PATIENCE)
+            connection.connect(address)
+            request = {"what": what, "run_id": run_id, "name": "job", "command": command}
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            return bool(json.loads(connection.makefile().readline()))
+
+    return ask
+
+
+def test_a_run_is_started_on_request_and_not_again(
+    copies: Story, asked: Callable[..., bool]
+) -> None:
+    run = copies.module("run", "print('ran', sys.argv[1:])")
+
+    def act() -> None:
+        assert asked("start", "r1", run, "x")
+        wait_until(lambda: any("job     | ran ['x']" in line for line in copies.lines))
+        wait_until(lambda: not any(lives(process) for process in copies.starts("run")))
+        time.sleep(0.3)
+
+    copies.run(act)
+    assert len(copies.starts("run")) == 1
+    assert not copies.starts("report")
+
+
+def test_a_run_that_dies_is_reported_once_and_not_started_again(
+    copies: Story, asked: Callable[..., bool]
+) -> None:
+    run = copies.module("run", SLEEPS)
+
+    def act() -> None:
+        asked("start", "r1", run)
+        wait_until(lambda: copies.starts("run"))
+        os.kill(copies.starts("run")[0], signal.SIGKILL)
+        wait_until(lambda: any("its process ended (SIGKILL)" in line for line in copies.lines))
+        time.sleep(0.3)
+
+    copies.run(act)
+    assert (len(copies.starts("run")), len(copies.starts("report"))) == (1, 1)
+    assert any("report  | ['r1', 'its process ended (SIGKILL)']" in x for x in copies.lines)
+
+
+def test_a_run_is_ended_on_request_and_an_unknown_one_is_not(
+    copies: Story, asked: Callable[..., bool]
+) -> None:
+    run = copies.module("run", SLEEPS)
+    answers = []
+
+    def act() -> None:
+        asked("start", "r1", run)
+        asked("start", "r2", run)
+        wait_until(lambda: len(copies.starts("run")) == 2)
+        answers.extend([asked("end", "r3"), asked("end", "r1")])
+        wait_until(lambda: sum(lives(process) for process in copies.starts("run")) == 1)
+        answers.append(asked("end", "r1"))
+
+    copies.run(act)
+    assert answers == [False, True, False]
+    assert not any(lives(process) for process in copies.starts("run"))
+
+
+def test_who_asks_nonsense_or_nothing_disturbs_nobody(
+    copies: Story, asked: Callable[..., bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "_ASKED_WITHIN_SECONDS", 0.1)
+    run = copies.module("run", SLEEPS)
+
+    def act() -> None:
+        for said in (b"", b"nonsense\n", b"[1]\n", b'{"what": "start"}\n'):
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(str(tmp_path / "runs.sock"))
+                connection.sendall(said)
+        assert asked("start", "r1", run)
+        wait_until(lambda: copies.starts("run"))
+
+    assert copies.run(act) == 143
 
 
 def test_the_folder_of_the_service_is_removed_at_the_end(

@@ -176,7 +176,7 @@ class Service:
 
     def running(self, what: str) -> list[int]:
         """Ids of the processes that run this Python module."""
-        return [x for x, told in self.processes().items() if what in told and "exec" not in told]
+        return [x for x, told in self.processes().items() if what in told]
 
     def polled(self) -> pd.Timestamp:
         """Time of the last poll."""
