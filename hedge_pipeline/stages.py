@@ -882,7 +882,7 @@ def training_window(deployment: Deployment, symbol: str, state: GateState) -> tu
 
 @dataclass(frozen=True)
 class Searched:
-    """The newest search; `new` is False if the same was asked before."""
+    """The newest search; `new` is False if it had asked the same already."""
 
     record: SearchRecord
     new: bool
@@ -890,7 +890,7 @@ class Searched:
     def in_words(self) -> str:
         """One line."""
         record = self.record
-        again = "" if self.new else " (asked before, nothing new is saved)"
+        again = "" if self.new else " (it had asked the same already)"
         return (
             f"{record.symbol}: search {record.number} on {record.sessions} sessions to "
             f"{record.cutoff}{again}: {record.reason}"
@@ -908,7 +908,7 @@ def search_hyperparameters(
     """Searches parameters on the sessions a training would use now, and stores what came of it.
 
     Later trainings use the find, see `plan_of`; what was trained, predicted and proven stays as it
-    is. Equal rows, trials and seed give no new search.
+    is. The same rows, trials and seed as those of the newest search give no new one.
 
     Args:
         deployment: whose store and plans.

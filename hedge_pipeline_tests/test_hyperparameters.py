@@ -121,7 +121,7 @@ def test_the_same_asked_again_is_no_new_search_and_another_seed_is(market: Deplo
     first = stages.search_hyperparameters(market, SYMBOL, trials=2)
     again = stages.search_hyperparameters(opened(Path(market.store.url)), SYMBOL, trials=2)
     assert (again.new, again.record) == (False, first.record)
-    assert "asked before" in again.in_words()
+    assert "asked the same already" in again.in_words()
     other = stages.search_hyperparameters(market, SYMBOL, trials=2, seed=1)
     assert (other.new, other.record.number) == (True, 2)
 

@@ -12,7 +12,7 @@ from hedge_pipeline.resources.loop import LoopResource
 
 
 class SearchConfig(dg.Config):
-    """How long to search; equal rows, trials and seed give no new search."""
+    """How long to search; the rows, trials and seed of the newest search give no new one."""
 
     trials: int = Field(default=30, ge=2, le=1000, description="trials, the defaults included")
     seed: int = Field(default=0, ge=0, description="seed of the proposals")
