@@ -217,6 +217,31 @@ def retrain(
 
 
 @app.command()
+def search(
+    symbol: Annotated[str, typer.Option(help="whose hyper-parameters")],
+    trials: Annotated[int, typer.Option(min=2, max=1000, help="the defaults included")] = 30,
+    seed: Annotated[int, typer.Option(min=0, help="of the proposals")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Search hyper-parameters; a find that beats the defaults is used by later trainings."""
+    with _one_line():
+        from dataclasses import asdict
+
+        from hedge_pipeline import stages
+
+        deployment, watched = _watched(symbol.upper())
+        with _progress(as_json, "trials") as bar:
+            task = bar.add_task("search", total=trials)
+            found = stages.search_hyperparameters(
+                deployment, watched, trials=trials, seed=seed, advance=lambda: bar.advance(task)
+            )
+        if as_json:
+            _print_json({"new": found.new, **asdict(found.record)})
+        else:
+            _say(found.in_words())
+
+
+@app.command()
 def alert_test(as_json: AsJson = False) -> None:
     """Send a test alert to every HEDGE_ALERT_URLS and say what came of it."""
     with _one_line():
@@ -720,15 +745,15 @@ def _is_date(label: str) -> bool:
         return False
 
 
-def _progress(quiet: bool) -> Progress:
+def _progress(quiet: bool, unit: str = "sessions") -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("sessions"),
+        TextColumn(unit),
         TimeRemainingColumn(),
         console=errors,
-        disable=quiet,
+        disable=quiet or not errors.is_terminal,  # elsewhere it leaves an empty line
         transient=True,
     )
 

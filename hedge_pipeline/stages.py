@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hedge_pipeline import chains
-from hedge_pipeline.learning import drift, gate, labels, ledger, novelty, scoring
+from hedge_pipeline.learning import drift, gate, labels, ledger, novelty, scoring, search
 from hedge_pipeline.learning.dataset import LabelledSessions, TrainingSet, assemble
 from hedge_pipeline.learning.drift import Drift
 from hedge_pipeline.learning.gate import Event, GateRule, GateState, SessionEvidence
@@ -27,6 +27,7 @@ from hedge_pipeline.learning.guards import guard
 from hedge_pipeline.learning.leaks import leaking
 from hedge_pipeline.learning.ledger import Ledger
 from hedge_pipeline.learning.retraining import Decision, RetrainingFacts, decide
+from hedge_pipeline.learning.search import SearchPlan, SearchRecord, SearchShelf
 from hedge_pipeline.learning.shelf import ModelShelf
 from hedge_pipeline.learning.training import (
     Margins,
@@ -39,6 +40,7 @@ from hedge_pipeline.learning.training import (
     margins,
     skill_in_nats,
 )
+from hedge_pipeline.learning.walk_forward import Course, course_of, cut
 from hedge_pipeline.levels.confidence import PRIOR, LevelEvidence, cell_sums
 from hedge_pipeline.levels.joining import in_force, level_grid
 from hedge_pipeline.levels.rules import LevelRules
@@ -110,6 +112,7 @@ class Deployment:
         open_source: opens the market data source on first use.
         rule: constants of the gate.
         plan: constants of training.
+        search_plan: how a search for hyper-parameters divides its sessions.
         replay: the store holds a replay of history: times are those a live system would have had,
             rows say `replay`, and that is what counts as evidence here.
         clock: the time now.
@@ -130,6 +133,7 @@ class Deployment:
     open_source: Callable[[], MarketSource]
     rule: GateRule
     plan: TrainingPlan
+    search_plan: SearchPlan = field(default_factory=SearchPlan)
     horizon: int = 10
     dead_band_bp: float = 0.2
     min_samples: int = 100
@@ -160,6 +164,11 @@ class Deployment:
     def shelf(self) -> ModelShelf:
         """The models of the store."""
         return ModelShelf(self.store)
+
+    @cached_property
+    def searches(self) -> SearchShelf:
+        """The searches for hyper-parameters of the store."""
+        return SearchShelf(self.store)
 
     @cached_property
     def labelled(self) -> LabelledSessions:
@@ -756,7 +765,8 @@ def train_candidate(deployment: Deployment, symbol: str) -> Candidate:
 
     The window are the last `window_sessions` settled sessions, not before the session from which
     on the evidence trusts the past. The file is loaded back through the serving path and must pass
-    the guards; the result is part of its description. Equal data give no new version.
+    the guards; the result is part of its description. Equal data give no new version. Parameters
+    come from the newest search before the cutoff, see `plan_of`.
 
     Raises:
         StageError: too few sessions or one class only.
@@ -771,10 +781,12 @@ def train_candidate(deployment: Deployment, symbol: str) -> Candidate:
             f"{symbol}: {len(sessions)} of the {plan.least_sessions} sessions a training needs "
             "have outcomes"
         )
+    plan, parameters_from = plan_of(deployment, symbol, sessions[-1])
     known_by = deployment.asked_at(deployment.calendar.session(sessions[-1]))
     data = assemble(deployment.labelled, symbol, sessions, plan, deployment.horizon, known_by)
     newest = deployment.shelf.newest(symbol)
-    if newest and newest.data_hash == data.data_hash and newest.plan == asdict(plan):
+    # descriptions lack the parameters that came later
+    if newest and newest.data_hash == data.data_hash and TrainingPlan(**newest.plan) == plan:
         return Candidate(newest, new=False)
     try:
         content, booster = fit(data, plan)
@@ -803,6 +815,7 @@ def train_candidate(deployment: Deployment, symbol: str) -> Candidate:
         spread=float(np.std(trained)),
         in_sample_skill=skill_in_nats(trained, data.labels[data.recent], base_rate),
         plan=asdict(plan),
+        parameters_from=parameters_from,
         contributions=contributions(
             booster, data.features[data.recent][::_EXPLAIN_EVERY], data.names
         ),
@@ -815,6 +828,20 @@ def train_candidate(deployment: Deployment, symbol: str) -> Candidate:
     if not deployment.shelf.put_card(card):
         raise StageError(f"{symbol}: another training has version {version} already")
     return Candidate(card, new=True)
+
+
+def plan_of(deployment: Deployment, symbol: str, cutoff: str) -> tuple[TrainingPlan, str]:
+    """The plan of a training with this cutoff, and in words where its parameters come from.
+
+    Only a search whose own cutoff lies before counts, and only if it was made for this horizon and
+    these features: what is found applies going forward, and a training of the past stays the same.
+    """
+    record = deployment.searches.newest(symbol, before=cutoff)
+    meant = (deployment.horizon, FEATURE_ROWS.schema_hash)
+    if record is None or (record.horizon_bars, record.schema_hash) != meant:
+        return deployment.plan, search.DEFAULTS
+    parameters: dict[str, Any] = record.parameters if record.adopted else {}
+    return replace(deployment.plan, **parameters), record.source
 
 
 def _guarded(
@@ -836,7 +863,10 @@ def _guarded(
     times = np.concatenate([session.bar_ts for session in labelled])
     rows = deployment.store.read(FEATURE_ROWS, recent, symbols=[symbol])
     wanted = np.isin(rows["bar_ts"].dt.tz_localize(None).to_numpy(), times)
-    spreads = [shelf.card(symbol, x).spread for x in deployment.ledger(symbol).accepted[-5:]]
+    earlier = [shelf.card(symbol, x) for x in deployment.ledger(symbol).accepted[-5:]]
+    plan = TrainingPlan(**card.plan)
+    # what other parameters said is not what is usual of these
+    spreads = [x.spread for x in earlier if TrainingPlan(**x.plan) == plan]
     logged = margins_of(rows[wanted], served)
     return guard(card, logged, trained, data, base_rate, spreads)
 
@@ -845,6 +875,111 @@ def training_window(deployment: Deployment, symbol: str, state: GateState) -> tu
     """Settled sessions a training would use now, ascending."""
     settled = settled_sessions(deployment, symbol, last=deployment.plan.window_sessions)
     return tuple(x for x in settled if state.train_from is None or x >= state.train_from)
+
+
+# -- the search for hyper-parameters ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Searched:
+    """The newest search; `new` is False if it had asked the same already."""
+
+    record: SearchRecord
+    new: bool
+
+    def in_words(self) -> str:
+        """One line."""
+        record = self.record
+        again = "" if self.new else " (it had asked the same already)"
+        return (
+            f"{record.symbol}: search {record.number} on {record.sessions} sessions to "
+            f"{record.cutoff}{again}: {record.reason}"
+        )
+
+
+def search_hyperparameters(
+    deployment: Deployment,
+    symbol: str,
+    *,
+    trials: int = search.TRIALS,
+    seed: int = 0,
+    advance: Callable[[], None] = lambda: None,
+) -> Searched:
+    """Searches parameters on the sessions a training would use now, and stores what came of it.
+
+    Later trainings use the find, see `plan_of`; what was trained, predicted and proven stays as it
+    is. The same rows, trials and seed as those of the newest search give no new one.
+
+    Args:
+        deployment: whose store and plans.
+        symbol: whose parameters.
+        trials: how many, the defaults included.
+        seed: of the proposals.
+        advance: called after every trial.
+
+    Raises:
+        StageError: too few sessions, one class only, or Optuna is not installed.
+    """
+    try:
+        search.load_optuna()
+    except search.SearchUnavailable as error:
+        raise StageError(str(error)) from None
+    plan, least = deployment.plan, deployment.search_plan.least_sessions
+    folds = pending_folds(deployment, symbol)
+    state = folds[-1].state if folds else deployment.ledger(symbol).state
+    sessions = training_window(deployment, symbol, state)
+    if len(sessions) < least:
+        raise StageError(
+            f"{symbol}: {len(sessions)} of the {least} sessions a search needs have outcomes"
+        )
+    known_by = deployment.asked_at(deployment.calendar.session(sessions[-1]))
+    data = assemble(deployment.labelled, symbol, sessions, plan, deployment.horizon, known_by)
+    newest = deployment.searches.newest(symbol)
+    record = SearchRecord(
+        symbol=symbol,
+        number=newest.number + 1 if newest else 1,
+        cutoff=sessions[-1],
+        first_session=sessions[0],
+        sessions=len(sessions),
+        created_at=known_by.astimezone(UTC).isoformat(),
+        horizon_bars=deployment.horizon,
+        schema_hash=FEATURE_ROWS.schema_hash,
+        data_hash=data.data_hash,
+        trials=trials,
+        seed=seed,
+        defaults=asdict(plan),
+    )
+    if newest and newest.asks_the_same_as(record):
+        return Searched(newest, new=False)
+    try:
+        course = _search_course(deployment, symbol, sessions, known_by)
+        found = search.search(
+            course, plan, deployment.rule, trials=trials, seed=seed, advance=advance
+        )
+    except ValueError as error:
+        raise StageError(f"{symbol}: {error}") from error
+    record = record.with_found(found)
+    if not deployment.searches.put(record):
+        raise StageError(f"{symbol}: another search has number {record.number} already")
+    return Searched(record, new=True)
+
+
+def _search_course(
+    deployment: Deployment, symbol: str, sessions: Sequence[str], known_by: dt.datetime
+) -> Course:
+    divided = deployment.search_plan
+    return course_of(
+        deployment.labelled,
+        symbol,
+        cut(sessions, least=divided.least, block=divided.block),
+        deployment.plan,
+        deployment.rule,
+        known_at=lambda label: deployment.calendar.session(label).closes + SETTLING,
+        known_by=known_by,
+    )
+
+
+# -- when to train ---------------------------------------------------------------------------------
 
 
 def leaking_features(deployment: Deployment, symbol: str) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -81,6 +81,7 @@ def materialize(
     partition: str | tuple[str, str],
     *,
     now: str | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> dg.ExecuteInProcessResult:
     """One run of the assets for a partition, or for a range of sessions; it may fail.
 
@@ -89,6 +90,7 @@ def materialize(
         assets: their names.
         partition: a key, or the first and the last one.
         now: an ISO time instead of the system's clock.
+        config: of the assets, by name.
     """
     key, tags = (
         (partition, None)
@@ -101,7 +103,7 @@ def materialize(
         asset_selection=[dg.AssetKey(name) for name in assets],
         partition_key=key,
         tags=tags,
-        run_config=QUIET,
+        run_config={**QUIET, "ops": dict(config or {})},
         raise_on_error=False,
     )
 

@@ -31,6 +31,7 @@ COMMANDS = (
     "status",
     "doctor",
     "retrain",
+    "search",
     "import-legacy",
     "storage",
     "health",
@@ -261,6 +262,16 @@ MISTAKES: dict[str, tuple[tuple[str, ...], dict[str, str], str]] = {
         ("import-legacy", "."),
         {},
         "none of predictions.csv, features.csv, outcomes.csv is in there",
+    ),
+    "a search for a symbol that is not watched": (
+        ("search", "--symbol", "NIX"),
+        {},
+        "NIX is not watched; HEDGE_SYMBOLS has SIMQ, SIMN",
+    ),
+    "a search in nothing": (
+        ("search", "--symbol", "SIMQ"),
+        {"HEDGE_CALENDAR": "XNYS"},
+        "SIMQ: 0 of the 35 sessions a search needs have outcomes",
     ),
     "a training of nothing": (("retrain", "--symbol", "SIMQ"), {}, "nothing trained: SIMQ: 0 of 1"),
 }

@@ -22,7 +22,7 @@ from hedge_pipeline_tests.runs import code_location
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = Path(str(hedge_pipeline.__file__)).parent
-HEAVY = {"xgboost", "mlflow", "matplotlib", "yfinance", "sklearn"}
+HEAVY = {"xgboost", "mlflow", "matplotlib", "yfinance", "sklearn", "optuna"}
 
 GRAPH: dict[str, tuple[set[str], str, dg.PartitionsDefinition[Any]]] = {
     "raw_quotes": (set(), "market", SESSIONS),
@@ -32,6 +32,7 @@ GRAPH: dict[str, tuple[set[str], str, dg.PartitionsDefinition[Any]]] = {
     "prediction_log": ({"features", "hedge_levels"}, "predictions", SESSIONS),
     "outcomes": ({"raw_quotes", "prediction_log"}, "predictions", SESSIONS),
     "trained_model": ({"features", "outcomes"}, "learning", SYMBOLS),
+    "hyperparameters": ({"features", "outcomes"}, "learning", SYMBOLS),
     "champion_model": ({"trained_model", "prediction_log", "outcomes"}, "learning", SYMBOLS),
     "model_performance": ({"champion_model", "prediction_log", "outcomes"}, "learning", SYMBOLS),
     "signal_report": ({"model_performance", "prediction_log", "outcomes"}, "learning", SYMBOLS),

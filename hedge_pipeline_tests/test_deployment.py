@@ -85,7 +85,7 @@ def test_the_image_installs_what_was_tested_without_cuda_and_tools() -> None:
     tested, installed = pins(REPOSITORY / "requirements.lock"), pins(DEPLOY / "requirements.lock")
     assert installed.pop("xgboost-cpu") == tested["xgboost"]
     assert {k: v for k, v in installed.items() if tested.get(k) != v} == {}
-    assert not {"xgboost", "pytest", "mypy", "moto", "duckdb"} & set(installed)
+    assert not {"xgboost", "pytest", "mypy", "moto", "duckdb", "optuna"} & set(installed)
     assert {"s3fs", "psycopg2-binary", "dagster-postgres"} <= set(installed)
     assert (DEPLOY / "requirements.lock").read_text().count("--hash=sha256:") > len(installed)
 

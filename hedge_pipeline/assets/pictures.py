@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hedge_pipeline.chains import CollectedChains
     from hedge_pipeline.live.loop import Poll
     from hedge_pipeline.resources.registry import MlflowRegistry
-    from hedge_pipeline.stages import Candidate, CollectedSession, Deployment
+    from hedge_pipeline.stages import Candidate, CollectedSession, Deployment, Searched
 
 log = logging.getLogger(__name__)
 
@@ -229,6 +229,7 @@ def candidate(found: Candidate) -> dict[str, Any]:
         "in_sample_skill_nats": round(card.in_sample_skill, 5),
         "margin_spread": round(card.spread, 4),
         "guards": card.guard_failure or "passed",
+        "parameters_from": card.parameters_from,
         "sha256": card.sha256,
         "importance": _picture(plots.importance(card.gain, card.symbol)),
     }
@@ -306,6 +307,28 @@ def trained_in_words(found: Candidate) -> str:
         f"{said} saved: {card.rows} rows of {card.sessions} sessions to {card.cutoff}, "
         f"guards {card.guard_failure or 'passed'}"
     )
+
+
+def searched(found: Searched) -> dict[str, Any]:
+    """The verdict of a search for hyper-parameters, and every trial."""
+    record = found.record
+    names = list(record.parameters)
+    head = ["trial", "gain, 1e-4 nats per label", *names]
+    rows = [
+        [str(number), f"{one['gain']:+.1f}", *(f"{one['parameters'][x]:.4g}" for x in names)]
+        for number, one in enumerate(record.tried)
+    ]
+    lines = [head, ["---"] * len(head), *rows]
+    return {
+        "search": record.number,
+        "new": found.new,
+        "verdict": record.reason,
+        "adopted": record.adopted,
+        "window": f"{record.first_session} to {record.cutoff} ({record.sessions} sessions)",
+        "parameters": dg.MetadataValue.json(record.parameters),
+        "scores": dg.MetadataValue.json(record.scores),
+        "trials": dg.MetadataValue.md("\n".join(f"| {' | '.join(line)} |" for line in lines)),
+    }
 
 
 def scored_in_words(shown: dict[str, Any]) -> str:

@@ -49,6 +49,7 @@ class TrainingPlan:
     learning_rate: float = 0.05
     depth: int = 3
     columns_per_node: float = 0.5
+    rows_per_tree: float = 1.0
     bins: int = 64
     child_weight: float = 40.0
     penalty: float = 20.0
@@ -62,6 +63,7 @@ class TrainingPlan:
             "eta": self.learning_rate,
             "max_depth": self.depth,
             "colsample_bynode": self.columns_per_node,
+            "subsample": self.rows_per_tree,
             "max_bin": self.bins,
             "min_child_weight": self.child_weight / 4,
             "reg_lambda": self.penalty / 4,
@@ -93,6 +95,7 @@ class ModelCard:
         spread: standard deviation of the margin on the last sessions of training.
         in_sample_skill: log-loss of the base rate minus that of the model there, nats per label.
         guard_failure: why the candidate may not predict; None = it passed every guard.
+        parameters_from: where the parameters of the plan come from, in words.
     """
 
     symbol: str
@@ -116,6 +119,7 @@ class ModelCard:
     lows: tuple[float | None, ...] = ()
     highs: tuple[float | None, ...] = ()
     guard_failure: str | None = None
+    parameters_from: str = "the defaults"
 
     def to_json(self) -> bytes:
         """Readable JSON."""

@@ -566,6 +566,7 @@ def _params(card: ModelCard) -> list[Any]:
         "horizon_bars": card.horizon_bars,
         "data_hash": card.data_hash,
         "schema_hash": card.schema_hash,
+        "parameters_from": card.parameters_from,
         **card.plan,
     }
     return [Param(name, str(value)) for name, value in values.items()]

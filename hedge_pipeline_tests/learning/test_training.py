@@ -49,6 +49,7 @@ def test_the_parameters_are_the_measured_defaults() -> None:
         "eta": 0.05,
         "max_depth": 3,
         "colsample_bynode": 0.5,
+        "subsample": 1.0,
         "max_bin": 64,
         "min_child_weight": 10.0,
         "reg_lambda": 5.0,
