@@ -27,7 +27,7 @@ from hedge_pipeline.market.tables import GAPS, PREDICTION_LOG, RAW_QUOTES
 from hedge_pipeline.store import Store
 
 ROLES = {
-    "hedge_pipeline.processes": "keeper",
+    "hedge: keeper": "keeper",
     "dagster._daemon": "daemon",
     "dagster_webserver": "dagster_ui",
     "uvicorn": "mlflow_ui",

@@ -242,7 +242,7 @@ class Keeper:
             self._add_once(Child(str(request["name"]), program, once=True, run_id=run_id))
             return True
         for child in self._children:
-            if child.run_id == run_id and child.process is not None:
+            if child.run_id == run_id and child.process and child.process.poll() is None:
                 return _signal(child.process.pid, signal.SIGTERM)
         return False
 
@@ -344,16 +344,20 @@ def _become(program: Program, writing: int, kept: set[int]) -> None:
         if descriptor > 2 and descriptor not in kept:  # the keeper's own
             with contextlib.suppress(OSError):
                 os.close(descriptor)
-    import setproctitle
-
-    title = program.title or " ".join((program.module, *program.arguments))
-    setproctitle.setproctitle(f"hedge: {title}")
+    _entitle(program.title or " ".join((program.module, *program.arguments)))
     if program.fresh:
         Path(program.fresh).unlink(missing_ok=True)
     while program.after and not Path(program.after).exists():
         time.sleep(LOOK_EVERY_SECONDS)
     sys.argv = [program.module, *program.arguments]
     runpy.run_module(program.module, run_name="__main__", alter_sys=True)
+
+
+def _entitle(title: str) -> None:
+    """What lists of processes show of this one."""
+    import setproctitle
+
+    setproctitle.setproctitle(f"hedge: {title}")
 
 
 def keep(
@@ -370,6 +374,7 @@ def keep(
         inherited: file descriptors that every process keeps open.
         imported: module that imports what the programs need; "" = none.
     """
+    _entitle("keeper")
     keeper = Keeper(os.environ, inherited)
     requests = Path(folder) / "runs.sock"
     os.environ[REQUESTS] = str(requests)

@@ -161,6 +161,7 @@ def serve(settings: Settings, ports: Ports, configuration: Path, *, headless: bo
         "ARROW_DEFAULT_MEMORY_POOL": "system",
         "OPENBLAS_NUM_THREADS": "1",  # threads do not survive in the copies of the keeper
         "PYTHONUNBUFFERED": "1",
+        "SPT_NOENV": "1",  # titles of processes leave the environment readable
     }
     folder = tempfile.mkdtemp(prefix="hedge-")
     wanted = commands(settings, ports, Path(folder), headless=headless)
