@@ -6,6 +6,7 @@ The drift is the slope of the delay of decisions over time.
 
     python -m benchmarks.soak --minutes 30 --interval 10
     python -m benchmarks.soak --minutes 10 --interval 60
+    python -m benchmarks.soak --minutes 15 --headless --samples 10   # with trainings
 """
 
 from __future__ import annotations
@@ -33,9 +34,11 @@ ROLES = {
     "uvicorn": "mlflow_ui",
     "api grpc": "code_server",
     "code-server": "code_server",
+    "hedge: poll_market": "poll_run",
+    "hedge: train_model": "training",
 }
 WARM_UP_MINUTES = 4.0
-EVERY_SECONDS = 15.0
+EVERY_SECONDS = 2.0
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -70,7 +73,7 @@ def look(root: int) -> tuple[dict[str, float], float]:
             continue
         cpu += sum(map(int, times)) / TICKS
         size = re.search(r"^Pss:\s+(\d+)", rollup, re.MULTILINE)
-        role = next((name for part, name in ROLES.items() if part in command), "run")
+        role = next((name for part, name in ROLES.items() if part in command), "other")
         memory[role] = memory.get(role, 0.0) + (int(size[1]) / 1024 if size else 0.0)
     return memory, cpu
 
@@ -80,13 +83,17 @@ def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def measure(folder: Path, minutes: float, interval: int, headless: bool) -> dict[str, float]:
-    """Runs the service and looks at it."""
+def measure(
+    folder: Path, minutes: float, interval: int, headless: bool, samples: int
+) -> dict[str, float]:
+    """Runs the service and looks at it; trains again after so many new outcomes."""
     home, data = folder / "home", folder / "data"
     variables = {
         "HEDGE_SOURCE": "simulated",
         "HEDGE_SYMBOLS": "SIMQ",
         "POLLING_INTERVAL": str(interval),
+        "MIN_SAMPLES_FOR_RETRAIN": str(samples),
+        "RETRAIN_CHECK_INTERVAL": "60",
         "HEDGE_DATA_URL": str(data),
         "DAGSTER_HOME": str(home),
     }
@@ -107,7 +114,7 @@ def measure(folder: Path, minutes: float, interval: int, headless: bool) -> dict
         while time.time() < begun + 60 * minutes:
             memory, cpu = look(service.pid)
             curve.append(memory)
-            if len(curve) % 8 == 1:
+            if len(curve) % 60 == 1:
                 parts = "  ".join(f"{name} {value:4.0f}" for name, value in memory.items())
                 passed = (time.time() - begun) / 60
                 print(f"{passed:5.1f} min  {sum(memory.values()):5.0f} MB  {parts}", flush=True)
@@ -129,12 +136,15 @@ def measure(folder: Path, minutes: float, interval: int, headless: bool) -> dict
 def _memory(curve: list[dict[str, float]]) -> dict[str, float]:
     totals = np.array([sum(memory.values()) for memory in curve])
     third = max(1, len(totals) // 3)
-    polling = np.array([memory.get("run", np.nan) for memory in curve])
+    polling = np.array([memory.get("poll_run", np.nan) for memory in curve])
+    training = [sum(memory.values()) for memory in curve if "training" in memory]
     return {
         "memory_median_mb": float(np.median(totals)),
         "memory_most_mb": float(totals.max()),
         "memory_first_third_mb": float(np.median(totals[:third])),
         "memory_last_third_mb": float(np.median(totals[-third:])),
+        "training_looks": float(len(training)),
+        "training_most_mb": max(training, default=float("nan")),
         "poll_run_first_third_mb": float(np.nanmedian(polling[:third])),
         "poll_run_last_third_mb": float(np.nanmedian(polling[-third:])),
     }
@@ -170,10 +180,17 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--interval", type=int, default=10)
     parser.add_argument("--headless", action="store_true")
+    parser.add_argument("--samples", type=int, default=100, help="outcomes until it trains again")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/soak.json"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(Path(folder), arguments.minutes, arguments.interval, arguments.headless)
+        found = measure(
+            Path(folder),
+            arguments.minutes,
+            arguments.interval,
+            arguments.headless,
+            arguments.samples,
+        )
     show(f"service at {arguments.interval} s", found, arguments.out)
 
 
