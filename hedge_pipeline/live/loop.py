@@ -260,13 +260,13 @@ def _next_poll_of(
 
 
 def _tell(deployment: Deployment, done: Poll) -> None:
-    """One line per new prediction, one per failure."""
+    """One line per failure, and one per symbol: its newest prediction of this poll."""
     for symbol, reason in done.failures.items():
         log.warning("%s: no new bars: %s", symbol, reason)
     if not done.predictions:
         return
     rows = deployment.store.read(PREDICTION_LOG, [done.session])
-    rows = rows[rows["role"] == "served"].sort_values("bar_ts")
+    rows = rows[(rows["role"] == "served") & (rows["decided_at"] >= done.at)].sort_values("bar_ts")
     for row in rows.drop_duplicates("symbol", keep="last").to_dict("records"):
         log.info("%s", describe(row, deployment.calendar.bar_seconds))
 
