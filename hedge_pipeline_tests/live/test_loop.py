@@ -638,6 +638,29 @@ def test_two_loops_at_once_do_no_harm(
     assert stored_twice(folder, LIVE_TABLES) == {}
 
 
+def test_a_run_that_was_taken_for_dead_and_wakes_up_leaves_the_market_to_its_successor(
+    folder: Path, history: Path, tmp_path: Path
+) -> None:
+    """A machine that was asleep for a while: the supervisor has started another run."""
+    asleep = watch(folder, FakeMarket(), at(9, 1))
+    successor = watch(folder, FakeMarket(), at(12, 5))
+
+    def awake() -> None:
+        asleep.clock.now = at(13, 4)
+        successor.run(until=at(13, 3), run_id="run-2")
+
+    asleep.clock.at(at(11, 1), awake)
+    assert asleep.run(until=at(30)) == 3
+    beat = Heartbeat.read(asleep.store)
+    assert beat is not None
+    assert (beat.run_id, beat.moment) == ("run-2", at(13, 1))
+    again = watch(folder, FakeMarket(), at(13, 30))
+    again.run(until=at(14, 2), run_id="run-3")
+    alone = watch(copy_of(history, tmp_path / "alone"), FakeMarket(), at(9, 1))
+    alone.run(until=at(14, 2))
+    assert_same_session(again.store, alone.store, HALF_DAY)
+
+
 class Killed(BaseException):
     """Stands for SIGKILL: nothing catches it."""
 
