@@ -7,18 +7,21 @@ web UIs whose poll run is killed, and one without them that loses its power.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,10 @@ pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MARK = "HEDGE_TEST_MARK"
+START_SECONDS = 30.0  # of a process on a busy machine
+RECOVERY_SECONDS = 60.0 + 10.0 + START_SECONDS  # the supervisor's minute, and an interval
+LISTENING = "0A"  # in /proc/net/tcp
+LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
 @dataclass
@@ -99,6 +106,24 @@ class Service:
                         found[int(folder.name)] = text.strip()
         return found
 
+    def addresses(self) -> set[str]:
+        """Addresses its processes listen on or speak to, over IPv4 and IPv6."""
+        own = set()
+        for pid in self.processes():
+            for descriptor in Path(f"/proc/{pid}/fd").glob("*"):
+                with contextlib.suppress(OSError):
+                    own.add(str(descriptor.readlink()))
+        found = set()
+        for table in ("tcp", "tcp6"):
+            for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+                parts = line.split()
+                if f"socket:[{parts[9]}]" in own:
+                    end = parts[1] if parts[3] == LISTENING else parts[2]
+                    words = bytes.fromhex(end.partition(":")[0])
+                    turned = b"".join(words[i : i + 4][::-1] for i in range(0, len(words), 4))
+                    found.add(str(ipaddress.ip_address(turned)))
+        return found
+
     def kill_everything(self) -> None:
         """What a power loss does; again until nothing new has come up."""
         while found := self.processes():
@@ -113,6 +138,7 @@ class Service:
         """Runs of a job, newest first, from the run storage itself."""
         import dagster as dg
 
+        told = {dg.DagsterEventType.RUN_FAILURE, dg.DagsterEventType.ENGINE_EVENT}
         with dg.DagsterInstance.from_config(str(self.data / "dagster_home")) as instance:
             records = instance.get_run_records(dg.RunsFilter(job_name=job))
             return [
@@ -121,9 +147,7 @@ class Service:
                     "status": record.dagster_run.status.value,
                     "said": [
                         event.message
-                        for event in instance.all_logs(
-                            record.dagster_run.run_id, of_type=dg.DagsterEventType.RUN_FAILURE
-                        )
+                        for event in instance.all_logs(record.dagster_run.run_id, of_type=told)
                     ],
                 }
                 for record in records
@@ -158,6 +182,13 @@ class Service:
         )
         with urllib.request.urlopen(request, timeout=10) as answer:
             return json.load(answer)["data"]
+
+    def terminate(self, run_id: str) -> None:
+        """What the UI does when a user ends a run."""
+        import dagster as dg
+
+        with dg.DagsterInstance.from_config(str(self.data / "dagster_home")) as instance:
+            assert instance.run_launcher.terminate(run_id)
 
     def tail(self) -> str:
         return (self.data / "service.log").read_text(errors="replace")[-4000:]
@@ -311,6 +342,53 @@ def test_a_poll_run_predicts_and_the_uis_show_it(service: Service) -> None:
     daemons = service.ask(query)["instance"]["daemonHealth"]["allDaemonStatuses"]
     ill = [x["daemonType"] for x in daemons if x["required"] and not x["healthy"]]
     assert ill == []
+    line = r"logged prediction: SIMQ @ \d+\.\d\d = [01] \(up 0\.\d{3}, trust 0\.\d\d, skill "
+    assert re.search(line, (service.data / "service.log").read_text(errors="replace"))
+
+
+def test_the_service_speaks_to_its_own_machine_only(
+    service: Service, services: tuple[Service, Service]
+) -> None:
+    assert "127.0.0.1" in service.addresses()
+    for each in services:
+        assert each.addresses() <= LOOPBACK
+
+
+ONE_POLL = """
+import sys
+import dagster as dg
+from hedge_pipeline.definitions import defs
+job = defs().resolve_job_def("poll_market")
+with dg.DagsterInstance.ephemeral() as instance:
+    assert job.execute_in_process(instance=instance).success
+heavy = ("mlflow", "sklearn", "matplotlib", "yfinance", "xgboost")
+print([name for name in heavy if sys.modules.get(name)])
+"""
+
+
+def test_a_poll_run_that_predicts_imports_xgboost_and_nothing_else_that_is_heavy(
+    service: Service, tmp_path: Path
+) -> None:
+    idle = replace(service, data=tmp_path / "data")
+    ignored = shutil.ignore_patterns("dagster_home", "mlflow.db*", "service.log")
+    shutil.copytree(service.data, idle.data, ignore=ignored)
+    label = idle.store.sessions(PREDICTION_LOG)[-1]
+    rows = idle.store.read(PREDICTION_LOG, [label])
+    newest = rows["bar_ts"].max()
+    idle.store.replace(PREDICTION_LOG, label, rows[rows["bar_ts"] < newest])
+    # the next poll is not within the time box
+    box = {"POLLING_INTERVAL": "3600", "HEDGE_POLL_RUN_MINUTES": "1", "HEDGE_CALENDAR": "24/7"}
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_POLL],
+        cwd=REPOSITORY,
+        env={**idle.variables, **box},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout == "['xgboost']\n", done.stderr[-3000:]
+    assert newest in set(idle.live_rows()["bar_ts"])
 
 
 @pytest.mark.parametrize("which", ["dagster api grpc", "dagster._daemon"])
@@ -328,25 +406,63 @@ def test_a_killed_process_is_started_again_while_polling_goes_on(
     service.assert_no_minute_is_missing_or_doubled()
 
 
-def test_a_killed_poll_run_is_reported_and_replaced(service: Service, struck: Struck) -> None:
-    first = service.heartbeat()
-    assert first is not None
+@pytest.fixture(scope="module")
+def orphan(service: Service, struck: Struck) -> Heartbeat:
+    """Last sign of life of a poll run that was killed after the code server that started it."""
+    beat = service.heartbeat()
+    assert beat is not None
     os.kill(service.poller(), signal.SIGKILL)
-    # its code server is gone, so only its silence tells: three intervals, a minute, a start
-    service.wait_for("new poll run", 240, lambda: service.polls_after(first))
-    runs = {run["id"]: run["status"] for run in service.runs()}
-    assert runs.pop(first.run_id) == "FAILURE"
-    assert list(runs.values()) == ["STARTED"]
-    service.assert_no_minute_is_missing_or_doubled()
+    return beat
 
 
-def test_after_a_power_loss_the_lost_run_is_reported_and_polling_resumes(struck: Struck) -> None:
+def test_after_a_power_loss_the_lost_run_is_reported_and_polling_resumes(
+    struck: Struck, orphan: Heartbeat
+) -> None:
     assert struck.status == "STARTED"  # nobody was left to say that it is dead
     service = struck.service
-    service.wait_for("poll run", 120, lambda: service.polls_after(struck.lost))
+    service.wait_for(
+        "poll run", START_SECONDS + RECOVERY_SECONDS, lambda: service.polls_after(struck.lost)
+    )
     (failed,) = [run for run in service.runs() if run["id"] == struck.lost.run_id]
     assert failed["status"] == "FAILURE"
     assert any("stopped while this run was under way" in line for line in failed["said"])
+    service.assert_no_minute_is_missing_or_doubled()
+
+
+def test_a_killed_poll_run_is_replaced_by_the_next_tick_and_catches_up(struck: Struck) -> None:
+    service = struck.service
+    beat = service.heartbeat()
+    assert beat is not None
+    os.kill(service.poller(), signal.SIGKILL)
+    killed = pd.Timestamp.now("UTC")
+    service.wait_for("poll run", RECOVERY_SECONDS, lambda: service.polls_after(beat))
+    service.assert_no_minute_is_missing_or_doubled()
+    ends = service.live_rows()["bar_ts"].max() + MINUTE
+    assert ends > killed - MINUTE  # the first poll has fetched what was missing
+    (failed,) = [run for run in service.runs() if run["id"] == beat.run_id]
+    assert failed["status"] == "FAILURE"
+    assert any("(SIGKILL)" in line for line in failed["said"]), failed["said"]
+
+
+def test_a_poll_run_that_is_terminated_ends_within_seconds(struck: Struck) -> None:
+    service = struck.service
+    beat, victim = service.heartbeat(), service.poller()
+    assert beat is not None
+    begun = time.monotonic()
+    service.terminate(beat.run_id)
+    service.wait_for("end of the run", 10, lambda: victim not in service.processes())
+    assert time.monotonic() - begun < 10
+    statuses = {run["id"]: run["status"] for run in service.runs()}
+    assert statuses[beat.run_id] == "CANCELED"
+    service.assert_no_minute_is_missing_or_doubled()
+
+
+def test_a_killed_poll_run_is_reported_and_replaced(service: Service, orphan: Heartbeat) -> None:
+    # its code server is gone, so only its silence tells: three intervals, a minute, a start
+    service.wait_for("new poll run", 240, lambda: service.polls_after(orphan))
+    runs = {run["id"]: run["status"] for run in service.runs()}
+    assert runs.pop(orphan.run_id) == "FAILURE"
+    assert list(runs.values()) == ["STARTED"]
     service.assert_no_minute_is_missing_or_doubled()
 
 
@@ -354,8 +470,10 @@ def test_after_a_power_loss_the_lost_run_is_reported_and_polling_resumes(struck:
 def test_a_signal_ends_every_process_and_the_poll_run_says_that_it_was_ended(
     services: tuple[Service, Service], which: int, number: signal.Signals
 ) -> None:
-    services[which].assert_ends_on(number)
-    assert {run["status"] for run in services[which].runs()} <= {"FAILURE", "CANCELED"}
+    service = services[which]
+    service.wait_for("poll run", 120, lambda: service.runs()[0]["status"] == "STARTED")
+    service.assert_ends_on(number)
+    assert {run["status"] for run in service.runs()} <= {"FAILURE", "CANCELED"}
 
 
 def test_ctrl_c_ends_a_service_that_is_still_starting(service: Service) -> None:

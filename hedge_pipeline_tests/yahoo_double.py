@@ -70,11 +70,20 @@ Answer = tuple[int, bytes, dict[str, str]]
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """A symbol Yahoo knows."""
+    """A symbol Yahoo knows.
+
+    Attributes:
+        price: about which it moves.
+        calendar: it trades by.
+        kind: in Yahoo's words.
+        walks: at random over a small wave, so that little can be known of the next minute;
+            otherwise on waves alone.
+    """
 
     price: float
     calendar: str = "XNYS"
     kind: str = "ETF"
+    walks: bool = False
 
 
 LISTINGS = {
@@ -82,6 +91,7 @@ LISTINGS = {
     "QQQ": Listing(612.10),
     "AAPL": Listing(333.69, kind="EQUITY"),
     "BTC-USD": Listing(871.25, "24/7", "CRYPTOCURRENCY"),  # open whenever a test runs
+    "SIMQ": Listing(512.40, walks=True),  # one of the committed partitions
 }
 
 
@@ -142,6 +152,10 @@ def write_true_bars(path: Path, symbols: Sequence[str], labels: Sequence[str]) -
 
 
 def _path(symbol: str, minutes: npt.NDArray[np.int64]) -> Prices:
+    if LISTINGS[symbol].walks:
+        walk = _walk(symbol, minutes) + 0.0008 * np.sin(minutes / 15.4)
+        walked: Prices = np.round(LISTINGS[symbol].price * np.exp(walk), 4)
+        return walked
     wave = (
         0.010 * np.sin(minutes / 453.1)
         + 0.004 * np.sin(minutes / 15.4)
@@ -150,6 +164,16 @@ def _path(symbol: str, minutes: npt.NDArray[np.int64]) -> Prices:
     )
     priced: Prices = np.round(LISTINGS[symbol].price * np.exp(wave), 4)
     return priced
+
+
+def _walk(symbol: str, minutes: npt.NDArray[np.int64]) -> Prices:
+    """A random walk of 4 basis points a minute, by Levy's midpoints: from any minute at once."""
+    path = np.zeros(len(minutes))
+    for span in 2 ** np.arange(1, 15):
+        share = (minutes % span) / span
+        midpoint = 4e-4 * np.sqrt(3 * span) / 2 * _noise(symbol, minutes // span, f"walk {span}")
+        path += midpoint * (1 - abs(2 * share - 1))
+    return path
 
 
 def _noise(symbol: str, minutes: npt.NDArray[np.int64], what: str) -> Prices:

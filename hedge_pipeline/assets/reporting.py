@@ -49,6 +49,9 @@ def for_each_session(context: dg.AssetExecutionContext, work: Callable[[str], Me
 class LiveReport:
     """Tells Dagster every few minutes what the polls have added, as ordinary materializations.
 
+    The run's log says when a symbol stops answering and when it answers again: once, not at every
+    poll.
+
     Args:
         context: of the polling op.
         deployment: what is polled.
@@ -63,21 +66,38 @@ class LiveReport:
         self._every = every
         self._due = deployment.clock()
         self._polls: list[Poll] = []
+        self._silent: dict[str, dt.datetime] = {}
 
     def add(self, poll: Poll) -> None:
         """Remembers a poll; reports if it is time."""
         self._polls.append(poll)
+        self._tell_who_answers(poll)
         if self._deployment.clock() >= self._due:
             self.flush()
 
+    def _tell_who_answers(self, poll: Poll) -> None:
+        for symbol, reason in poll.failures.items():
+            if symbol not in self._silent:
+                self._silent[symbol] = poll.at
+                self._context.log.warning(f"{symbol} does not answer: {reason}")
+        for symbol in set(self._silent) - set(poll.failures):
+            since = self._silent.pop(symbol)
+            minutes = (poll.at - since).total_seconds() / 60
+            self._context.log.info(
+                f"{symbol} answers again after {minutes:.0f} min; this poll stored {poll.bars} bars"
+            )
+
     def flush(self) -> None:
-        """Reports what was added since the last report."""
+        """Reports what was added since the last report.
+
+        Polls of a session that brought no bars count with those that will.
+        """
         from hedge_pipeline.assets import pictures
 
-        polls, self._polls = self._polls, []
         self._due = self._deployment.clock() + self._every
-        for label in sorted({poll.session for poll in polls if poll.bars}):
-            own = [poll for poll in polls if poll.session == label]
+        for label in sorted({poll.session for poll in self._polls if poll.bars}):
+            own = [poll for poll in self._polls if poll.session == label]
+            self._polls = [poll for poll in self._polls if poll.session != label]
             for asset, metadata in pictures.live(self._deployment, label, own).items():
                 self._context.log_event(
                     dg.AssetMaterialization(asset_key=asset, partition=label, metadata=metadata)

@@ -205,7 +205,9 @@ def run_loop(
 ) -> int:
     """Polls until the time box or the session ends; returns the number of polls.
 
-    After the close it stays until the last bar is final and has been asked for.
+    It ends, too, when a run that began later polls: two at once do no harm, but the supervisor
+    would take turns in missing one of them. After the close it stays until the last bar is final
+    and has been asked for.
 
     Args:
         deployment: what to poll.
@@ -219,6 +221,7 @@ def run_loop(
     fetcher = Fetcher(deployment, patience=max(5.0, 0.5 * interval.total_seconds()))
     chain_poller = ChainPoller(deployment)
     count = 0
+    begun = deployment.clock().astimezone(dt.UTC).isoformat()
     session = _polled_at(deployment, deployment.clock())
     while session is not None and deployment.clock() < until:
         chain_poller.begin(session)
@@ -228,8 +231,13 @@ def run_loop(
         if done.predictions:
             alert(session.label)
         chain_poller.advance(session)
-        Heartbeat(run_id, deployment.clock().isoformat(), session.label).write(deployment.store)
+        beat = Heartbeat(run_id, deployment.clock().isoformat(), session.label, begun=begun)
         report(done)
+        successor = Heartbeat.read(deployment.store)
+        if successor is not None and beat.yields_to(successor, interval):
+            log.warning("run %s polls since %s; this one ends", successor.run_id, successor.begun)
+            break
+        beat.write(deployment.store)
         if count % COMPACT_EVERY == 0:
             stages.compact_session(deployment, session.label)
         now = deployment.clock()
@@ -260,13 +268,13 @@ def _next_poll_of(
 
 
 def _tell(deployment: Deployment, done: Poll) -> None:
-    """One line per new prediction, one per failure."""
+    """One line per failure, and one per symbol: its newest prediction of this poll."""
     for symbol, reason in done.failures.items():
         log.warning("%s: no new bars: %s", symbol, reason)
     if not done.predictions:
         return
     rows = deployment.store.read(PREDICTION_LOG, [done.session])
-    rows = rows[rows["role"] == "served"].sort_values("bar_ts")
+    rows = rows[(rows["role"] == "served") & (rows["decided_at"] >= done.at)].sort_values("bar_ts")
     for row in rows.drop_duplicates("symbol", keep="last").to_dict("records"):
         log.info("%s", describe(row, deployment.calendar.bar_seconds))
 

@@ -26,17 +26,27 @@ class Heartbeat:
         at: ISO time of its last poll, UTC.
         session: session polled.
         last_bar: ISO start of the newest stored bar; empty before the first.
+        begun: ISO time the run began to poll, UTC.
     """
 
     run_id: str
     at: str
     session: str
     last_bar: str = ""
+    begun: str = ""
 
     @property
     def moment(self) -> dt.datetime:
         """Time of the last poll, aware."""
         return dt.datetime.fromisoformat(self.at)
+
+    def yields_to(self, other: Heartbeat, interval: dt.timedelta) -> bool:
+        """Whether the other one is of a living run that took over: it began later.
+
+        A machine that was asleep wakes up with the run that was taken for dead.
+        """
+        alive = abs(self.moment - other.moment) <= MISSED_INTERVALS * interval
+        return alive and other.run_id != self.run_id and other.begun > self.begun
 
     def write(self, store: Store) -> None:
         """Replaces the stored heartbeat."""

@@ -270,6 +270,35 @@ def test_the_time_box_ends_the_loop_right_after_a_poll(tmp_path: Path) -> None:
     assert found.clock.now == found.polls[-1].at == at(11, 1)
 
 
+@pytest.mark.parametrize(
+    ("label", "opens"),
+    [
+        ("2024-03-08", "14:30"),  # the clocks go forward on Sunday
+        ("2024-03-11", "13:30"),
+        ("2024-11-01", "13:30"),  # and back
+        ("2024-11-04", "14:30"),
+    ],
+)
+def test_a_session_is_polled_at_the_hours_of_the_exchange_whatever_its_clocks_show(
+    tmp_path: Path, label: str, opens: str
+) -> None:
+    first = dt.datetime.fromisoformat(f"{label}T{opens}+00:00")
+    close = first + 390 * MINUTE
+    found = watch(tmp_path, FakeMarket(), first - SECOND)
+    assert found.run(until=close) == 0
+    found.clock.now = first
+    found.run(until=first + 3 * MINUTE + 2 * SECOND)
+    assert list(found.served(label, "SIMA")["bar_ts"]) == [first + i * MINUTE for i in range(3)]
+    assert set(found.served(label, "SIMA")["mode"]) == {"live"}
+    found.clock.now = close - MINUTE + SECOND
+    found.run(until=close + HOUR)
+    assert found.polls[-1].at == close + SECOND
+    served = found.served(label, "SIMA")
+    assert len(served) == 390
+    assert served["bar_ts"].iloc[-1] == close - MINUTE
+    assert served["mode"].iloc[-1] == "live"
+
+
 def test_at_midnight_round_the_clock_the_last_bar_of_the_day_is_not_left_behind(
     tmp_path: Path,
 ) -> None:
@@ -472,6 +501,44 @@ def test_without_a_model_every_prediction_abstains_and_says_so(tmp_path: Path) -
     assert len(found.rows(OUTCOMES, HALF_DAY)) == 6
 
 
+def test_every_bar_is_told_in_one_line_with_all_that_was_said(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    market = FakeMarket(outages=[("SIMB", at(2), CLOSES, SourceDown("no route"))])
+    found = watch(folder, market, at(1, 1))
+    with caplog.at_level("INFO", logger=loop.log.name):
+        found.run(until=at(2, 2))
+    told = [(record.levelname, record.message) for record in caplog.records]
+    rows = {
+        (row["symbol"], row["bar_ts"]): row for row in found.served(HALF_DAY).to_dict("records")
+    }
+    expected = []
+    for symbol, minute in (("SIMA", 0), ("SIMB", 0), ("SIMA", 1)):
+        row = rows[symbol, at(minute)]
+        expected.append(
+            f"logged prediction: {symbol} @ {row['price']:.2f} = {row['prediction']} "
+            f"(up {row['prob_up']:.3f}, trust {row['trust']:.2f}, skill unproven, version 1, "
+            "lag 1 s, live)"
+        )
+    assert told == [
+        ("INFO", expected[0]),
+        ("INFO", expected[1]),
+        ("WARNING", "SIMB: no new bars: no route"),
+        ("INFO", expected[2]),
+    ]
+
+
+def test_an_abstention_is_told_with_its_reason(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = watch(tmp_path, FakeMarket(), at(1, 1), ("SIMA",))
+    with caplog.at_level("INFO", logger=loop.log.name):
+        found.run(until=at(1, 2))
+    price = found.served(HALF_DAY)["price"].iloc[0]
+    expected = f"logged prediction: SIMA @ {price:.2f} = none ({NO_MODEL}), lag 1 s"
+    assert [record.message for record in caplog.records] == [expected]
+
+
 # -- pauses and swaps ----------------------------------------------------------------------------
 
 
@@ -569,6 +636,29 @@ def test_two_loops_at_once_do_no_harm(
     assert_same_session(store, alone.store, HALF_DAY, ignoring=(), decisions=())
     stages.compact_session(pair[0].deployment, HALF_DAY)
     assert stored_twice(folder, LIVE_TABLES) == {}
+
+
+def test_a_run_that_was_taken_for_dead_and_wakes_up_leaves_the_market_to_its_successor(
+    folder: Path, history: Path, tmp_path: Path
+) -> None:
+    """A machine that was asleep for a while: the supervisor has started another run."""
+    asleep = watch(folder, FakeMarket(), at(9, 1))
+    successor = watch(folder, FakeMarket(), at(12, 5))
+
+    def awake() -> None:
+        asleep.clock.now = at(13, 4)
+        successor.run(until=at(13, 3), run_id="run-2")
+
+    asleep.clock.at(at(11, 1), awake)
+    assert asleep.run(until=at(30)) == 3
+    beat = Heartbeat.read(asleep.store)
+    assert beat is not None
+    assert (beat.run_id, beat.moment) == ("run-2", at(13, 1))
+    again = watch(folder, FakeMarket(), at(13, 30))
+    again.run(until=at(14, 2), run_id="run-3")
+    alone = watch(copy_of(history, tmp_path / "alone"), FakeMarket(), at(9, 1))
+    alone.run(until=at(14, 2))
+    assert_same_session(again.store, alone.store, HALF_DAY)
 
 
 class Killed(BaseException):

@@ -216,6 +216,27 @@ def test_a_heartbeat_is_read_as_it_was_written(tmp_path: Path) -> None:
         assert written.moment == OPEN + number * MINUTE
 
 
+@pytest.mark.parametrize(
+    ("run_id", "begun", "last", "yields"),
+    [
+        pytest.param("new", 1, 0, True, id="began later"),
+        pytest.param("new", 1, -180, True, id="and polled three intervals ago"),
+        pytest.param("new", 1, -181, False, id="but is dead"),
+        pytest.param("new", 1, 3600, False, id="by a clock that was wrong"),
+        pytest.param("new", -1, 0, False, id="began earlier"),
+        pytest.param("new", 0, 0, False, id="at once"),
+        pytest.param("own", 1, 0, False, id="is the same"),
+    ],
+)
+def test_a_run_yields_to_a_living_one_that_began_later(
+    run_id: str, begun: int, last: int, yields: bool
+) -> None:
+    own = Heartbeat("own", OPEN.isoformat(), "2024-11-27", begun=OLD.isoformat())
+    began = (OLD + begun * SECOND).isoformat()
+    other = Heartbeat(run_id, (OPEN + last * SECOND).isoformat(), "2024-11-27", begun=began)
+    assert own.yields_to(other, INTERVAL) is yields
+
+
 GOOD = asdict(beat("run", OPEN))
 
 

@@ -6,6 +6,7 @@ import contextlib
 import datetime as dt
 import json
 import os
+import re
 import socket
 import sqlite3
 import stat
@@ -924,6 +925,154 @@ def test_a_child_process_is_led_by_its_environment_and_writes_into_its_cache_onl
     assert stat.S_IMODE((tmp_path / "a" / "cache").stat().st_mode) == 0o700
 
 
+FAULTY_CHILD = """
+import datetime as dt, sys
+from hedge_pipeline.market.calendar import SessionCalendar
+from hedge_pipeline.market.sources import SourceError, SourceOptions
+from hedge_pipeline.market.sources import yahoo
+
+yahoo.TIMEOUT_SECONDS = 0.5
+calendar = SessionCalendar()
+options = SourceOptions(calendar, extra={"cache_dir": sys.argv[1]})
+source = yahoo.YahooSource(options, yahoo.Meter(per_minute=1000))
+for line in sys.stdin:
+    label, now = line.split()
+    try:
+        bars = source.bars("SPY", calendar.session(label), dt.datetime.fromisoformat(now))
+        print(len(bars), bars["bar_ts"].iloc[-1].isoformat(), flush=True)
+    except SourceError as error:
+        print(type(error).__name__, str(error), flush=True)
+"""
+
+
+class Child:
+    """A process that asks for bars of SPY whenever it is told to."""
+
+    def __init__(self, yahoo: YahooDouble, folder: Path) -> None:
+        self.yahoo = yahoo
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", FAULTY_CHILD, str(folder / "cache")],
+            env={**os.environ, **yahoo.env, "PYTHONPATH": str(REPOSITORY)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def asks(self, now: dt.datetime, session: str = SESSION.label) -> str:
+        """What it says of a session at a time, which is Yahoo's time, too."""
+        self.yahoo.clock.set(now)
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(f"{session} {now.isoformat()}\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().rstrip()
+
+
+def told(number: int, last: str, day: str = SESSION.label) -> str:
+    """What the child says of so many bars up to the one that starts then."""
+    return f"{number} {at(last, day).astimezone(dt.UTC).isoformat()}"
+
+
+@pytest.mark.slow
+def test_a_child_process_led_by_its_environment_meets_every_fault_and_goes_on(
+    yahoo: YahooDouble, tmp_path: Path
+) -> None:
+    child = Child(yahoo, tmp_path)
+    good = told(66, "10:35")
+    try:
+        assert child.asks(NOW) == good
+        for fault, outcome, words in FAULTS.values():
+            yahoo.fault(replace(fault))
+            said = child.asks(NOW)
+            assert said.startswith(f"{outcome.__name__} SPY: ") and re.search(words, said)
+            yahoo.mend()
+            assert child.asks(NOW) == good
+        yahoo.fault(Fault("delay", seconds=1.0))
+        assert re.match("SourceDown SPY: Yahoo cannot be reached.*timed out", child.asks(NOW))
+        yahoo.mend()
+        for forming in ("null", "absent", "partial", "none"):
+            yahoo.forming = forming
+            assert child.asks(at("10:38:29")) == good
+            assert child.asks(at("10:38:30")) == told(67, "10:36")
+        # pre-open, holiday, half day
+        assert child.asks(at("09:00")) == "NoDataYet SPY: no bar of 2025-11-21 is final yet"
+        thanksgiving = at("12:00", "2025-11-27")
+        assert child.asks(thanksgiving, "2025-11-26") == told(390, "15:59", "2025-11-26")
+        black_friday = at("13:20", "2025-11-28")
+        assert child.asks(black_friday, "2025-11-28") == told(210, "12:59", "2025-11-28")
+        # a hole that is filled later, and a revision
+        yahoo.holes["SPY", epoch("10:20")] = at("10:38:30")
+        assert child.asks(NOW) == told(65, "10:35")
+        yahoo.revisions["SPY", epoch("10:35")] = 0.5
+        assert child.asks(at("10:38:30")) == told(67, "10:36")
+        yahoo.fault(replace(THROTTLED))
+        asked = yahoo.count()
+        assert child.asks(NOW).startswith("RateLimited SPY: Yahoo ")
+        assert yahoo.count() == asked + 1
+        yahoo.mend()
+        assert re.match(r"RateLimited SPY: Yahoo asked for patience; \d+ s to go", child.asks(NOW))
+        assert yahoo.count() == asked + 1
+    finally:
+        child.process.kill()
+        child.process.wait(10)
+
+
+def test_a_child_process_that_is_refused_the_connection_says_so(
+    yahoo: YahooDouble, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    nobody = dict.fromkeys(("HTTPS_PROXY", "https_proxy"), f"http://127.0.0.1:{port}")
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTY_CHILD, str(tmp_path / "cache")],
+        env={**os.environ, **yahoo.env, **nobody, "PYTHONPATH": str(REPOSITORY)},
+        input=f"{SESSION.label} {NOW.isoformat()}\n",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.startswith("SourceDown SPY: Yahoo cannot be reached"), done.stderr
+
+
+# -- what was recorded, made anew: the recordings themselves are not part of the project -----------
+
+
+def test_a_day_told_with_a_null_minute_and_the_last_price_behind_it(
+    yahoo: YahooDouble, source: YahooSource
+) -> None:
+    """As recorded of AAPL 2024-10-02: 390 minutes, one of nulls, and the next day's last price."""
+    session = CALENDAR.session("2025-11-20")
+    starts = [int(x) for x in session.bar_ts.astype("datetime64[s]").astype(np.int64)]
+    whole = truth("SPY", session)
+    quote = {name: [*whole[name].tolist(), 701.23] for name in COLUMNS}
+    quote["volume"][-1] = 0
+    for column in quote.values():
+        column[345] = None
+    yahoo.fault(Fault("answer", body=body_of(quote, timestamp=[*starts, epoch("09:31:07")])))
+    bars = source.bars("SPY", session, NOW)
+    assert_frame_equal(bars, whole.drop(index=345).reset_index(drop=True), check_exact=True)
+
+
+@pytest.mark.parametrize(
+    ("status", "words", "outcome"),
+    [
+        (400, "Data doesn't exist for startDate = 1577854800, endDate = 1578027600", WindowRefused),
+        (422, "Invalid input - start date cannot be after end date", WindowRefused),
+        (500, "Internal Server Error", SourceDown),
+    ],
+)
+def test_a_refusal_in_yahoo_s_words_is_told_in_them_unless_yahoo_is_ill(
+    yahoo: YahooDouble, source: YahooSource, status: int, words: str, outcome: type[SourceError]
+) -> None:
+    error = {"code": "Bad Request", "description": words}
+    body = json.dumps({"chart": {"result": None, "error": error}}).encode()
+    yahoo.fault(Fault("answer", status=status, body=body))
+    with pytest.raises(SourceError) as met:
+        source.bars("SPY", CALENDAR.session("2025-11-20"), NOW)
+    assert type(met.value) is outcome
+    assert (words[:40] in str(met.value)) is (outcome is WindowRefused)
+
+
 # -- recorded answers ------------------------------------------------------------------------------
 
 
@@ -1093,7 +1242,20 @@ def test_yahoo_has_no_chains_of_the_past(yahoo: YahooDouble, source: YahooSource
 
 @pytest.mark.shared_data
 @pytest.mark.parametrize(
-    "name", ["options-QQQ.v2.json", "options-QQQ.v3.json", "options-AAPL.v3.json"]
+    "name",
+    [
+        "options-QQQ.v2.json",
+        "options-QQQ.v3.json",
+        "options-AAPL.v3.json",
+        "options_v7_AAPL.json",
+        "options_v7_AAPL_1757030400.json",
+        "options_v7_AAPL_1757635200.json",
+        "options_v7_AAPL_1758240000.json",
+        "options_v7_AAPL_1758844800.json",
+        "options_v7_AAPL_1759449600.json",
+        "options_v7_AAPL_1760659200.json",
+        "options_v7_AAPL_1761868800.json",
+    ],
 )
 def test_recorded_chains_are_read(shared_data: Path, name: str) -> None:
     recorded = json.loads((shared_data / "yahoo_json" / name).read_text())
@@ -1104,6 +1266,27 @@ def test_recorded_chains_are_read(shared_data: Path, name: str) -> None:
     assert (page.contracts["strike"] > 0).all()
     chain = snapshot([page], NOW)
     assert tuple(chain.columns) == CHAIN_COLUMNS
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize("version", ["v2", "v3"])
+def test_a_recorded_symbol_without_options_and_a_day_without_expiration(
+    shared_data: Path, version: str
+) -> None:
+    assert read_page("BTC-USD", recorded(shared_data, f"options-BTC-USD.{version}")["body"]) is None
+    body = recorded(shared_data, f"options-AAPL-expire-2022-03-01.{version}")["body"]
+    page = read_page("AAPL", body)
+    assert page is not None
+    assert page.expiration not in page.expirations and page.contracts.empty
+
+
+@pytest.mark.shared_data
+def test_a_recorded_404_of_a_symbol_that_is_gone(
+    yahoo: YahooDouble, source: YahooSource, shared_data: Path
+) -> None:
+    serve(yahoo, recorded(shared_data, "historical-via-chart-SI"))
+    with pytest.raises(SymbolUnknown, match="Yahoo has no symbol SI"):
+        source.bars("SI", CALENDAR.session("2025-11-20"), NOW)
 
 
 def test_the_day_before_a_holiday_friday_is_a_monthly() -> None:
