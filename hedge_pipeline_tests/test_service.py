@@ -457,6 +457,44 @@ def test_a_poll_run_that_is_terminated_ends_within_seconds(struck: Struck) -> No
     service.assert_no_minute_is_missing_or_doubled()
 
 
+def test_a_second_daemon_does_no_harm(struck: Struck) -> None:
+    """Both see at the same minute that nobody polls."""
+    service = struck.service
+    (daemon,) = service.running("dagster._daemon")
+    workspace = service.processes()[daemon].split()[-1]
+    variables = dict(
+        line.split("=", 1)
+        for line in Path(f"/proc/{daemon}/environ").read_text().split("\0")
+        if "=" in line
+    )
+    said = service.data / "second.log"
+    with said.open("wb") as log:
+        second = subprocess.Popen(
+            [sys.executable, "-m", "dagster._daemon", "run", "-w", workspace],
+            cwd=REPOSITORY,
+            env=variables,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        service.wait_for(
+            "second daemon", START_SECONDS, lambda: "following daemons" in said.read_text()
+        )
+        beat = service.heartbeat()
+        assert beat is not None
+        with contextlib.suppress(ProcessLookupError):  # it was terminated by the test before
+            os.kill(service.poller(), signal.SIGKILL)
+        service.wait_for("poll run", RECOVERY_SECONDS, lambda: service.polls_after(beat))
+        time.sleep(15)  # until a second run would have polled
+        assert second.poll() is None
+        assert "polling_schedule" in said.read_text()
+    finally:
+        second.kill()
+        second.wait()
+    service.assert_no_minute_is_missing_or_doubled()
+    assert [run["status"] for run in service.runs()].count("STARTED") == 1
+
+
 def test_a_killed_poll_run_is_reported_and_replaced(service: Service, orphan: Heartbeat) -> None:
     # its code server is gone, so only its silence tells: three intervals, a minute, a start
     service.wait_for("new poll run", 240, lambda: service.polls_after(orphan))

@@ -22,6 +22,7 @@ from hedge_pipeline.processes import REQUESTS
 if TYPE_CHECKING:
     from dagster._core.launcher.base import LaunchRunContext
 
+STARTED_BY = ".dagster/hedge_keeper"  # tag of a run, hidden in the UI: the keeper's socket
 _PATIENCE_SECONDS = 10.0
 
 
@@ -50,6 +51,7 @@ class KeptRunLauncher(DefaultRunLauncher):
             "name": run.job_name,
             "command": ["dagster", *arguments.get_command_args()[-3:]],
         }
+        self._instance.add_run_tags(run.run_id, {STARTED_BY: address})
         try:
             _ask(address, request)
         except (OSError, ValueError) as error:
@@ -59,12 +61,12 @@ class KeptRunLauncher(DefaultRunLauncher):
 
     def terminate(self, run_id: str) -> bool:
         """Sends SIGTERM to the process of a run; False if it has none."""
-        address = os.environ.get(REQUESTS)
-        if not address:
-            return bool(super().terminate(run_id))  # type: ignore[no-untyped-call]
         run = self._instance.get_run_by_id(run_id)
         if run is None or run.is_finished:
             return False
+        address = run.tags.get(STARTED_BY)
+        if not address:
+            return bool(super().terminate(run_id))  # type: ignore[no-untyped-call]
         self._instance.report_run_canceling(run)
         try:
             return _ask(address, {"what": "end", "run_id": run_id})
