@@ -39,7 +39,7 @@ pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).resolve().parent.parent
 MARK = "HEDGE_TEST_MARK"
 START_SECONDS = 30.0  # of a process on a busy machine
-RECOVERY_SECONDS = 60.0 + 10.0 + START_SECONDS  # the supervisor's minute, and an interval
+RECOVERY_SECONDS = 60.0 + 10.0 + 10.0  # the supervisor's minute, an interval, and a busy machine
 LISTENING = "0A"  # in /proc/net/tcp
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
@@ -189,6 +189,12 @@ class Service:
 
         with dg.DagsterInstance.from_config(str(self.data / "dagster_home")) as instance:
             assert instance.run_launcher.terminate(run_id)
+
+    def environ(self) -> dict[str, str]:
+        """Environment of the service's own processes."""
+        (daemon,) = self.running("dagster._daemon")
+        lines = Path(f"/proc/{daemon}/environ").read_text().split("\0")
+        return dict(line.split("=", 1) for line in lines if "=" in line)
 
     def tail(self) -> str:
         return (self.data / "service.log").read_text(errors="replace")[-4000:]
@@ -462,17 +468,12 @@ def test_a_second_daemon_does_no_harm(struck: Struck) -> None:
     service = struck.service
     (daemon,) = service.running("dagster._daemon")
     workspace = service.processes()[daemon].split()[-1]
-    variables = dict(
-        line.split("=", 1)
-        for line in Path(f"/proc/{daemon}/environ").read_text().split("\0")
-        if "=" in line
-    )
     said = service.data / "second.log"
     with said.open("wb") as log:
         second = subprocess.Popen(
             [sys.executable, "-m", "dagster._daemon", "run", "-w", workspace],
             cwd=REPOSITORY,
-            env=variables,
+            env=service.environ(),
             stdout=log,
             stderr=log,
         )
@@ -493,6 +494,33 @@ def test_a_second_daemon_does_no_harm(struck: Struck) -> None:
         second.wait()
     service.assert_no_minute_is_missing_or_doubled()
     assert [run["status"] for run in service.runs()].count("STARTED") == 1
+
+
+def test_a_second_poll_run_takes_over_and_nothing_is_doubled(struck: Struck) -> None:
+    service = struck.service
+    beat = service.heartbeat()
+    assert beat is not None
+    job = ("-m", "hedge_pipeline.definitions", "-j", "poll_market")
+    second = subprocess.Popen(
+        [sys.executable, "-m", "dagster", "job", "execute", *job],
+        cwd=REPOSITORY,
+        env=service.environ(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        service.wait_for("second", START_SECONDS + 10, lambda: service.polls_after(beat))
+
+        def first_has_ended() -> bool:
+            return any(x["id"] == beat.run_id and x["status"] == "SUCCESS" for x in service.runs())
+
+        service.wait_for("end of the first", 30, first_has_ended)
+        time.sleep(12)  # the second polls alone
+        assert second.poll() is None
+    finally:
+        second.send_signal(signal.SIGINT)
+        assert second.wait(20) is not None
+    service.assert_no_minute_is_missing_or_doubled()
 
 
 def test_a_killed_poll_run_is_reported_and_replaced(service: Service, orphan: Heartbeat) -> None:
