@@ -94,6 +94,7 @@ def measure(
         "POLLING_INTERVAL": str(interval),
         "MIN_SAMPLES_FOR_RETRAIN": str(samples),
         "RETRAIN_CHECK_INTERVAL": "60",
+        "RETRAIN_HOUR": "",
         "HEDGE_DATA_URL": str(data),
         "DAGSTER_HOME": str(home),
     }

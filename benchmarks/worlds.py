@@ -164,10 +164,25 @@ class DemoSource:
 
     def bars(self, symbol: str, session: Session, now: dt.datetime) -> pd.DataFrame:
         """See the protocol."""
+        market, plain = self._market(symbol)
+        return market.bars(plain, session, now)
+
+    def chains(
+        self, symbol: str, session: Session, now: dt.datetime, *, sweep: bool
+    ) -> pd.DataFrame:
+        """See the protocol."""
+        market, plain = self._market(symbol)
+        return market.chains(plain, session, now, sweep=sweep)
+
+    def daily(self, symbol: str, first: str, last: str, now: dt.datetime) -> pd.DataFrame:
+        """See the protocol."""
+        market, plain = self._market(symbol)
+        return market.daily(plain, first, last, now)
+
+    def _market(self, symbol: str) -> tuple[SimulatedSource, str]:
         plain = world_of(symbol)
         seed = int(symbol.removeprefix(plain))
-        market = self._markets.setdefault(seed, self._open(seed))
-        return market.bars(plain, session, now)
+        return self._markets.setdefault(seed, self._open(seed)), plain
 
 
 def exchanged_outcomes(sessions: int) -> Callable[[Deployment, str], int]:
