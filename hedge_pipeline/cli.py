@@ -929,7 +929,8 @@ def _say_how_to_look(out: Path) -> None:
     if programs.is_relative_to(Path.cwd()):
         programs = programs.relative_to(Path.cwd())
     _say(f"\nPlot against the truth: {out / 'demo.png'}")
-    _say("Look at the loop in Dagster (port 3000) and at every version in MLflow (port 5000):")
+    _say("Look at the loop in Dagster (port 3000) and at every version in MLflow (port 5000, where")
+    _say("`Model training` at the top left shows them; the browser remembers it):")
     home = f"$PWD/{out}" if not out.is_absolute() else out
     _say(
         f"  DAGSTER_HOME={home}/dagster_home HEDGE_DATA_URL={out} HEDGE_MODE=replay "
