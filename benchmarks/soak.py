@@ -84,7 +84,13 @@ def size_of(folder: Path) -> int:
 
 
 def measure(
-    folder: Path, minutes: float, interval: int, headless: bool, samples: int
+    folder: Path,
+    minutes: float,
+    interval: int,
+    *,
+    headless: bool,
+    samples: int,
+    cgroup: Path | None,
 ) -> dict[str, float]:
     """Runs the service and looks at it; trains again after so many new outcomes."""
     home, data = folder / "home", folder / "data"
@@ -107,6 +113,7 @@ def measure(
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.STDOUT,
+        preexec_fn=None if cgroup is None else lambda: _enter(cgroup),
     )
     try:
         time.sleep(60 * WARM_UP_MINUTES)
@@ -130,8 +137,31 @@ def measure(
         "cpu_seconds_per_minute": (cpu - cpu_before) / (lasted / 60),
         "event_log_bytes_per_poll": events / (lasted / interval),
         **_memory(curve),
+        **({} if cgroup is None else _limited(cgroup)),
         **_timing(Store(str(data)), begun),
     }
+
+
+def _enter(cgroup: Path) -> None:
+    (cgroup / "cgroup.procs").write_text(str(os.getpid()))
+
+
+def _limited(cgroup: Path) -> dict[str, float]:
+    """What the kernel counted, version 2 or 1: the most memory with page cache, and kills."""
+    found = {}
+    for name, files in {
+        "cgroup_limit_mb": ("memory.max", "memory.limit_in_bytes"),
+        "cgroup_most_mb": ("memory.peak", "memory.max_usage_in_bytes"),
+    }.items():
+        path = next(cgroup / file for file in files if (cgroup / file).exists())
+        found[name] = int(path.read_text()) / 2**20
+    events = next(
+        cgroup / file
+        for file in ("memory.events", "memory.oom_control")
+        if (cgroup / file).exists()
+    )
+    kills = re.search(r"^oom_kill (\d+)", events.read_text(), re.MULTILINE)
+    return {**found, "killed_for_memory": float(kills[1]) if kills else float("nan")}
 
 
 def _memory(curve: list[dict[str, float]]) -> dict[str, float]:
@@ -182,6 +212,7 @@ def main() -> None:
     parser.add_argument("--interval", type=int, default=10)
     parser.add_argument("--headless", action="store_true")
     parser.add_argument("--samples", type=int, default=100, help="outcomes until it trains again")
+    parser.add_argument("--cgroup", type=Path, help="memory cgroup the service is put into")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/soak.json"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -189,8 +220,9 @@ def main() -> None:
             Path(folder),
             arguments.minutes,
             arguments.interval,
-            arguments.headless,
-            arguments.samples,
+            headless=arguments.headless,
+            samples=arguments.samples,
+            cgroup=arguments.cgroup,
         )
     show(f"service at {arguments.interval} s", found, arguments.out)
 
