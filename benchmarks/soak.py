@@ -1,12 +1,12 @@
 """The whole service for a while: memory by process, CPU, event log, and how well it keeps time.
 
 Starts `hedge up` on the simulated market, which is always open, in a folder of its own, after a
-bootstrap that gives it a model. Memory is PSS: pages shared by several processes count by share.
-The drift is the slope of the delay of decisions over time.
+bootstrap that gives it a model, which --train takes away again. Memory is PSS: pages shared by
+several processes count by share. The drift is the slope of the delay of decisions over time.
 
     python -m benchmarks.soak --minutes 30 --interval 10
     python -m benchmarks.soak --minutes 10 --interval 60
-    python -m benchmarks.soak --minutes 15 --headless --samples 10   # with trainings
+    python -m benchmarks.soak --minutes 15 --headless --train   # and a training meanwhile
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -89,24 +90,26 @@ def measure(
     interval: int,
     *,
     headless: bool,
-    samples: int,
+    train: bool,
     cgroup: Path | None,
 ) -> dict[str, float]:
-    """Runs the service and looks at it; trains again after so many new outcomes."""
+    """Runs the service and looks at it."""
     home, data = folder / "home", folder / "data"
     variables = {
         "HEDGE_SOURCE": "simulated",
         "HEDGE_SYMBOLS": "SIMQ",
         "POLLING_INTERVAL": str(interval),
-        "MIN_SAMPLES_FOR_RETRAIN": str(samples),
-        "RETRAIN_CHECK_INTERVAL": "60",
-        "RETRAIN_HOUR": "",
+        **({"RETRAIN_CHECK_INTERVAL": "60", "RETRAIN_HOUR": ""} if train else {}),
         "HEDGE_DATA_URL": str(data),
         "DAGSTER_HOME": str(home),
     }
     environment = {**os.environ, **variables}
     hedge = [sys.executable, "-m", "hedge_pipeline.cli"]
     subprocess.run([*hedge, "bootstrap", "--days", "8"], env=environment, check=True)
+    if train:
+        for name in ("models", "promotions", "mlartifacts"):
+            shutil.rmtree(data / name)
+        (data / "mlflow.db").unlink()
     service = subprocess.Popen(
         [*hedge, "up", *(["--headless"] if headless else ["--port", "3477", "--mlflow-port"])]
         + ([] if headless else ["5477"]),
@@ -115,18 +118,22 @@ def measure(
         stderr=subprocess.STDOUT,
         preexec_fn=None if cgroup is None else lambda: _enter(cgroup),
     )
-    try:
-        time.sleep(60 * WARM_UP_MINUTES)
-        begun, (_, cpu_before), events_before = time.time(), look(service.pid), size_of(home)
-        curve: list[dict[str, float]] = []
-        while time.time() < begun + 60 * minutes:
+    curve: list[tuple[float, dict[str, float]]] = []
+
+    def watch(until: float) -> float:
+        while time.time() < until:
             memory, cpu = look(service.pid)
-            curve.append(memory)
+            curve.append((time.time(), memory))
             if len(curve) % 60 == 1:
                 parts = "  ".join(f"{name} {value:4.0f}" for name, value in memory.items())
-                passed = (time.time() - begun) / 60
-                print(f"{passed:5.1f} min  {sum(memory.values()):5.0f} MB  {parts}", flush=True)
+                print(f"{sum(memory.values()):5.0f} MB  {parts}", flush=True)
             time.sleep(EVERY_SECONDS)
+        return cpu
+
+    try:
+        cpu_before = watch(time.time() + 60 * WARM_UP_MINUTES)
+        begun, events_before = time.time(), size_of(home)
+        cpu = watch(begun + 60 * minutes)
         lasted, events = time.time() - begun, size_of(home) - events_before
     finally:
         service.send_signal(signal.SIGINT)
@@ -136,7 +143,8 @@ def measure(
         "interval_seconds": float(interval),
         "cpu_seconds_per_minute": (cpu - cpu_before) / (lasted / 60),
         "event_log_bytes_per_poll": events / (lasted / interval),
-        **_memory(curve),
+        **_memory([memory for moment, memory in curve if moment >= begun]),
+        **_training([memory for _, memory in curve]),
         **({} if cgroup is None else _limited(cgroup)),
         **_timing(Store(str(data)), begun),
     }
@@ -168,16 +176,23 @@ def _memory(curve: list[dict[str, float]]) -> dict[str, float]:
     totals = np.array([sum(memory.values()) for memory in curve])
     third = max(1, len(totals) // 3)
     polling = np.array([memory.get("poll_run", np.nan) for memory in curve])
-    training = [sum(memory.values()) for memory in curve if "training" in memory]
     return {
         "memory_median_mb": float(np.median(totals)),
         "memory_most_mb": float(totals.max()),
         "memory_first_third_mb": float(np.median(totals[:third])),
         "memory_last_third_mb": float(np.median(totals[-third:])),
-        "training_looks": float(len(training)),
-        "training_most_mb": max(training, default=float("nan")),
         "poll_run_first_third_mb": float(np.nanmedian(polling[:third])),
         "poll_run_last_third_mb": float(np.nanmedian(polling[-third:])),
+    }
+
+
+def _training(curve: list[dict[str, float]]) -> dict[str, float]:
+    """The most memory while a training ran, of everything and of the training alone."""
+    looks = [memory for memory in curve if "training" in memory]
+    return {
+        "training_looks": float(len(looks)),
+        "with_training_most_mb": max((sum(x.values()) for x in looks), default=float("nan")),
+        "training_run_most_mb": max((x["training"] for x in looks), default=float("nan")),
     }
 
 
@@ -211,7 +226,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--interval", type=int, default=10)
     parser.add_argument("--headless", action="store_true")
-    parser.add_argument("--samples", type=int, default=100, help="outcomes until it trains again")
+    parser.add_argument("--train", action="store_true", help="the service trains the first model")
     parser.add_argument("--cgroup", type=Path, help="memory cgroup the service is put into")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/soak.json"))
     arguments = parser.parse_args()
@@ -221,7 +236,7 @@ def main() -> None:
             arguments.minutes,
             arguments.interval,
             headless=arguments.headless,
-            samples=arguments.samples,
+            train=arguments.train,
             cgroup=arguments.cgroup,
         )
     show(f"service at {arguments.interval} s", found, arguments.out)
