@@ -60,6 +60,7 @@ class World:
         sessions: length.
         forgets: skill can be lost; otherwise the candidates are those of a loop without a gate.
         exchanged: every session gets the outcomes of another one.
+        chains: the demo's market serves its option chains, too.
     """
 
     market: str
@@ -67,6 +68,7 @@ class World:
     sessions: int = SESSIONS
     forgets: bool = True
     exchanged: bool = False
+    chains: bool = True
 
 
 CAMPAIGN: dict[str, World] = {
@@ -81,6 +83,7 @@ CAMPAIGN: dict[str, World] = {
     "VANISH_PLAIN": World("VANISH", 4, forgets=False),
     "SHUFFLED": World("EDGE56X", 10, exchanged=True),
     "DEMO": World("SIMQ", 10, 100),
+    "DEMO_BARS": World("SIMQ", 10, 100, chains=False),
     "DEMO_CONTROL": World("SIMN", 5, 100),
 }
 
@@ -179,7 +182,9 @@ def open_world(world: World, seed: int, folder: Path) -> Deployment:
 
 def _market(world: World, seed: int) -> OpenSource:
     def open_demo(calendar: SessionCalendar) -> MarketSource:
-        return DemoSource(lambda number: SimulatedSource(SourceOptions(calendar, seed=number)))
+        return DemoSource(
+            lambda number: SimulatedSource(SourceOptions(calendar, seed=number)), world.chains
+        )
 
     def open_world_source(calendar: SessionCalendar) -> MarketSource:
         return WorldSource(calendar, seed)
@@ -313,7 +318,8 @@ def claims(found: Found) -> list[Claim]:
         (("FLIP", "FLIP_PLAIN"), _flip_claims),
         (("VANISH", "VANISH_PLAIN"), _vanish_claims),
         (("EDGE56", "EDGE58"), _false_loss_claims),
-        (("DEMO",), _demo_claims),
+        (("DEMO",), lambda found: _demo_claims(found["DEMO"], "bars and chains")),
+        (("DEMO_BARS",), lambda found: _demo_claims(found["DEMO_BARS"], "bars alone")),
         (("DEMO_CONTROL",), _control_claims),
     ):
         if all(name in found for name in names):
@@ -449,15 +455,14 @@ def _false_loss_claims(found: Found) -> list[Claim]:
     ]
 
 
-def _demo_claims(found: Found) -> list[Claim]:
-    runs = found["DEMO"]
+def _demo_claims(runs: list[Run], what: str) -> list[Claim]:
     proofs = [first_proof(run) for run in runs]
     losses = [loss_after(run, CHANGE) for run in runs]
     again = [next((x for x in run.sessions_of("skill_proven") if x > CHANGE), None) for run in runs]
     return [
         Claim(
             "B9",
-            f"demo SIMQ, {len(runs)} seeds",
+            f"demo SIMQ, {what}, {len(runs)} seeds",
             f"proven {_sessions(proofs)}; LOST after {_sessions(losses)}; again {_sessions(again)}",
             "all proven <= 35; LOST within 5; half proven again by 99",
             "proven 9-24; LOST after 1-3; 7 of 10 again by 96",

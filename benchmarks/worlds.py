@@ -11,7 +11,7 @@ from __future__ import annotations
 import datetime as dt
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -155,10 +155,12 @@ class DemoSource:
     """The demo's market at several seeds: SIMQ3 is SIMQ of the market with seed 3."""
 
     name = "simulated"
-    capabilities = SimulatedSource.capabilities
     delay = SimulatedSource.delay
 
-    def __init__(self, open_market: Callable[[int], SimulatedSource]) -> None:
+    def __init__(
+        self, open_market: Callable[[int], SimulatedSource], has_chains: bool = True
+    ) -> None:
+        self.capabilities = replace(SimulatedSource.capabilities, has_chains=has_chains)
         self._open = open_market
         self._markets: dict[int, SimulatedSource] = {}
 
