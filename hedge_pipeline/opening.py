@@ -78,7 +78,12 @@ def open_registry(settings: Settings, *, plots: bool = True) -> MlflowRegistry:
     if not settings.mlflow_tracking_uri:
         artifacts = (Path(settings.data_url).resolve() / "mlartifacts").as_uri()
     return MlflowRegistry(
-        settings.tracking_uri, artifacts=artifacts, plots=plots, newest=settings.model_versions
+        settings.tracking_uri,
+        artifacts=artifacts,
+        plots=plots,
+        newest=settings.model_versions,
+        dagster_url=settings.dagster_url,
+        ui_url=settings.mlflow_url,
     )
 
 

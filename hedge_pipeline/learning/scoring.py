@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hedge_pipeline.learning.gate import log_likelihood, logit
+from hedge_pipeline.learning.paired import Paired, SessionPair, compare
 from hedge_pipeline.market.tables import PERFORMANCE
 
 if TYPE_CHECKING:
@@ -138,6 +139,21 @@ def score(sums: pd.DataFrame, horizon: int, *, draws: int = DRAWS, seed: int = 0
         log_loss=float(total[3] / labels),
         base_log_loss=float(total[4] / labels),
         raw_log_loss=float(total[5] / labels),
+    )
+
+
+def skill(sums: pd.DataFrame, *, draws: int = DRAWS) -> Paired:
+    """Log-loss gained over climatology with its interval, whole sessions resampled.
+
+    Args:
+        sums: rows of `performance`, of one role.
+        draws: bootstrap draws.
+    """
+    columns = ["labels", "log_loss", "base_log_loss"]
+    by_session = sums.groupby("session", sort=True)[columns].sum().to_numpy(dtype=np.float64)
+    return compare(
+        [SessionPair(int(labels), float(base - loss)) for labels, loss, base in by_session],
+        draws=draws,
     )
 
 
