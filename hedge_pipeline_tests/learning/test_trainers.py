@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from benchmarks import guard_sabotage
 from hedge_pipeline import stages
+from hedge_pipeline.learning.drift import Drift
 from hedge_pipeline.learning.gate import GateState, Skill
 from hedge_pipeline.learning.shelf import ModelShelf
 from hedge_pipeline.market.tables import PROMOTIONS, feature_names
@@ -233,6 +235,26 @@ def test_of_two_processes_that_train_at_once_one_promotes(trainer: Deployment) -
             process.stdin.close()
     assert verdicts_in(trainer) == [(version, "promote") for version in range(1, len(windows) + 1)]
     assert trainer.ledger(SYMBOL).champion == len(windows)
+
+
+# --- drift -----------------------------------------------------------------------------------
+
+
+def test_drift_changes_no_verdict_and_no_evidence(
+    history: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def entries(name: str) -> Any:
+        loop = opened(copy_of(history, tmp_path / name))
+        stages.train_candidate(loop, SYMBOL)
+        stages.fold_evidence(loop, SYMBOL)
+        stages.judge(loop, SYMBOL)
+        return loop.ledger(SYMBOL).entries
+
+    calm = entries("calm")
+    for name in ("feature_drift", "performance_drift"):
+        monkeypatch.setattr(stages, name, lambda *_: Drift(-99.0, -9.0, "return_10", 4.5))
+    pd.testing.assert_frame_equal(entries("alarmed"), calm)
+    assert list(calm["event"].dropna()) == ["hold"]
 
 
 # --- the same again --------------------------------------------------------------------------
