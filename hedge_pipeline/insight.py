@@ -58,6 +58,15 @@ def calibration_slope(
     return calibration.slope(base, said, rows["actual_direction"].to_numpy(dtype=np.float64))
 
 
+def probability_spread(
+    deployment: Deployment, symbol: str, label: str, version: int, role: str
+) -> float:
+    """Standard deviation of one version's trusted probability in a session; 0 if it made none."""
+    log, _ = _session(deployment, symbol, label)
+    made = log[(log["role"] == role) & (log["model_version"] == version) & log["prob_up"].notna()]
+    return float(np.std(made["prob_up"].to_numpy(dtype=np.float64))) if len(made) else 0.0
+
+
 def served_probabilities(
     deployment: Deployment, symbol: str, last: int = RECENT
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

@@ -78,7 +78,12 @@ def open_registry(settings: Settings, *, plots: bool = True) -> MlflowRegistry:
     if not settings.mlflow_tracking_uri:
         artifacts = (Path(settings.data_url).resolve() / "mlartifacts").as_uri()
     return MlflowRegistry(
-        settings.tracking_uri, artifacts=artifacts, plots=plots, newest=settings.model_versions
+        settings.tracking_uri,
+        artifacts=artifacts,
+        plots=plots,
+        newest=settings.model_versions,
+        dagster_url=settings.dagster_url,
+        ui_url=settings.mlflow_url,
     )
 
 
@@ -117,7 +122,7 @@ def retrain(
         The candidate and its verdict in words; None and the reason if nothing was trained.
 
     Raises:
-        StageError: no training is possible.
+        StageError: no training is possible, or a feature was made from the future.
         RegistryError: MLflow does not answer; the training itself is stored.
     """
     from hedge_pipeline import stages
@@ -129,6 +134,9 @@ def retrain(
     if not decision.retrain:
         return None, decision.reason
     candidate = stages.train_candidate(deployment, symbol)
+    leaks = stages.leaks_in_words(deployment, symbol)
+    if leaks:
+        raise stages.StageError(f"version {candidate.card.version} gets no verdict: {leaks}")
     entries = stages.judge(deployment, symbol)
     open_registry(settings).publish(deployment, symbol)
     words = f"{entries[-1]['event']}: {entries[-1]['reason']}" if entries else "already judged"

@@ -162,6 +162,7 @@ def serve(settings: Settings, ports: Ports, configuration: Path, *, headless: bo
         "OPENBLAS_NUM_THREADS": "1",  # threads do not survive in the copies of the keeper
         "PYTHONUNBUFFERED": "1",
         "SPT_NOENV": "1",  # titles of processes leave the environment readable
+        **({} if headless else pages(settings, ports)),
     }
     folder = tempfile.mkdtemp(prefix="hedge-")
     wanted = commands(settings, ports, Path(folder), headless=headless)
@@ -178,6 +179,19 @@ def serve(settings: Settings, ports: Ports, configuration: Path, *, headless: bo
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     arguments = [sys.executable, "-m", "hedge_pipeline.processes", json.dumps(order)]
     os.execve(sys.executable, arguments, environment)
+
+
+def pages(settings: Settings, ports: Ports) -> dict[str, str]:
+    """Where a browser finds the two UIs, for links from one to the other.
+
+    Behind a proxy only the settings know.
+    """
+    host = f"[{settings.bind}]" if ":" in settings.bind else settings.bind
+    found = {"HEDGE_DAGSTER_URL": settings.dagster_url, "HEDGE_MLFLOW_URL": settings.mlflow_url}
+    if not settings.behind_proxy:
+        found["HEDGE_DAGSTER_URL"] = found["HEDGE_DAGSTER_URL"] or f"http://{host}:{ports.dagster}"
+        found["HEDGE_MLFLOW_URL"] = found["HEDGE_MLFLOW_URL"] or f"http://{host}:{ports.mlflow}"
+    return found
 
 
 def _refuse_ports_in_use(bind: str, ports: Ports) -> None:

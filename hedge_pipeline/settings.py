@@ -233,6 +233,16 @@ class Settings(BaseSettings):
         alias="MLFLOW_TRACKING_URI",
         description="empty = mlflow.db inside the data folder",
     )
+    dagster_url: str = Field(
+        default="",
+        alias="HEDGE_DAGSTER_URL",
+        description="address of Dagster's web UI, for links; empty = where `hedge up` runs it",
+    )
+    mlflow_url: str = Field(
+        default="",
+        alias="HEDGE_MLFLOW_URL",
+        description="address of MLflow's web UI, for links; empty = where `hedge up` runs it",
+    )
     backup_url: SecretStr = Field(
         default=SecretStr(""),
         alias="HEDGE_BACKUP_URL",

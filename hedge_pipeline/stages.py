@@ -992,6 +992,14 @@ def leaking_features(deployment: Deployment, symbol: str) -> dict[str, float]:
     return leaking(features, np.concatenate([part.labels for part in parts]), feature_names())
 
 
+def leaks_in_words(deployment: Deployment, symbol: str) -> str:
+    """The features that know the outcome on their own, in one line; empty if there is none."""
+    return "; ".join(
+        f"{symbol}: {name} alone is right with an area under the curve of {area:.2f}"
+        for name, area in leaking_features(deployment, symbol).items()
+    )
+
+
 def retraining_decision(
     deployment: Deployment,
     symbol: str,

@@ -484,7 +484,10 @@ def test_with_mlflow_down_the_loop_goes_on_and_a_later_run_completes_the_view(
     assert shown(down)[("champion_model", "SIMQ")]["mlflow"].startswith(line.split(" (")[0])
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.setenv("HEDGE_MLFLOW_URL", "http://there:5000")
     up = materialize(instance, ["champion_model"], "SIMQ", now=AFTER_FIVE)
+    page = shown(up)[("champion_model", "SIMQ")]["mlflow_model"]
+    assert page == "http://there:5000/#/models/hedge-SIMQ"
     assert verdicts(up)["mlflow_shows_every_version"].passed
     assert shown(up)[("champion_model", "SIMQ")]["mlflow"] == "up to date, 1 versions added"
 

@@ -179,6 +179,32 @@ def test_history_tells_who_served_and_who_was_champion_and_why(live: Deployment)
     assert "pin" in table and "calmer" in table
 
 
+def test_history_tells_when_there_was_a_champion_and_when_no_more(live: Deployment) -> None:
+    """Proven after the sixth session, lost after the eighth; the models are those of the demo."""
+    folds = live.store.sessions(PROMOTIONS)
+    for label, event, skill in (
+        (folds[5], "skill_proven", "proven"),
+        (folds[6], None, "proven"),
+        (folds[7], "skill_lost", "lost"),
+    ):
+        rows = live.store.read(PROMOTIONS, [label])
+        fold = rows["kind"] == "fold"
+        rows.loc[fold, "event"] = event
+        rows.loc[~fold, "event"] = "promote" if skill == "proven" else "hold"
+        live.store.replace(PROMOTIONS, label, rows.assign(skill=skill))
+    said = json.loads(invoke(Path(live.store.url), "history", "--json").stdout)
+    assert [(row["event"], row["champion"]) for row in said] == [
+        ("hold", None),
+        ("skill_proven", 1),
+        ("promote", 2),
+        ("promote", 3),
+        ("skill_lost", None),
+        ("hold", None),
+    ]
+    assert [row["served"] for row in said] == [1, 1, 2, 3, 3, 4]
+    assert all(row["reason"] and row["decided_at"] for row in said)
+
+
 def test_status_shows_the_pinned_version(live: Deployment) -> None:
     control.pin(live, "SIMQ", 2, "calmer")
     found = json.loads(invoke(Path(live.store.url), "status", "--json").stdout)

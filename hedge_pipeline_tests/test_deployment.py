@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 from hedge_pipeline.cli import app
 from hedge_pipeline.resources.upkeep import delete_old_runs
-from hedge_pipeline.service import Ports, commands
+from hedge_pipeline.service import Ports, commands, pages
 from hedge_pipeline.settings import Settings, load_settings
 from hedge_pipeline_tests.replays import hedge, one_after_the_other
 from hedge_pipeline_tests.test_backup import free_port, s3
@@ -173,6 +173,21 @@ def command_lines(ports: Ports, folder: Path) -> dict[str, str]:
     return {
         name: what if isinstance(what, str) else " ".join((what.module, *what.arguments))
         for name, what in found.items()
+    }
+
+
+def test_each_ui_knows_the_address_of_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ALIASES:
+        monkeypatch.delenv(name, raising=False)
+    assert pages(load_settings(), Ports(3001, 5001)) == {
+        "HEDGE_DAGSTER_URL": "http://127.0.0.1:3001",
+        "HEDGE_MLFLOW_URL": "http://127.0.0.1:5001",
+    }
+    assert pages(load_settings(bind="::1"), Ports())["HEDGE_MLFLOW_URL"] == "http://[::1]:5000"
+    hidden = load_settings(bind="0.0.0.0", behind_proxy=True, mlflow_url="https://there")
+    assert pages(hidden, Ports()) == {
+        "HEDGE_DAGSTER_URL": "",
+        "HEDGE_MLFLOW_URL": "https://there",
     }
 
 

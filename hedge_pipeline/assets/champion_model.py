@@ -36,7 +36,8 @@ def champion_model(
         folds = stages.fold_evidence(loop.deployment, symbol)
         verdicts = stages.judge(loop.deployment, symbol)
         metadata = pictures.champion(loop.deployment, symbol, len(folds), len(verdicts))
-        run = context.run.run_id
-        published = pictures.publish(loop.registry.open(), loop.deployment, symbol, run)
+        run, registry = context.run.run_id, loop.registry.open()
+        metadata["mlflow"] = pictures.publish(registry, loop.deployment, symbol, run)
+        metadata |= pictures.pages(registry, symbol)
     context.log.info(f"{symbol}: {metadata['verdict']}")
-    return dg.MaterializeResult(metadata={**metadata, "mlflow": published})
+    return dg.MaterializeResult(metadata=metadata)

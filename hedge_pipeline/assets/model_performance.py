@@ -36,7 +36,8 @@ def model_performance(
     with plain_failures():
         sessions = stages.score_pending(loop.deployment, symbol)
         metadata = pictures.performance(loop.deployment, symbol, sessions)
-        run = context.run.run_id
-        published = pictures.publish(loop.registry.open(), loop.deployment, symbol, run)
+        run, registry = context.run.run_id, loop.registry.open()
+        metadata["mlflow"] = pictures.publish(registry, loop.deployment, symbol, run)
+        metadata |= pictures.pages(registry, symbol)
     context.log.info(f"{symbol}: {pictures.scored_in_words(metadata)}")
-    return dg.MaterializeResult(metadata={**metadata, "mlflow": published})
+    return dg.MaterializeResult(metadata=metadata)

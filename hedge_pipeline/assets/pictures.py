@@ -354,6 +354,11 @@ def publish(registry: MlflowRegistry, deployment: Deployment, symbol: str, run: 
     return f"up to date, {added} versions added"
 
 
+def pages(registry: MlflowRegistry, symbol: str) -> dict[str, dg.UrlMetadataValue]:
+    """Links to a published symbol in MLflow: its model, its versions, and the newest one's run."""
+    return {name: dg.MetadataValue.url(page) for name, page in registry.links(symbol).items()}
+
+
 def _picture(figure: Any) -> dg.MarkdownMetadataValue:
     from hedge_pipeline.resources import plots
 

@@ -37,17 +37,17 @@ def no_feature_knows_the_outcome(
     context: dg.AssetCheckExecutionContext, loop: LoopResource
 ) -> dg.AssetCheckResult:
     """No single feature orders ups before downs nearly perfectly; one that does saw the future."""
-    from hedge_pipeline.stages import leaking_features
+    from hedge_pipeline.stages import leaks_in_words
 
-    named = [
-        f"{symbol}: {name} alone is right with an area under the curve of {area:.2f}"
+    said = "; ".join(
+        words
         for symbol in symbols_of_the_run(context, loop)
-        for name, area in leaking_features(loop.deployment, symbol).items()
-    ]
+        if (words := leaks_in_words(loop.deployment, symbol))
+    )
     return dg.AssetCheckResult(
-        passed=not named,
-        description="; ".join(named) or None,
-        metadata={"leaking_features": len(named)},
+        passed=not said,
+        description=said or None,
+        metadata={"leaking_features": said.count("; ") + 1 if said else 0},
     )
 
 

@@ -3,7 +3,8 @@
 The log is append-only. Its newest fold holds the whole state; everything else (champion, newest
 model, trust, base rate at any moment) is read off the entries and never stored twice. An operator
 may pin a version: it is served then, and the newest one predicts beside it, so that the tested
-stream never breaks.
+stream never breaks. Of folds, versions and overrides the one with the highest session or number is
+the newest, for a clock that was set back dates a later entry before an earlier one.
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ class Ledger:
     @property
     def accepted(self) -> tuple[int, ...]:
         """Versions that passed their guards, in order of acceptance."""
-        return tuple(int(v) for v in self._accepted["model_version"])
+        return tuple(sorted(int(v) for v in self._accepted["model_version"]))
 
     def accepted_before(self, version: int) -> tuple[int, ...]:
         """Versions accepted before one, the latest first: who serves if its file is refused."""
@@ -149,9 +150,10 @@ class Ledger:
     @property
     def pinned(self) -> int | None:
         """The version an operator has pinned, None if the newest accepted one serves."""
-        if self._overrides.empty or self._overrides["event"].iloc[-1] != PIN:
+        if self._overrides.empty:
             return None
-        return int(self._overrides["model_version"].iloc[-1])
+        newest = self._overrides.iloc[int(self._overrides["number"].to_numpy().argmax())]
+        return int(newest["model_version"]) if newest["event"] == PIN else None
 
     @property
     def champion(self) -> int | None:
@@ -168,13 +170,15 @@ class Ledger:
         folds = self._folds
         fresh = GateState.new(self.rule)
         at = np.searchsorted(_plain(folds["decided_at"]), moments, side="right")
+        folds = folds.iloc[_newest_so_far(folds["session"])]
         base_rate = np.array([fresh.base_rate(self.rule), *folds["base_rate"]])
         trust = np.array([gate.trust(fresh, self.rule), *folds["trust"]])
         skill = np.array([fresh.status.value, *folds["skill"]], dtype=object)
         accepted = self._accepted
         since = np.searchsorted(_plain(accepted["decided_at"]), moments, side="right")
-        versions = np.array([0, *accepted["model_version"]], dtype=np.int64)
-        first = versions[1] if len(versions) > 1 else 0
+        numbers = accepted["model_version"].to_numpy(dtype=np.int64)
+        versions = np.array([0, *np.maximum.accumulate(numbers)], dtype=np.int64)
+        first = min(numbers, default=0)
         newest = versions[since]
         pinned = self.pinned_at(moments)
         return InForce(
@@ -193,8 +197,9 @@ class Ledger:
             moments: datetime64[us] in UTC.
         """
         overrides = self._overrides
-        pins = np.where(overrides["event"] == PIN, overrides["model_version"], 0)
         at = np.searchsorted(_plain(overrides["decided_at"]), moments, side="right")
+        overrides = overrides.iloc[_newest_so_far(overrides["number"])]
+        pins = np.where(overrides["event"] == PIN, overrides["model_version"], 0)
         return np.array([0, *pins], dtype=np.int64)[at]
 
 
@@ -341,6 +346,13 @@ def _state_columns(symbol: str, state: GateState, rule: GateRule) -> dict[str, A
         "base_rate": state.base_rate(rule),
         "state": state.to_json(),
     }
+
+
+def _newest_so_far(numbers: pd.Series[Any]) -> npt.NDArray[np.int64]:
+    """Places of the highest number up to each place, [n]."""
+    _, first, ranks = np.unique(numbers.to_numpy(), return_index=True, return_inverse=True)
+    highest = np.maximum.accumulate(ranks) if len(ranks) else ranks
+    return np.asarray(first[highest], dtype=np.int64)
 
 
 def _plain(times: pd.Series[Any]) -> npt.NDArray[np.datetime64]:

@@ -6,6 +6,7 @@ resample whole sessions: labels overlap and sessions differ, single rows are not
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hedge_pipeline.learning.gate import log_likelihood, logit
+from hedge_pipeline.learning.paired import LEAST_SESSIONS, Paired, SessionPair, compare
 from hedge_pipeline.market.tables import PERFORMANCE
 
 if TYPE_CHECKING:
@@ -27,7 +29,8 @@ class Score:
 
     Attributes:
         value: share of right directions; NaN without labels.
-        lo: lower end of the 95 % interval, by resampling whole sessions.
+        lo: lower end of the 95 % interval, by resampling whole sessions. Fewer than five tell
+            little about their scatter: it is no narrower then than Wilson's of effective labels.
         hi: upper end.
         n: labels.
         n_effective: labels over the horizon (overlap-adjusted).
@@ -128,6 +131,11 @@ def score(sums: pd.DataFrame, horizon: int, *, draws: int = DRAWS, seed: int = 0
         nan = float("nan")
         return Score(nan, nan, nan, 0, 0.0, nan, nan, nan, nan)
     lo, hi = _interval(by_session[:, 0], by_session[:, 1], draws, seed)
+    if int((by_session[:, 1] > 0).sum()) < LEAST_SESSIONS:
+        # symbols of one session move together
+        effective = float(labels / horizon / sums["symbol"].nunique())
+        low, high = _wilson(float(total[0] / labels), effective)
+        lo, hi = min(lo, low), max(hi, high)
     return Score(
         value=float(total[0] / labels),
         lo=lo,
@@ -141,6 +149,21 @@ def score(sums: pd.DataFrame, horizon: int, *, draws: int = DRAWS, seed: int = 0
     )
 
 
+def skill(sums: pd.DataFrame, *, draws: int = DRAWS) -> Paired:
+    """Log-loss gained over climatology with its interval, whole sessions resampled.
+
+    Args:
+        sums: rows of `performance`, of one role.
+        draws: bootstrap draws.
+    """
+    columns = ["labels", "log_loss", "base_log_loss"]
+    by_session = sums.groupby("session", sort=True)[columns].sum().to_numpy(dtype=np.float64)
+    return compare(
+        [SessionPair(int(labels), float(base - loss)) for labels, loss, base in by_session],
+        draws=draws,
+    )
+
+
 def _interval(
     hits: npt.NDArray[np.float64], labels: npt.NDArray[np.float64], draws: int, seed: int
 ) -> tuple[float, float]:
@@ -150,6 +173,15 @@ def _interval(
     shares = hits[picks].sum(axis=1) / labels[picks].sum(axis=1)
     lo, hi = np.quantile(shares, [0.025, 0.975])
     return float(lo), float(hi)
+
+
+def _wilson(share: float, number: float) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share of so many independent trials."""
+    z = 1.96
+    middle = (share + z**2 / (2 * number)) / (1 + z**2 / number)
+    root = math.sqrt(share * (1 - share) / number + (z / (2 * number)) ** 2)
+    half = z * root / (1 + z**2 / number)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def _or_none(value: Any) -> Any:

@@ -63,6 +63,8 @@ class MlflowRegistry:
         artifacts: folder or URL for artifacts of new experiments; None = the server's choice.
         plots: draw the importance of every new version; otherwise only when asked.
         newest: versions to keep of a model, see `kept_versions`; None = all.
+        dagster_url: address of Dagster's UI, for links to its runs; empty = not known.
+        ui_url: address of MLflow's UI; empty = the tracking server's, if it is one.
     """
 
     def __init__(
@@ -72,8 +74,12 @@ class MlflowRegistry:
         artifacts: str | None = None,
         plots: bool = True,
         newest: int | None = None,
+        dagster_url: str = "",
+        ui_url: str = "",
     ) -> None:
         self.newest = newest
+        self.dagster_url = dagster_url.rstrip("/")
+        self.ui_url = (ui_url or _server(tracking_uri)).rstrip("/")
         self.tracking_uri = tracking_uri
         self.artifacts = artifacts
         self.plots = plots
@@ -220,6 +226,20 @@ class MlflowRegistry:
         with self._reachable():
             self._open(symbol)
         return frozenset(version for owner, version in self._registered if owner == symbol)
+
+    def links(self, symbol: str) -> dict[str, str]:
+        """Pages of MLflow's UI on a published symbol; none if its address is not known."""
+        if not self.ui_url or symbol not in self._experiments:
+            return {}
+        experiment = f"{self.ui_url}/#/experiments/{self._experiments[symbol]}"
+        found = {
+            "mlflow_model": f"{self.ui_url}/#/models/{model_name(symbol)}",
+            "mlflow_versions": experiment,
+        }
+        versions = [version for owner, version in self._runs if owner == symbol]
+        if versions:
+            found["mlflow_run"] = f"{experiment}/runs/{self._runs[(symbol, max(versions))]}"
+        return found
 
     def ping(self) -> str:
         """The address, if MLflow answers there.
@@ -393,6 +413,11 @@ class MlflowRegistry:
         if source_run:
             tags["dagster.run_id"] = source_run
             tags["dagster.path"] = f"/runs/{source_run}"
+        if source_run and self.dagster_url:
+            page = f"{self.dagster_url}/runs/{source_run}"
+            tags["dagster.url"] = page
+            # shown as Markdown, so that it can be clicked
+            tags["mlflow.note.content"] += f"\n\n[Dagster run {source_run[:8]}]({page})"
         run = self.client.create_run(
             self._experiments[card.symbol],
             start_time=when,
@@ -458,10 +483,15 @@ class MlflowRegistry:
     ) -> None:
         from mlflow.entities import RunTag
 
-        rows = rows[(rows["session"] > self._scored.get(run_id, "")) & (rows["labels"] > 0)]
+        rows = rows[rows["session"] > self._scored.get(run_id, "")]
         if rows.empty:
             return
-        metrics = [m for row in rows.to_dict("records") for m in _live_metrics(deployment, row)]
+        # rows made up for after an outage have a mode of their own; a metric has one value
+        metrics = [
+            metric
+            for _, own in rows.groupby(["session", "role"], sort=True)
+            for metric in _live_metrics(deployment, own)
+        ]
         metrics += _gate_metrics(deployment, ledger, set(rows["session"]))
         metrics += _total_metrics(deployment, ledger.symbol, rows)
         last = str(rows["session"].max())
@@ -531,6 +561,14 @@ def kept_versions(ledger: Ledger, newest: int | None) -> frozenset[int]:
             *sorted(ledger.judged)[-newest:],
         }
     )
+
+
+def _server(tracking_uri: str) -> str:
+    """The address of a tracking server without user and password; empty if it is a database."""
+    address = urlsplit(tracking_uri)
+    if address.scheme not in ("http", "https"):
+        return ""
+    return f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}"
 
 
 def _create_database(path: Path) -> None:
@@ -616,10 +654,13 @@ def _total_metrics(deployment: Deployment, symbol: str, rows: pd.DataFrame) -> l
     sums = deployment.store.read(PERFORMANCE, symbols=[symbol])
     sums = sums[sums["mode"].isin(deployment.evidence_modes) & (sums["labels"] > 0)]
     found = []
-    for row in rows[["session", "role", "model_version"]].to_dict("records"):
+    streams = rows[["session", "role", "model_version"]].drop_duplicates()
+    for row in streams.to_dict("records"):
         label, role = str(row["session"]), str(row["role"])
         own = sums[(sums["role"] == role) & (sums["model_version"] == row["model_version"])]
-        score = scoring.score(own[own["session"] <= label], deployment.horizon, draws=500)
+        own = own[own["session"] <= label]
+        score = scoring.score(own, deployment.horizon, draws=500)
+        skill = scoring.skill(own, draws=500)
         when = _milliseconds(deployment.calendar.session(label).closes)
         values = {
             "accuracy": score.value,
@@ -627,21 +668,31 @@ def _total_metrics(deployment: Deployment, symbol: str, rows: pd.DataFrame) -> l
             "accuracy_hi": score.hi,
             "base_rate_accuracy": score.base_rate,
             "skill_1e4_nats": score.skill,
+            "skill_1e4_nats_lo": skill.lo,
+            "skill_1e4_nats_hi": skill.hi,
+            "log_loss": score.log_loss,
+            "brier": own["brier"].sum() / score.n if score.n else math.nan,
             "labels": float(score.n),
         }
+        values = {name: x for name, x in values.items() if not math.isnan(x)}
         prefix = f"{ROLE_PREFIX[role]}_total"
         step = deployment.calendar.ordinal(label)
         found += [Metric(f"{prefix}/{name}", float(x), when, step) for name, x in values.items()]
     return found
 
 
-def _live_metrics(deployment: Deployment, row: dict[Any, Any]) -> list[Metric]:
+def _live_metrics(deployment: Deployment, rows: pd.DataFrame) -> list[Metric]:
+    """Scores of one version, role and session, whatever the modes of its rows."""
     from mlflow.entities import Metric
 
-    label, count = str(row["session"]), float(row["labels"])
+    label, role = str(rows["session"].iloc[0]), str(rows["role"].iloc[0])
+    stream = (str(rows["symbol"].iloc[0]), label, int(rows["model_version"].iloc[0]), role)
+    row = rows.sum(numeric_only=True)
+    count = float(row["labels"]) or math.nan
     when = _milliseconds(deployment.calendar.session(label).closes)
     step = deployment.calendar.ordinal(label)
-    prefix = ROLE_PREFIX[str(row["role"])]
+    prefix = ROLE_PREFIX[role]
+    one_mode = len(rows) == 1
     values = {
         "accuracy": row["hits"] / count,
         "base_rate_accuracy": row["base_hits"] / count,
@@ -650,13 +701,13 @@ def _live_metrics(deployment: Deployment, row: dict[Any, Any]) -> list[Metric]:
         "raw_log_loss": row["raw_log_loss"] / count,
         "skill_1e4_nats": 1e4 * (row["base_log_loss"] - row["log_loss"]) / count,
         "brier": row["brier"] / count,
-        "labels": count,
+        "labels": float(row["labels"]),
         "abstentions": float(row["abstentions"]),
-        "probability_spread": row["spread"],
+        "probability_spread": row["spread"]
+        if one_mode
+        else insight.probability_spread(deployment, *stream),
         "coverage": row["predictions"] / (row["predictions"] + row["abstentions"]),
-        "calibration_slope": insight.calibration_slope(
-            deployment, str(row["symbol"]), label, int(row["model_version"]), str(row["role"])
-        ),
+        "calibration_slope": insight.calibration_slope(deployment, *stream),
     }
     values = {name: x for name, x in values.items() if not math.isnan(x)}
     return [Metric(f"{prefix}/{name}", float(x), when, step) for name, x in values.items()]

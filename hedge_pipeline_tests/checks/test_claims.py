@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,11 +30,18 @@ from hedge_pipeline.market.tables import (
     RAW_QUOTES,
     Table,
 )
-from hedge_pipeline.opening import open_deployment
+from hedge_pipeline.opening import open_deployment, retrain
 from hedge_pipeline.replay import replay
 from hedge_pipeline.settings import load_settings
-from hedge_pipeline.stages import Deployment
-from hedge_pipeline_tests.runs import SESSION_ASSETS, SESSIONS, failures, materialize, verdicts
+from hedge_pipeline.stages import Deployment, StageError
+from hedge_pipeline_tests.runs import (
+    SESSION_ASSETS,
+    SESSIONS,
+    failures,
+    materialize,
+    shown,
+    verdicts,
+)
 
 LABEL = SESSIONS[5]  # the first session a model predicted
 Claim = Callable[[Deployment, str], int]
@@ -377,3 +385,30 @@ def test_many_strange_bars_are_a_warning_that_stops_nothing(
     assert check.severity == dg.AssetCheckSeverity.WARN
     assert check.description == description
     assert check.metadata["highest_share_pct"].value == pytest.approx(number / 7.8, abs=0.01)
+
+
+def test_a_feature_from_the_future_is_named_and_nothing_is_promoted(
+    deployment: Deployment, instance: dg.DagsterInstance
+) -> None:
+    """Planted in one column: what the outcome of the bar will be, with noise."""
+    store = deployment.store
+    for label in store.sessions(OUTCOMES):
+        rows = store.read(FEATURE_ROWS, [label])
+        told = store.read(OUTCOMES, [label])[["symbol", "bar_ts", "actual_direction"]]
+        known = rows[["symbol", "bar_ts"]].merge(told, how="left")["actual_direction"]
+        noise = np.random.default_rng(1).normal(0, 0.2, len(rows))
+        planted = known.astype("float64").to_numpy() + noise
+        rows["return_10"] = np.where(known.isna(), noise, planted).astype(np.float32)
+        store.replace(FEATURE_ROWS, label, rows)
+    result = materialize(instance, ["trained_model", "champion_model"], "SIMQ")
+    check = verdicts(result)["no_feature_knows_the_outcome"]
+    assert not check.passed
+    said = str(check.description)
+    assert said.startswith("SIMQ: return_10 alone is right with an area under the curve of 1.00")
+    assert ";" not in said
+    assert not result.success
+    assert "champion_model" not in {asset for asset, _ in shown(result)}
+    with pytest.raises(StageError, match=r"version 3 gets no verdict: SIMQ: return_10 alone"):
+        retrain(load_settings(), "SIMQ", min_samples=0)
+    verdicts_given = deployment.ledger("SIMQ").judged
+    assert 3 not in verdicts_given

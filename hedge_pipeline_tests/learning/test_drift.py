@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from benchmarks.drift_alarms import measure
 from hedge_pipeline.learning.drift import (
     FEATURE_LIMIT,
     feature_drift,
@@ -38,6 +39,23 @@ def test_stationary_sessions_raise_at_most_two_alarms_per_hundred_looks() -> Non
     found = [alarm for seed in range(6) for alarm in looks(summaries(seed))]
     assert len(found) == 360
     assert np.mean(found) <= 0.02
+
+
+def test_an_alarm_says_more_than_always_and_never() -> None:
+    changed = []
+    for seed in range(4):
+        history = summaries(seed, 70)
+        history[50:, 12] += 4.0
+        changed.append(history)
+    found = {
+        row.detector: row
+        for row in measure("level", changed, lambda x: feature_drift(x, NAMES), change=50)
+    }
+    assert found["ours"].looks == 4 * 20
+    assert found["always fires"].false_per_100 == 100
+    assert found["never fires"].delays == [None] * 4
+    assert found["ours"].false_per_100 <= 2
+    assert all(delay is not None and delay <= 5 for delay in found["ours"].delays)
 
 
 @pytest.mark.parametrize("kind", ["level", "spread"])

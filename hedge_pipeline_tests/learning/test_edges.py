@@ -118,32 +118,43 @@ def test_if_no_feature_is_ever_known_the_candidate_is_rejected(loop: Deployment)
 # --- the fold, line by line ------------------------------------------------------------------
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing catches it."""
+Files = dict[str, bytes]
 
 
-class KillsAtLine:
-    """Ends the n-th line executed in the modules of the fold in a kill."""
+class EveryLine:
+    """What lies on the disk before every line of the fold: all that a kill there would leave."""
 
     MODULES = ("stages.py", "ledger.py", "gate.py", "store.py")
 
-    def __init__(self, number: int) -> None:
-        self.left = number
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.lines = 0
+        self.pictures: list[Files] = []
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
         name = Path(frame.f_code.co_filename).name
         if name not in self.MODULES or "hedge_pipeline" not in frame.f_code.co_filename:
             return None
         if event == "line":
-            self.left -= 1
-            if self.left == 0:
-                raise Killed
+            self.lines += 1
+            found = files_in(self.folder)
+            if found not in self.pictures:
+                self.pictures.append(found)
         return self
 
 
+def files_in(folder: Path) -> Files:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
 def test_killed_between_any_two_lines_of_the_fold_the_next_one_gives_the_same_state(
-    loop: Deployment, tmp_path: Path
+    loop: Deployment,
 ) -> None:
+    """Two sessions are folded, of which the second one has predictions."""
     stages.train_candidate(loop, SYMBOL)
     stages.judge(loop, SYMBOL)
     label = loop.calendar.labels[SESSIONS]
@@ -151,44 +162,37 @@ def test_killed_between_any_two_lines_of_the_fold_the_next_one_gives_the_same_st
         step(loop, label)
     stages.fold_evidence(loop, SYMBOL)
     stages.log_predictions(loop, label)
-    wanted = loop.ledger(SYMBOL).state
     folder = Path(loop.store.url, PROMOTIONS.name)
-    shutil.rmtree(folder / f"session={label}")
-    undisturbed = copy_of(folder, tmp_path / "promotions")
+    for folded in loop.calendar.labels[SESSIONS - 1 : SESSIONS + 1]:
+        rows = loop.store.read(PROMOTIONS, [folded])
+        loop.store.replace(PROMOTIONS, folded, rows[rows["kind"] != "fold"])
 
     def again() -> Deployment:
         return guard_sabotage.world_in(Path(loop.store.url), (SYMBOL,), 0, 3)
 
+    seen = EveryLine(folder)
     reference = again()
-    stages.fold_evidence(reference, SYMBOL)
+    sys.settrace(seen)
+    try:
+        folds = stages.fold_evidence(reference, SYMBOL)
+    finally:
+        sys.settrace(None)
+    assert len(folds) == 2
     wanted = reference.ledger(SYMBOL).state
     assert wanted.era_sessions == 1
-    shutil.rmtree(folder)
-    copy_of(undisturbed, folder)
-    counter = KillsAtLine(10**9)
-    traced(counter, again())
-    lines = 10**9 - counter.left
-    assert lines > 200
-    # the last lines are those around the write
-    points = {*range(1, lines, lines // 25), *range(lines - 120, lines + 1, 6)}
-    for number in sorted(points):
+    assert seen.lines > 2000
+    # before, while and after each of the two is written
+    assert len(seen.pictures) >= 5
+    for number, picture in enumerate(seen.pictures):
         shutil.rmtree(folder)
-        copy_of(undisturbed, folder)
-        with pytest.raises(Killed):
-            traced(KillsAtLine(number), again())
+        for name, content in picture.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
         after = again()
         stages.fold_evidence(after, SYMBOL)
         assert after.ledger(SYMBOL).state == wanted, number
-        folds = after.ledger(SYMBOL).entries.query("kind == 'fold'")
-        assert list(folds["session"]) == list(loop.calendar.labels[: SESSIONS + 1])
-
-
-def traced(kill: KillsAtLine, loop: Deployment) -> None:
-    sys.settrace(kill)
-    try:
-        stages.fold_evidence(loop, SYMBOL)
-    finally:
-        sys.settrace(None)
+        entries = after.ledger(SYMBOL).entries.query("kind == 'fold'")
+        assert list(entries["session"]) == list(loop.calendar.labels[: SESSIONS + 1])
 
 
 def test_before_ten_sessions_nothing_is_novel(loop: Deployment) -> None:

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import gate_power
 from hedge_pipeline.learning import gate
 from hedge_pipeline.learning.gate import (
     Event,
@@ -249,6 +250,27 @@ def test_an_edge_of_56_percent_is_proven_within_weeks() -> None:
     assert np.mean(right) == pytest.approx(0.56, abs=0.01)
     assert statistics.median(proofs) <= 16
     assert sum(proof <= 30 for proof in proofs) >= 19
+
+
+@pytest.mark.parametrize(("accuracy", "sessions", "most"), [(54, 60, 4), (58, 15, 1)])
+def test_an_edge_is_proven_in_as_many_sessions_as_its_size_needs(
+    accuracy: int, sessions: int, most: int
+) -> None:
+    """Of many streams 7 % need more than 60 sessions at 54 %, and 0.3 % more than 15 at 58 %."""
+    theta = gate_power.THETA_BY_ACCURACY[accuracy]
+    late = 0
+    for stream in range(20):
+        rng = np.random.default_rng((4, accuracy, stream))
+        proof = gate_power.sessions_to_proof(gate_power.edge_stream(rng, theta, sessions))
+        late += proof is None
+    assert late <= most
+
+
+def test_a_fold_of_a_session_takes_milliseconds() -> None:
+    """The fastest of many: whatever else the machine does, it costs no more than that."""
+    typical, _slow = gate_power.measure_latency(100).values
+    assert typical is not None
+    assert typical < 5
 
 
 # --- the same rule written a second time -----------------------------------------------------

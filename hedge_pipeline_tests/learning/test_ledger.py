@@ -13,9 +13,12 @@ import pytest
 from hedge_pipeline.learning import gate
 from hedge_pipeline.learning.gate import GateRule, GateState, SessionEvidence, Skill
 from hedge_pipeline.learning.ledger import (
+    PIN,
+    UNPIN,
     InForce,
     Ledger,
     fold_entry,
+    override_entry,
     session_evidence,
     verdict_entry,
 )
@@ -139,6 +142,28 @@ def test_moments_are_answered_in_the_order_they_are_asked_for() -> None:
     force = at(LEDGER, NIGHT + dt.timedelta(days=9), NIGHT - SECOND, NIGHT + dt.timedelta(days=1))
     assert force.version.tolist() == [3, 0, 1]
     assert force.skill.tolist() == ["proven", "unproven", "proven"]
+
+
+def test_a_clock_that_was_set_back_makes_no_older_entry_the_newest() -> None:
+    """The second night's fold and verdict, and a rollback, are dated before what they follow."""
+    pin = override_entry(LEDGER, 1, PIN, "calmer", "2024-03-05", NIGHT + dt.timedelta(days=3))
+    pinned = Ledger("SIMQ", pd.concat([ENTRIES, frame_of(pin)]), RULE)
+    let_go = override_entry(
+        pinned, 1, UNPIN, "enough", "2024-03-05", NIGHT + dt.timedelta(days=2, hours=9)
+    )
+    entries = frame_of(
+        folded(UNPROVEN, 1), judged(1, UNPROVEN, 1), folded(PROVEN, 0), judged(3, PROVEN, 0)
+    )
+    ledger = Ledger("SIMQ", pd.concat([entries, frame_of(pin, let_go)]), RULE)
+    force = at(ledger, *(NIGHT + dt.timedelta(days=days) for days in (1, 2, 4)))
+    assert force.version.tolist() == [3, 3, 3]
+    assert force.baseline.tolist() == [1, 1, 1]
+    assert force.skill.tolist() == ["proven"] * 3
+    assert force.newest.tolist() == [0, 0, 0]
+    assert ledger.accepted == (1, 3)
+    assert ledger.champion == 3
+    assert ledger.pinned is None
+    assert ledger.state == PROVEN
 
 
 @pytest.mark.parametrize("seed", range(3))

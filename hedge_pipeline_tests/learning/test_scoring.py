@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hedge_pipeline.learning.paired import LEAST_SESSIONS
 from hedge_pipeline.learning.scoring import performance, score
 from hedge_pipeline.market.tables import PERFORMANCE
 from hedge_pipeline_tests.learning.conftest import HORIZON, log_rows, outcome_rows, session_on
@@ -179,7 +180,36 @@ def test_two_symbols_together_are_the_labels_of_both() -> None:
     found = score(pd.concat([one, other]), HORIZON)
     assert found.value == 720 / 1520
     assert found.n == score(one, HORIZON).n + score(other, HORIZON).n
-    assert (found.lo, found.hi) == (350 / 760, 370 / 760)
+    assert found.base_rate == 0.5
+
+
+def test_one_session_has_the_interval_of_its_effective_labels() -> None:
+    """38 that do not overlap, of which 57 % are right: Wilson by hand, not the session alone."""
+    found = score(sums([217]), HORIZON)
+    share, number, z = 217 / 380, 38, 1.96
+    middle = (share + z * z / 76) / (1 + z * z / 38)
+    half = z / (1 + z * z / 38) * math.sqrt(share * (1 - share) / number + (z / 76) ** 2)
+    assert (found.lo, found.hi) == pytest.approx((middle - half, middle + half))
+    assert found.lo < 0.5 < found.hi
+
+
+def test_a_second_symbol_of_the_same_session_is_no_second_session() -> None:
+    one = score(sums([217]), HORIZON)
+    both = score(pd.concat([sums([217]), sums([217], symbol="SIMN")]), HORIZON)
+    assert (both.lo, both.hi) == (one.lo, one.hi)
+
+
+@pytest.mark.parametrize("hits", [0, 380])
+def test_a_session_that_went_one_way_only_still_has_an_interval(hits: int) -> None:
+    found = score(sums([hits]), HORIZON)
+    assert found.lo <= found.value <= found.hi
+    assert found.hi - found.lo > 0.05
+
+
+def test_four_sessions_that_agree_by_chance_claim_no_more_than_their_labels() -> None:
+    found = score(sums([217] * 4), HORIZON)
+    assert found.hi - found.lo > 0.1
+    assert score(sums([217] * 5), HORIZON).lo == 217 / 380
 
 
 def test_without_labels_nothing_is_known() -> None:
@@ -218,5 +248,7 @@ def test_the_interval_holds_the_value_and_does_not_depend_on_the_order_of_rows(
     order.shuffle(places)
     found, shuffled = score(rows, HORIZON, draws=200), score(rows.iloc[places], HORIZON, draws=200)
     assert (found.value, found.lo, found.hi) == (shuffled.value, shuffled.lo, shuffled.hi)
-    assert min(hits) / 380 <= found.lo <= found.hi <= max(hits) / 380
+    assert found.lo <= found.value <= found.hi
+    if len(hits) >= LEAST_SESSIONS:
+        assert min(hits) / 380 <= found.lo <= found.hi <= max(hits) / 380
     assert found.value == pytest.approx(sum(hits) / len(hits) / 380)

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from benchmarks import guard_sabotage
 from hedge_pipeline import stages
+from hedge_pipeline.learning.drift import Drift
+from hedge_pipeline.learning.gate import GateState, Skill
 from hedge_pipeline.learning.shelf import ModelShelf
 from hedge_pipeline.market.tables import PROMOTIONS, feature_names
 from hedge_pipeline.stages import Deployment, StageError
@@ -159,6 +164,97 @@ def test_a_verdict_is_given_once_whoever_gives_it(
     assert verdicts_in(trainer) == [(1, "hold")]
     (row,) = trainer.ledger(SYMBOL).entries.to_dict("records")
     assert row["decided_at"] == judged[0]["decided_at"]
+
+
+TRAINER = """
+import sys
+from pathlib import Path
+from hedge_pipeline import stages
+from hedge_pipeline.learning.shelf import ModelShelf
+from hedge_pipeline_tests.learning.test_trainers import SYMBOL, opened
+
+put_card = ModelShelf.put_card
+
+def both_at_once(shelf, card):
+    print("trained", flush=True)
+    sys.stdin.readline()
+    return put_card(shelf, card)
+
+ModelShelf.put_card = both_at_once
+loop = opened(Path(sys.argv[1]))
+while last := sys.stdin.readline():
+    labels = loop.calendar.labels[: int(last)]
+    stages.training_window = lambda *_: labels
+    said = "saved"
+    try:
+        stages.train_candidate(loop, SYMBOL)
+    except stages.StageError as error:
+        said = "refused"
+        assert "another training has version" in str(error)
+    given = [x["model_version"] for x in stages.judge(loop, SYMBOL) if x["event"] == "promote"]
+    print(said, *given, flush=True)
+"""
+
+
+def say_proven(deployment: Deployment) -> None:
+    """Folds every session and writes into the last entry that skill is proven after it."""
+    label = stages.fold_evidence(deployment, SYMBOL)[-1].session
+    rows = deployment.store.read(PROMOTIONS, [label])
+    state = GateState.from_json(rows["state"].iloc[0])
+    state = dataclasses.replace(
+        state, status=Skill.PROVEN, status_since=label, peak_ordinal=state.ordinal
+    )
+    proven = rows.assign(skill=Skill.PROVEN.value, state=state.to_json())
+    deployment.store.replace(PROMOTIONS, label, proven)
+
+
+def test_of_two_processes_that_train_at_once_one_promotes(trainer: Deployment) -> None:
+    say_proven(trainer)
+    command = [sys.executable, "-c", TRAINER, trainer.store.url]
+    pipe = subprocess.PIPE
+    with (
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as one,
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as two,
+    ):
+
+        def tell_both(line: str) -> list[str]:
+            for process in (one, two):
+                assert process.stdin is not None
+                print(line, file=process.stdin, flush=True)
+            return [x.stdout.readline().strip() for x in (one, two) if x.stdout]
+
+        windows = range(guard_sabotage.FIRST_WINDOW, SESSIONS + 1)
+        for version, last in enumerate(windows, start=1):
+            assert tell_both(str(last)) == ["trained", "trained"]
+            said = sorted(tell_both("go on"))
+            # whoever lost the version may still be the one that judges it; nobody does so again
+            assert [words.split()[0] for words in said] == ["refused", "saved"]
+            assert [x for words in said for x in words.split()[1:]] == [str(version)]
+        for process in (one, two):
+            assert process.stdin is not None
+            process.stdin.close()
+    assert verdicts_in(trainer) == [(version, "promote") for version in range(1, len(windows) + 1)]
+    assert trainer.ledger(SYMBOL).champion == len(windows)
+
+
+# --- drift -----------------------------------------------------------------------------------
+
+
+def test_drift_changes_no_verdict_and_no_evidence(
+    history: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def entries(name: str) -> Any:
+        loop = opened(copy_of(history, tmp_path / name))
+        stages.train_candidate(loop, SYMBOL)
+        stages.fold_evidence(loop, SYMBOL)
+        stages.judge(loop, SYMBOL)
+        return loop.ledger(SYMBOL).entries
+
+    calm = entries("calm")
+    for name in ("feature_drift", "performance_drift"):
+        monkeypatch.setattr(stages, name, lambda *_: Drift(-99.0, -9.0, "return_10", 4.5))
+    pd.testing.assert_frame_equal(entries("alarmed"), calm)
+    assert list(calm["event"].dropna()) == ["hold"]
 
 
 # --- the same again --------------------------------------------------------------------------

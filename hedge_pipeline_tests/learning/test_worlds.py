@@ -10,6 +10,7 @@ import datetime as dt
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from hedge_pipeline.replay import replay
 from hedge_pipeline.settings import load_settings
 from hedge_pipeline.stages import Deployment, deploy
 from hedge_pipeline_tests.learning.conftest import times_of
+from hedge_pipeline_tests.markets import copy_of
 
 pytestmark = pytest.mark.slow
 
@@ -40,6 +42,9 @@ WARM_UP = 5
 # 1e-4 nats per label; ln 2 is 6931
 NEGLIGIBLE = 3.0
 LEARNING_COST = 10.0
+# the edge of the simulated market turns round in its session 60, counted from 0
+FLIP = 60
+BEFORE = 34
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,7 @@ def run(
     symbol: str,
     sessions: int,
     open_source: Callable[[SessionCalendar], MarketSource],
+    first: int = 0,
 ) -> World:
     settings = load_settings(
         HEDGE_MODE="replay",
@@ -89,7 +95,7 @@ def run(
         HEDGE_HISTORY_START="2024-01-02",
     )
     deployment = deploy(settings, open_source)
-    replay(deployment, deployment.calendar.labels[:sessions])
+    replay(deployment, deployment.calendar.labels[first : first + sessions])
     return World(deployment)
 
 
@@ -135,7 +141,19 @@ class Leaking(RandomWalk):
 
 @pytest.fixture(scope="module")
 def bounce(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return run(tmp_path_factory.mktemp("bounce"), "SIMQ", 26, simulated)
+    return run(tmp_path_factory.mktemp("bounce"), "SIMQ", FLIP - BEFORE, simulated, BEFORE)
+
+
+@pytest.fixture(scope="module", params=[7, 8, 9])
+def flipped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Markets whose edge turns round: six sessions of it, after as many as a proof needs."""
+    seed, first = request.param, {7: BEFORE, 8: 36, 9: 44}[request.param]
+    folder = tmp_path_factory.mktemp("flipped") / "store"
+    if seed == 7:
+        bounce: World = request.getfixturevalue("bounce")
+        copy_of(Path(bounce.deployment.store.url), folder)
+    source = partial(simulated, seed=seed)
+    return run(folder, "SIMQ", FLIP + 6 - first, source, first)
 
 
 @pytest.fixture(scope="module")
@@ -240,6 +258,30 @@ def test_candidates_are_held_before_the_proof_and_promoted_after(bounce: World) 
 def test_trust_rises_with_an_edge_and_falls_without(bounce: World, control: World) -> None:
     prior = 0.26
     assert bounce.folds["trust"].iloc[-1] > prior > control.folds["trust"].iloc[-1]
+
+
+def test_a_flip_is_lost_within_five_sessions_and_training_forgets_what_was_before(
+    flipped: World,
+) -> None:
+    labels = flipped.deployment.calendar.labels
+    events = flipped.folds[flipped.folds["event"].notna()]
+    assert list(events["event"]) == ["skill_proven", "skill_lost"]
+    lost = str(events["session"].iloc[-1])
+    assert labels[FLIP] <= lost <= labels[FLIP + 5]
+    state = flipped.ledger.state
+    assert state.status is Skill.LOST
+    assert flipped.ledger.champion is None
+    assert state.train_from is not None
+    # five sessions at least are kept
+    assert labels[FLIP - 4] <= state.train_from <= lost
+    earlier = {card.first_session for card in flipped.cards if card.cutoff < lost}
+    assert earlier == {flipped.folds["session"].iloc[0]}
+    later = [card for card in flipped.cards if card.cutoff >= lost]
+    assert later
+    assert {card.first_session for card in later} == {state.train_from}
+    verdicts = flipped.ledger.entries[flipped.ledger.entries["kind"] == "verdict"]
+    since = verdicts.loc[verdicts["session"] >= lost, "event"]
+    assert set(since) <= {"hold", "reject"}
 
 
 # --- a leak ----------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hedge_pipeline import control, stages
+from hedge_pipeline.learning.shelf import ModelShelf
 from hedge_pipeline.levels.joining import NO_CHAIN
 from hedge_pipeline.levels.signals import NO_LEVEL
 from hedge_pipeline.live import loop
@@ -813,3 +814,35 @@ def test_a_pinned_version_is_served_and_every_bar_counts_once_with_the_newest(
         told.margin, tested.loc[known["bar_ts"], "margin"].astype(float).to_numpy()
     )
     assert session.index_of(known["bar_ts"].dt.tz_localize(None).to_numpy()).max() == 19
+
+
+@pytest.mark.parametrize("fault", ["slow", "raises", "refused"])
+def test_whatever_becomes_of_the_newest_the_pinned_version_is_served_in_time(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    accept_another(folder, at(-10), "SIMA")
+    operator = deployment_in(folder, FakeMarket(), lambda: at(-5), ("SIMA",))
+    control.pin(operator, "SIMA", 1, "to compare")
+    found = watch(folder, FakeMarket(), at(0, 2), ("SIMA",))
+    if fault == "refused":
+        (file,) = (folder / "models" / "SIMA").glob("000002-*.ubj")
+        file.write_bytes(b"changed")
+    real = ModelShelf.load
+
+    def load(shelf: ModelShelf, symbol: str, version: int) -> Any:
+        if version == 2 and fault == "raises":
+            raise RuntimeError("no newest today")
+        if version == 2 and fault == "slow":
+            found.clock.now += 20 * SECOND
+        return real(shelf, symbol, version)
+
+    monkeypatch.setattr(ModelShelf, "load", load)
+    found.run(until=at(6, 2))
+    served = found.served(HALF_DAY, "SIMA")
+    assert served["model_version"].tolist() == [1] * 6
+    assert served["prediction"].notna().all()
+    assert (served["decided_at"] - served["bar_ts"] == length(found) + SECOND).all()
+    assert set(served["mode"]) == {"live"}
+    newest = found.rows(PREDICTION_LOG, HALF_DAY, "SIMA", "newest")
+    assert len(newest) == (0 if fault == "raises" else 6)
+    assert newest["prediction"].notna().all() == (fault != "refused")

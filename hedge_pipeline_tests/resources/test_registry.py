@@ -22,10 +22,19 @@ from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.exceptions import MlflowException
 
-from hedge_pipeline import control
+from hedge_pipeline import control, insight
+from hedge_pipeline.learning import scoring
 from hedge_pipeline.learning.gate import GateState, Skill
 from hedge_pipeline.learning.training import margins
-from hedge_pipeline.market.tables import FEATURE_ROWS, PERFORMANCE, PROMOTIONS, feature_names
+from hedge_pipeline.market.tables import (
+    FEATURE_ROWS,
+    OUTCOMES,
+    PERFORMANCE,
+    PREDICTION_LOG,
+    PROMOTIONS,
+    feature_names,
+)
+from hedge_pipeline.resources import plots
 from hedge_pipeline.resources.registry import (
     SIGNALS_TAG,
     MlflowRegistry,
@@ -34,6 +43,7 @@ from hedge_pipeline.resources.registry import (
     model_name,
 )
 from hedge_pipeline.stages import Deployment
+from hedge_pipeline.store import Store
 from hedge_pipeline_tests.replays import (
     DEMO_SESSIONS,
     SYMBOLS,
@@ -175,9 +185,12 @@ def test_a_run_is_named_and_holds_the_description_of_its_version(
     assert run.info.run_name == f"{symbol} v{version} to {card.cutoff}"
     assert run.info.status == "FINISHED"
     assert run.info.start_time == run.info.end_time == verdict["decided_at"].timestamp() * 1000
-    assert {k: run.data.params[k] for k in ("cutoff", "data_hash", "trees", "sessions")} == {
+    shown = ("first_session", "cutoff", "data_hash", "schema_hash", "trees", "sessions")
+    assert {k: run.data.params[k] for k in shown} == {
+        "first_session": card.first_session,
         "cutoff": card.cutoff,
         "data_hash": card.data_hash,
+        "schema_hash": card.schema_hash,
         "trees": "60",
         "sessions": str(card.sessions),
     }
@@ -208,6 +221,106 @@ def test_live_accuracy_stands_beside_the_base_rate_at_the_step_of_every_session(
         assert [value for _, value in found] == pytest.approx(shares)
 
 
+def by_hand(rows: pd.DataFrame) -> dict[str, float]:
+    """Scores of one stream in one session from its rows of the log, with their outcomes."""
+    made = rows[rows["prob_up"].notna()]
+    known = made[made["actual_direction"].notna()]
+    up = known["actual_direction"].to_numpy(dtype=np.float64)
+    said, base, margin, told = (
+        known[name].to_numpy(dtype=np.float64)
+        for name in ("prob_up", "base_rate", "margin", "prediction")
+    )
+    raw = 1 / (1 + np.exp(-np.log(base / (1 - base)) - margin))
+    gain = np.log(said / (1 - said)) - np.log(base / (1 - base))
+
+    def loss(probability: Any) -> float:
+        return float(-np.mean(np.where(up == 1, np.log(probability), np.log(1 - probability))))
+
+    return {
+        "accuracy": float(np.mean(told == up)),
+        "base_rate_accuracy": float(np.mean((base > 0.5) == (up == 1))),
+        "log_loss": loss(said),
+        "base_log_loss": loss(base),
+        "raw_log_loss": loss(raw),
+        "skill_1e4_nats": 1e4 * (loss(base) - loss(said)),
+        "brier": float(np.mean((said - up) ** 2)),
+        "labels": float(len(known)),
+        "abstentions": float(len(rows) - len(made)),
+        "coverage": len(made) / len(rows),
+        "probability_spread": float(made["prob_up"].std(ddof=0)),
+        "calibration_slope": float(
+            np.sum(gain * (up - base)) / np.sum(gain**2 * base * (1 - base))
+        ),
+    }
+
+
+def streams_of(store: Store, symbol: str) -> Iterator[tuple[str, int, str, pd.DataFrame]]:
+    """Prefix, version, session and rows with outcomes of every stream that a model spoke in."""
+    outcomes = rows_of(store, OUTCOMES, symbols=[symbol])[["bar_ts", "actual_direction"]]
+    log = rows_of(store, PREDICTION_LOG, symbols=[symbol]).merge(outcomes, on="bar_ts", how="left")
+    log = log[log["model_version"] > 0].assign(session=log["bar_ts"].dt.date.astype(str))
+    for key, rows in log.groupby(["role", "model_version", "session"]):
+        role, version, label = map(str, key)
+        yield {"served": "live", "baseline": "baseline"}[role], int(version), label, rows
+
+
+@pytest.mark.parametrize("symbol", SYMBOLS)
+def test_every_score_of_every_version_and_session_is_that_of_the_log(
+    demo: Demo, published: MlflowRegistry, symbol: str
+) -> None:
+    calendar = replay_in(demo.out).calendar
+    seen = set()
+    for prefix, version, label, rows in streams_of(demo.store, symbol):
+        run_id = run_of(published, symbol, version).info.run_id
+        for name, value in by_hand(rows).items():
+            found = dict(history(published, run_id, f"{prefix}/{name}"))
+            assert found[calendar.ordinal(label)] == pytest.approx(value, rel=1e-6), name
+            seen.add((prefix, version, name))
+    assert len(seen) == (3 + 1) * 12  # three versions were served, the first is the baseline
+
+
+def test_a_session_made_up_for_in_part_is_scored_as_one(
+    deployment: Deployment, registry: MlflowRegistry, published: MlflowRegistry
+) -> None:
+    """Rows of two modes count together: of two values of a metric MLflow shows the larger."""
+    live = dataclasses.replace(deployment, replay=False)
+    store = deployment.store
+    for label in store.sessions(PREDICTION_LOG):
+        log = store.read(PREDICTION_LOG, [label])
+        late = log["bar_ts"] > log["bar_ts"].median()
+        log["mode"] = np.where(late, "catch_up", "live")
+        store.replace(PREDICTION_LOG, label, log)
+        outcomes = store.read(OUTCOMES, [label])
+        store.replace(PERFORMANCE, label, scoring.performance(log, outcomes, label))
+    registry.publish(live, "SIMQ")
+    for version in VERSIONS[:3]:
+        one, other = (run_of(x, "SIMQ", version) for x in (registry, published))
+        assert set(one.data.metrics) == set(other.data.metrics)
+        for name in other.data.metrics:
+            wanted = history(published, other.info.run_id, name)
+            found = history(registry, one.info.run_id, name)
+            assert [step for step, _ in found] == [step for step, _ in wanted], name
+            assert [x for _, x in found] == pytest.approx([x for _, x in wanted]), name
+
+
+def test_a_session_of_abstentions_is_shown_without_scores(
+    deployment: Deployment, registry: MlflowRegistry
+) -> None:
+    label = deployment.store.sessions(PERFORMANCE)[-1]
+    sums = deployment.store.read(PERFORMANCE, [label])
+    nothing = dict.fromkeys(("predictions", "labels", "hits", "base_hits"), 0)
+    silent = sums.assign(**nothing, abstentions=sums["predictions"] + sums["abstentions"])
+    losses = ("log_loss", "base_log_loss", "raw_log_loss", "brier", "spread")
+    silent[list(losses)] = 0.0
+    deployment.store.replace(PERFORMANCE, label, silent)
+    registry.publish(deployment, "SIMQ")
+    metrics = run_of(registry, "SIMQ", 3).data.metrics
+    assert metrics["live/coverage"] == 0
+    assert metrics["live/abstentions"] == 390
+    assert "live/accuracy" not in metrics
+    assert "live_total/accuracy" not in metrics
+
+
 @pytest.mark.parametrize("version", [1, 3])
 def test_the_totals_of_a_version_stand_with_their_interval(
     demo: Demo, published: MlflowRegistry, version: int
@@ -222,6 +335,30 @@ def test_the_totals_of_a_version_stand_with_their_interval(
     assert metrics["live_total/accuracy_lo"] <= accuracy <= metrics["live_total/accuracy_hi"]
     base = sums["base_hits"].sum() / sums["labels"].sum()
     assert metrics["live_total/base_rate_accuracy"] == pytest.approx(base)
+    for name in ("log_loss", "brier"):
+        assert metrics[f"live_total/{name}"] == pytest.approx(sums[name].sum() / len_of(sums))
+    skill = 1e4 * (sums["base_log_loss"] - sums["log_loss"]).sum() / len_of(sums)
+    assert metrics["live_total/skill_1e4_nats"] == pytest.approx(skill)
+
+
+def len_of(sums: pd.DataFrame) -> float:
+    return float(sums["labels"].sum())
+
+
+def test_the_skill_of_a_version_has_its_interval_once_there_are_five_sessions(
+    deployment: Deployment, registry: MlflowRegistry
+) -> None:
+    scores = rows_of(deployment.store, PERFORMANCE, symbols=["SIMQ"])
+    scores = scores[scores["role"] == "served"]
+    for label in deployment.store.sessions(PERFORMANCE):
+        own = scores[scores["session"] == scores["session"].max()].assign(session=label)
+        gain = 0.002 * (1 + int(label[-1]))
+        changed = own.assign(model_version=1, base_log_loss=own["log_loss"] + gain * own["labels"])
+        deployment.store.replace(PERFORMANCE, label, changed)
+    registry.publish(deployment, "SIMQ")
+    metrics = run_of(registry, "SIMQ", 1).data.metrics
+    low, skill, high = (metrics[f"live_total/skill_1e4_nats{x}"] for x in ("_lo", "", "_hi"))
+    assert 20 < low < skill < high < 200
 
 
 def test_evidence_trust_coverage_and_slope_stand_at_every_session_of_a_version(
@@ -245,7 +382,9 @@ def test_the_registered_model_tells_what_holds_now(demo: Demo, published: Mlflow
     assert tags["hedge.skill"] == "unproven"
     assert "of the 20 needed" in tags["hedge.evidence"]
     assert tags["hedge.promotions"] == "0"
-    assert tags["hedge.retraining"].startswith("retraining against the first model: ")
+    helps = insight.retraining_value(replay_in(demo.out), "SIMQ")
+    assert helps.labels > 600
+    assert tags["hedge.retraining"] == helps.in_words()
     assert tags["hedge.feature_drift"] == "too few sessions to tell"
 
 
@@ -303,14 +442,64 @@ def test_a_run_keeps_the_description_and_the_plots(
 ) -> None:
     run = run_of(published, "SIMQ", 4)
     files = {x.path for x in published.client.list_artifacts(run.info.run_id)}
-    assert files >= {"model_card.json", "importance.png", "evidence.png"}
+    drawn = {f"{x}.png" for x in ("importance", "contributions", "evidence", "reliability")}
+    assert files == {"model_card.json", *drawn}
+
+
+def test_importance_is_shown_by_gain_and_by_contributions(demo: Demo) -> None:
+    card = replay_in(demo.out).shelf.card("SIMQ", 4)
+    shown = {}
+    for name, values in (("gain", card.gain), ("shap", card.contributions)):
+        (axes,) = plots.importance(values, "SIMQ").axes
+        shown[name] = {x.get_text() for x in axes.get_yticklabels()}
+        assert shown[name] == set(sorted(values, key=lambda x: values[x])[-12:])
+        assert all(value >= 0 for value in values.values())
+    assert card.gain != card.contributions
+
+
+def test_the_timeline_has_every_fold_the_line_of_proof_and_every_change(demo: Demo) -> None:
+    entries = rows_of(demo.store, PROMOTIONS, symbols=["SIMQ"])
+    folds = entries["kind"] == "fold"
+    last = entries.index[folds][-2:]
+    entries.loc[last, "event"] = ["skill_proven", "skill_lost"]
+    (axes,) = plots.evidence(entries, 20, "SIMQ").axes
+    curve, proof, *changes = axes.get_lines()
+    assert curve.get_ydata() == pytest.approx(entries.loc[folds, "evidence"] / np.log(10))
+    assert np.asarray(proof.get_ydata()) == pytest.approx(np.log10(20))
+    places = [float(np.asarray(line.get_xdata()).min()) for line in changes]
+    assert places == [folds.sum() - 2, folds.sum() - 1]
 
 
 def test_the_run_of_dagster_is_named_where_it_published(
     deployment: Deployment, registry: MlflowRegistry
 ) -> None:
     registry.publish(deployment, "SIMQ", source_run="dagster-run-1")
-    assert run_of(registry, "SIMQ", 1).data.tags["dagster.run_id"] == "dagster-run-1"
+    tags = run_of(registry, "SIMQ", 1).data.tags
+    assert tags["dagster.run_id"] == "dagster-run-1"
+    assert "dagster.url" not in tags
+    assert registry.links("SIMQ") == {}
+
+
+def test_where_the_uis_are_known_each_has_links_to_the_other(
+    deployment: Deployment, registry: MlflowRegistry, tmp_path: Path
+) -> None:
+    linked = registry_in(tmp_path, dagster_url="http://there:3000/", ui_url="http://there:5000")
+    linked.publish(deployment, "SIMQ", source_run="0123456789")
+    run = run_of(registry, "SIMQ", 4)
+    page = "http://there:3000/runs/0123456789"
+    assert run.data.tags["dagster.url"] == page
+    assert run.data.tags["mlflow.note.content"].endswith(f"[Dagster run 01234567]({page})")
+    versions = f"http://there:5000/#/experiments/{run.info.experiment_id}"
+    assert linked.links("SIMQ") == {
+        "mlflow_model": "http://there:5000/#/models/hedge-SIMQ",
+        "mlflow_versions": versions,
+        "mlflow_run": f"{versions}/runs/{run.info.run_id}",
+    }
+
+
+def test_the_ui_of_a_tracking_server_is_at_its_address_without_the_password() -> None:
+    assert MlflowRegistry(f"https://me:{CANARY}@there:1/x/").ui_url == "https://there:1/x"
+    assert MlflowRegistry("sqlite:///mlflow.db").ui_url == ""
 
 
 # -- aliases ---------------------------------------------------------------------------------------
