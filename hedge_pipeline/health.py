@@ -239,20 +239,24 @@ def backup_trouble(deployment: Deployment, settings: Settings) -> Trouble | None
     return Trouble("backup", f"the last backup is {hours:.0f} h old: see the job housekeeping")
 
 
-def training_trouble(symbol: str, failed: int, run_id: str, most: int) -> Trouble | None:
+def training_trouble(
+    symbol: str, failed: int, run_id: str, why: str, most: int = 1
+) -> Trouble | None:
     """Trainings that fail again and again.
 
     Args:
         symbol: whose.
         failed: in a row.
         run_id: the newest failed run.
-        most: HEDGE_ALERT_FAILED_TRAININGS.
+        why: what it says.
+        most: from how many on it is a trouble, HEDGE_ALERT_FAILED_TRAININGS.
     """
-    if failed < most:
+    if failed < max(most, 1):
         return None
     return Trouble(
         f"{symbol}: retraining failed",
-        f"{symbol}: retraining failed {failed} times in a row: run {run_id[:8]} says why",
+        f"{symbol}: retraining failed, {failed} in a row: {why} (run {run_id[:8]}); when that is "
+        f"mended: `hedge retrain --symbol {symbol}`",
     )
 
 

@@ -12,6 +12,7 @@ market belongs here.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import importlib
 import json
@@ -27,6 +28,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -36,10 +38,11 @@ SETTLED_SECONDS = 60.0
 LONGEST_PAUSE_SECONDS = 30.0
 MOST_FAILURES = 6
 PATIENCE_SECONDS = 8.0
-STOPPING = (signal.SIGTERM, signal.SIGINT)
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 REQUESTS = "HEDGE_RUNS_SOCKET"
 REPORTER = "hedge_pipeline.resources.launching"
 _ASKED_WITHIN_SECONDS = 2.0
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,14 @@ class Copy:
 
     def __init__(self, program: Program, writing: int, kept: set[int]) -> None:
         context = multiprocessing.get_context("fork")
-        self._process = context.Process(target=_become, args=(program, writing, kept))
-        self._process.start()
+        waiting, ready = os.pipe()
+        try:
+            self._process = context.Process(target=_become, args=(program, writing, ready, kept))
+            self._process.start()
+        finally:
+            os.close(ready)
+            with os.fdopen(waiting, "rb") as pipe:
+                pipe.read()  # until it leads a group of its own and can be ended, or is gone
         self.pid = self._process.pid or 0
 
     def poll(self) -> int | None:
@@ -92,6 +101,12 @@ class Copy:
         """Waits for its end."""
         self._process.join()
         return self._process.exitcode
+
+
+def _say(line: str) -> None:
+    """On standard output; a full disk or a closed pipe behind it must not end the service."""
+    with contextlib.suppress(OSError):
+        os.write(1, f"{line}\n".encode(errors="replace"))
 
 
 @dataclass
@@ -124,21 +139,24 @@ class Keeper:
     """Runs processes until it is told to stop, or until one of them cannot be kept running.
 
     Every process leads a group of its own, so that what it has started can be ended with it, also
-    what a killed one has left running.
+    what a killed one has left running. If the keeper itself is killed, they are sent SIGTERM.
 
     Args:
         environment: of every process that is no copy of this one.
         inherited: file descriptors that every process keeps open.
         say: takes one line.
+        adopts: orphans of its processes become its own, as in a container, and are waited for.
     """
 
     environment: Mapping[str, str]
     inherited: Sequence[int] = ()
-    say: Callable[[str], None] = lambda line: print(line, flush=True)
+    say: Callable[[str], None] = _say
+    adopts: bool = False
     _children: list[Child] = field(default_factory=list)
     _groups: set[int] = field(default_factory=set)
     _waiting: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
     _told: int | None = None
+    _ending: bool = False
 
     def add(self, name: str, command: str | Program) -> None:
         """Adds a process; it is started by `run`."""
@@ -153,13 +171,15 @@ class Keeper:
         self._waiting.register(server, selectors.EVENT_READ, self._serve)
 
     def run(self) -> int:
-        """Blocks until SIGTERM or SIGINT; returns 128 + its number, or 1 if it gave up before."""
+        """Blocks until a signal to stop; returns 128 + its number, or 1 if it gave up before."""
         with self._listening():
             try:
                 while self._told is None:
                     # a run that ends adds its report
                     if not all(self._look_after(child) for child in list(self._children)):
                         return 1
+                    if self.adopts:
+                        self._bury_orphans()
                     self._wait(LOOK_EVERY_SECONDS)
                 self._tell("service", f"{signal.Signals(self._told).name}: stopping")
                 return 128 + self._told
@@ -191,14 +211,23 @@ class Keeper:
             child.due = now + pause
             self._tell(child.name, f"ended ({_words(code)}), starts again in {pause:g} s")
         if now >= child.due:
-            self._start(child)
+            try:
+                self._start(child)
+            except OSError as error:  # no memory, no process or no descriptor is left
+                child.due = now + LONGEST_PAUSE_SECONDS
+                self._tell(child.name, f"cannot be started: {error.strerror or error}")
         return True
 
     def _start(self, child: Child) -> None:
         child.begun = time.monotonic()
         reading, writing = os.pipe()
-        process = self._process(child.command, writing)
-        os.close(writing)
+        try:
+            process = self._process(child.command, writing)
+        except OSError:
+            os.close(reading)
+            raise
+        finally:
+            os.close(writing)
         child.process = process
         self._groups = {group for group in self._groups if _signal(group, 0)}
         self._groups.add(process.pid)
@@ -217,34 +246,49 @@ class Keeper:
             stderr=subprocess.STDOUT,
             pass_fds=self.inherited,
             start_new_session=True,
+            preexec_fn=partial(_end_with, os.getpid()),
         )
+
+    def _bury_orphans(self) -> None:
+        """Waits for the dead whose parents are dead; nobody else would, and they would pile up."""
+        own = {child.process.pid for child in self._children if child.process is not None}
+        with contextlib.suppress(ChildProcessError):
+            while found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                if found.si_pid in own:  # its end is noticed at the next look
+                    return
+                os.waitpid(found.si_pid, 0)
 
     # -- runs of jobs ----------------------------------------------------------------------
 
     def _serve(self, server: socket.socket) -> None:
-        connection, _ = server.accept()
         # who asks is gone, or asks nonsense
-        with connection, contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            connection, _ = server.accept()
             connection.settimeout(_ASKED_WITHIN_SECONDS)
-            with connection.makefile("rw") as stream:
+            with connection, connection.makefile("rw") as stream:
                 stream.write(json.dumps(self._answer(json.loads(stream.readline()))) + "\n")
 
     def _answer(self, request: dict[str, Any]) -> bool:
         """`start` = starts a run by its command line; `end` = sends SIGTERM to a run.
 
         Returns:
-            Whether the run is one of ours and alive.
+            Whether the run is one of ours and alive. Who asks twice to start it gets one process;
+            while everything is being ended none is started.
         """
         run_id = str(request["run_id"])
-        if request["what"] == "start":
-            module, *arguments = request["command"]
-            program = Program(module, tuple(arguments), f"{request['name']} {run_id}")
-            self._add_once(Child(str(request["name"]), program, once=True, run_id=run_id))
-            return True
-        for child in self._children:
-            if child.run_id == run_id and child.process and child.process.poll() is None:
-                return _signal(child.process.pid, signal.SIGTERM)
-        return False
+        groups = [
+            child.process.pid
+            for child in self._children
+            if child.run_id == run_id and child.process and child.process.poll() is None
+        ]
+        if request["what"] != "start":
+            return any(_signal(group, signal.SIGTERM) for group in groups)
+        if groups or self._ending:
+            return bool(groups)
+        module, *arguments = request["command"]
+        program = Program(module, tuple(arguments), f"{request['name']} {run_id}")
+        self._add_once(Child(str(request["name"]), program, once=True, run_id=run_id))
+        return True
 
     def _report(self, run_id: str, code: int) -> None:
         """Tells Dagster that a run's process has died; a run that has ended stays as it is."""
@@ -253,8 +297,8 @@ class Keeper:
         self._add_once(Child("report", program, once=True))
 
     def _add_once(self, child: Child) -> None:
-        self._children.append(child)
         self._start(child)
+        self._children.append(child)
 
     # -- what they say ---------------------------------------------------------------------
 
@@ -274,6 +318,7 @@ class Keeper:
 
     def _end_everything(self) -> None:
         """SIGTERM to every group, SIGKILL to what is left after a while."""
+        self._ending = True
         deadline = time.monotonic() + PATIENCE_SECONDS
         for group in self._groups:
             _signal(group, signal.SIGTERM)
@@ -291,6 +336,8 @@ class Keeper:
         for child in self._children:
             if child.process is not None:
                 child.process.poll()  # a zombie would keep its group alive
+        if self.adopts:
+            self._bury_orphans()
         return {group for group in self._groups if _signal(group, 0)}
 
     @contextlib.contextmanager
@@ -298,7 +345,10 @@ class Keeper:
         def told(number: int, frame: FrameType | None) -> None:
             self._told = number
 
-        before = {x: signal.signal(x, told) for x in STOPPING}
+        # `nohup` has SIGHUP ignored, and that stays so
+        before = {
+            x: signal.signal(x, told) for x in STOPPING if signal.getsignal(x) is not signal.SIG_IGN
+        }
         # whoever became this process held them back meanwhile, so that none is lost
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
         try:
@@ -332,11 +382,15 @@ class _Lines:
         return bool(found)
 
 
-def _become(program: Program, writing: int, kept: set[int]) -> None:
+def _become(program: Program, writing: int, ready: int, kept: set[int]) -> None:
     """Makes a copy of the keeper a process like any other, and runs the program in it."""
+    keeper = os.getppid()
     os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    _end_with(keeper)
+    os.close(ready)
     for descriptor in (1, 2):
         os.dup2(writing, descriptor)
     sys.stdout, sys.stderr = (os.fdopen(x, "w", buffering=1, closefd=False) for x in (1, 2))
@@ -351,6 +405,17 @@ def _become(program: Program, writing: int, kept: set[int]) -> None:
         time.sleep(LOOK_EVERY_SECONDS)
     sys.argv = [program.module, *program.arguments]
     runpy.run_module(program.module, run_name="__main__", alter_sys=True)
+
+
+def _end_with(keeper: int) -> None:
+    """Lets this process be sent SIGTERM when the keeper is killed, where the system can do that.
+
+    A daemon that goes on without it would start no run and keep the next service from starting.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+        if os.getppid() != keeper:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _entitle(title: str) -> None:
@@ -375,7 +440,7 @@ def keep(
         imported: module that imports what the programs need; "" = none.
     """
     _entitle("keeper")
-    keeper = Keeper(os.environ, inherited)
+    keeper = Keeper(os.environ, inherited, adopts=True)
     requests = Path(folder) / "runs.sock"
     os.environ[REQUESTS] = str(requests)
     keeper.listen(str(requests))

@@ -25,6 +25,7 @@ from hedge_pipeline.market.tables import (
     TABLES,
 )
 from hedge_pipeline.replay import check_mode
+from hedge_pipeline.service import dagster_home
 from hedge_pipeline.stages import Deployment
 from hedge_pipeline.store import StoreError
 
@@ -144,6 +145,7 @@ def diagnose(settings: Settings, deployment: Deployment, registry: MlflowRegistr
         ),
         _finding("persistence", lambda: _persistence(deployment)),
         _finding("backup", lambda: _backup(settings, deployment)),
+        _finding("trainings", lambda: _trainings(dagster_home(settings), deployment)),
     ]
 
 
@@ -221,6 +223,18 @@ def _model(deployment: Deployment, symbol: str) -> str:
     if trouble is not None and trouble.grave:
         raise ValueError(trouble.message)
     return health.learning_words(deployment, symbol)
+
+
+def _trainings(home: Path, deployment: Deployment) -> str:
+    """Whether the newest training of a symbol has failed as a run of Dagster."""
+    if not (home / "dagster.yaml").exists():
+        return "no run of Dagster yet"
+    from hedge_pipeline.resources.upkeep import failures_in
+
+    found = failures_in(home, deployment.symbols)
+    if found:
+        raise ValueError("; ".join(trouble.message for trouble in found))
+    return "the newest of every symbol did not fail"
 
 
 def _persistence(deployment: Deployment) -> str:

@@ -96,10 +96,10 @@ def forget(deployment: Deployment, days: int) -> dict[str, int]:
 
 
 def forgotten_before(store: Store) -> str | None:
-    """The first session that was not forgotten; None = nothing ever was."""
+    """The first session that was not forgotten; None = nothing ever was, or the file is damaged."""
     try:
         return str(json.loads(store.read_bytes(MARKER))["before"])
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
 
 

@@ -432,7 +432,7 @@ class Store:
     ) -> pa.Table:
         try:
             content = pa.py_buffer(self._fs.cat_file(path))
-            file = pq.ParquetFile(pa.BufferReader(content))
+            file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
             if not only:
                 return file.read(columns)
             rows = file.read_row_groups(_row_groups(file, only), columns)
@@ -460,6 +460,7 @@ class Store:
             use_dictionary=[name for name in table.names if name not in floats],
             column_encoding=dict.fromkeys(floats, "BYTE_STREAM_SPLIT"),
             write_statistics=list(table.key),
+            write_page_checksum=True,  # a changed byte would pass for another price
             store_schema=False,
         ) as writer:
             writer.write_table(arrow)

@@ -243,3 +243,100 @@ def test_a_dagster_materialization_survives_kill_9_and_equals_the_replay(
     _finish(arguments, tmp_path, **variables)
     assert_equal_tables(Store(str(out)), demo.store, tables=BY_SESSION)
     _assert_no_reader_sees_a_temporary_file(out)
+
+
+# -- SIGKILL before every single change of the disk ------------------------------------------------
+
+KILLED_EVERYWHERE = """
+import datetime as dt, os, re, signal, sys
+from dataclasses import replace
+from pathlib import Path
+import exchange_calendars, pandas, pyarrow.parquet
+from hedge_pipeline.live.loop import Fetcher, poll
+from hedge_pipeline.live.supervision import Heartbeat, session_at
+from hedge_pipeline.market.tables import RAW_QUOTES
+from hedge_pipeline_tests.replays import replay_in
+
+out, notes = Path(sys.argv[1]), Path(sys.argv[2])
+BEGUN = dt.datetime(2026, 3, 9, 14, 0, 31, tzinfo=dt.UTC)
+LIVE = {"HEDGE_MODE": "live", "HEDGE_HISTORY_START": "2026-03-02"}
+CHANGES = {"os.rename": 1, "os.link": 1, "os.remove": 0, "os.mkdir": 0}
+
+opened = replay_in(out, ("SIMQ",), **LIVE)
+session = session_at(opened.calendar, BEGUN)
+elsewhere = replay_in(notes.parent / "elsewhere", ("SIMQ",), **LIVE)
+
+def work(minutes, opened=opened):
+    for minute in minutes:
+        now = BEGUN + dt.timedelta(minutes=minute)
+        beat = Heartbeat.read(opened.store)
+        if beat is None or beat.moment < now:
+            deployment = replace(opened, clock=lambda: now)
+            poll(deployment, Fetcher(deployment, 20.0), session, catch_up=True)
+            Heartbeat("run", now.isoformat(), session.label).write(opened.store)
+    opened.store.compact(RAW_QUOTES, session.label)
+
+def kill_at_the_next_new_change(event, arguments):
+    if event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        path = arguments[0]
+    elif event in CHANGES:
+        path = arguments[CHANGES[event]]
+    else:
+        return
+    if str(path).startswith(f"{out}{os.sep}"):
+        change = event + " " + re.sub(r"[.]\\d+[.]\\d+[.]tmp$", ".tmp", str(path))
+        known = notes.read_text().splitlines() if notes.exists() else []
+        if change not in known:
+            descriptor = os.open(notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.write(descriptor, f"{change}\\n".encode())
+            os.kill(os.getpid(), signal.SIGKILL)
+
+work((0, 12), elsewhere)  # imports what the copies need
+kills = 0
+while True:
+    child = os.fork()
+    if not child:
+        if len(sys.argv) < 4:
+            sys.addaudithook(kill_at_the_next_new_change)
+        work((0, 12))
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    if status == 0:
+        break
+    assert os.WTERMSIG(status) == signal.SIGKILL, status
+    kills += 1
+work((13,))  # the next minute completes what the last kill left undone
+print(kills)
+"""
+
+
+def killed_everywhere(out: Path, notes: Path, *undisturbed: str) -> int:
+    """Polls and compacts in processes that are killed, then once more; how many were killed."""
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_EVERYWHERE, str(out), str(notes), *undisturbed],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return int(done.stdout)
+
+
+def test_polls_killed_before_every_change_of_the_disk_end_as_if_nothing_had_happened(
+    tmp_path: Path,
+) -> None:
+    """Before every file that is opened for writing, linked, renamed or removed."""
+    out, wanted = tmp_path / "out", tmp_path / "wanted"
+    assert killed_everywhere(wanted, tmp_path / "none", "undisturbed") == 0
+    kills = killed_everywhere(out, tmp_path / "notes")
+    known = (tmp_path / "notes").read_text().splitlines()
+    assert kills == len(known) > 30
+    assert {line.split()[0] for line in known} == {
+        *("open", "os.link", "os.rename", "os.remove", "os.mkdir"),
+    }
+    tables = (RAW_QUOTES, FEATURE_ROWS, PREDICTION_LOG, OUTCOMES, GAPS)
+    assert_equal_tables(Store(str(out)), Store(str(wanted)), tables=tables)
+    assert len(Store(str(out)).read(OUTCOMES)) > 0
+    _assert_no_reader_sees_a_temporary_file(out)

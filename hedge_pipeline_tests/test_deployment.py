@@ -87,7 +87,68 @@ def test_the_image_installs_what_was_tested_without_cuda_and_tools() -> None:
     assert {k: v for k, v in installed.items() if tested.get(k) != v} == {}
     assert not {"xgboost", "pytest", "mypy", "moto", "duckdb", "optuna"} & set(installed)
     assert {"s3fs", "psycopg2-binary", "dagster-postgres"} <= set(installed)
-    assert (DEPLOY / "requirements.lock").read_text().count("--hash=sha256:") > len(installed)
+
+
+@pytest.mark.parametrize("where", [REPOSITORY, DEPLOY], ids=["project", "image"])
+def test_every_locked_dependency_has_its_hashes(where: Path) -> None:
+    text = (where / "requirements.lock").read_text().replace("\\\n", " ")
+    lines = [x for x in text.splitlines() if x.strip() and not x.lstrip().startswith("#")]
+    assert len(lines) > 50
+    for line in lines:
+        assert re.match(r"[\w.-]+(\[[\w,-]+\])?==\S+ .*--hash=sha256:[0-9a-f]{64}", line), line
+
+
+# -- what the documents say ------------------------------------------------------------------------
+
+
+def shell_blocks(path: Path) -> str:
+    """Every command of a document, continued lines joined, without what is fed to a file."""
+    found = "\n".join(re.findall(r"```sh\n(.*?)```", path.read_text(), re.DOTALL))
+    return re.sub(r"<<'END'.*?^END$", "", found.replace("\\\n", " "), flags=re.DOTALL | re.M)
+
+
+def hedge_commands(text: str) -> set[tuple[str, ...]]:
+    """Commands of `hedge` in code, each up to what is not part of it."""
+    lines = [*re.findall(r"`([^`\n]+)`", text), *text.splitlines()]
+    found = set()
+    for line in lines:
+        words = line.split("#")[0].replace("docker exec hedge", "").split()
+        if words[:3] == ["railway", "ssh", "--"]:
+            words = words[3:]
+        if words[:1] == ["hedge"] and len(words) > 1:
+            found.add(tuple(words[1:]))
+    return found
+
+
+DOCUMENTS = (
+    DEPLOY / "README.md",
+    DEPLOY / "railway" / "README.md",
+    REPOSITORY / "docs" / "operations.md",
+)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_every_command_a_document_names_exists_with_its_options(path: Path) -> None:
+    text = shell_blocks(path) + "\n" + re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+    found = hedge_commands(text)
+    assert found
+    for words in found:
+        name = next(x for x in words if not x.startswith("-"))
+        options = {x.strip("[],") for x in words if x.strip("[],").startswith("--")}
+        said = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "200"})
+        assert said.exit_code == 0, words
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", said.output)
+        assert {x for x in options if x not in plain} == set(), words
+
+
+def test_the_variables_of_the_documents_are_those_of_the_compose_file() -> None:
+    (block,) = re.findall(r"<<'END'\n(.*?)\nEND", (DEPLOY / "README.md").read_text(), re.DOTALL)
+    named = {line.split("=", 1)[0] for line in block.splitlines()}
+    asked = set(re.findall(r"\$\{(\w+):\?", (DEPLOY / "compose.yaml").read_text()))
+    assert asked <= named
+    assert named - asked <= ALIASES
+    used = set(re.findall(r"\{\$(\w+)\}", (DEPLOY / "Caddyfile").read_text()))
+    assert used <= set(compose()["services"]["proxy"]["environment"])
 
 
 # -- compose ---------------------------------------------------------------------------------------

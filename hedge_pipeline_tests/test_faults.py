@@ -15,10 +15,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from hedge_pipeline.backup import LAST_BACKUP, last_backup
+from hedge_pipeline.health import TOLD, Trouble, untold
 from hedge_pipeline.live.loop import Fetcher, poll
-from hedge_pipeline.live.supervision import session_at
+from hedge_pipeline.live.supervision import HEARTBEAT, Heartbeat, session_at
 from hedge_pipeline.market.tables import FEATURE_ROWS, PREDICTION_LOG, RAW_QUOTES
 from hedge_pipeline.stages import build_missing_features, log_predictions
+from hedge_pipeline.storage import MARKER, forgotten_before
 from hedge_pipeline.store import BrokenFile, Store, StoreError
 from hedge_pipeline_tests.replays import Demo, demo_in, environment, hedge, replay_in, rows_of
 
@@ -33,29 +36,89 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
 # -- broken files ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("remainder", range(7))
-def test_a_part_cut_at_any_byte_is_moved_aside_and_the_rest_is_readable(
-    demo: Demo, tmp_path: Path, remainder: int
-) -> None:
-    store = Store(str(tmp_path))
+@pytest.fixture
+def two_parts(demo: Demo, tmp_path: Path) -> tuple[Store, Path]:
+    """A store with two parts of five rows each, and the path of the second one."""
+    store = Store(str(tmp_path / "two"))
     rows = demo.store.read(RAW_QUOTES, [SESSION])
     for part in (rows.head(5), rows.tail(5)):
         store.append(RAW_QUOTES, SESSION, part)
-    folder = tmp_path / "raw_quotes" / f"session={SESSION}"
-    second = sorted(folder.glob("*.parquet"))[1]
+    return store, sorted((tmp_path / "two" / "raw_quotes").rglob("*.parquet"))[1]
+
+
+def test_a_part_cut_at_any_byte_is_broken(two_parts: tuple[Store, Path]) -> None:
+    store, second = two_parts
     whole = second.read_bytes()
-    for length in range(remainder, len(whole), 29 * 7):
+    assert store.broken(RAW_QUOTES, SESSION) == ()
+    for length in range(len(whole)):
         second.write_bytes(whole[:length])
-        with pytest.raises(BrokenFile):
-            Store(str(tmp_path)).read(RAW_QUOTES, [SESSION])
-        (moved,) = Store(str(tmp_path)).quarantine(RAW_QUOTES, SESSION)
-        assert Path(moved).read_bytes() == whole[:length]
-        assert len(Store(str(tmp_path)).read(RAW_QUOTES, [SESSION])) == 5
-        assert len(pd.read_parquet(folder.parent)) == 5
+        assert store.broken(RAW_QUOTES, SESSION) == (str(second),), length
+
+
+def test_a_changed_byte_is_never_taken_for_another_price(two_parts: tuple[Store, Path]) -> None:
+    """Wherever it lies: the file is refused, or its rows are what they were."""
+    store, second = two_parts
+    whole, wanted = second.read_bytes(), store.read(RAW_QUOTES, [SESSION])
+    found = []
+    for place in range(0, len(whole), 3):
+        second.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        try:
+            rows = Store(store.url).read(RAW_QUOTES, [SESSION])
+        except StoreError:
+            found.append(place)
+            continue
+        pd.testing.assert_frame_equal(rows, wanted)
+    assert len(found) > len(whole) / 4
+
+
+@pytest.mark.parametrize("length", [0, 3, 4, 500, 2000, -9, -8, -1])
+def test_a_cut_part_is_moved_aside_and_the_rest_is_readable(
+    two_parts: tuple[Store, Path], length: int
+) -> None:
+    store, second = two_parts
+    whole = second.read_bytes()
+    second.write_bytes(whole[:length])
+    with pytest.raises(BrokenFile):
+        Store(store.url).read(RAW_QUOTES, [SESSION])
+    (moved,) = Store(store.url).quarantine(RAW_QUOTES, SESSION)
+    assert Path(moved).read_bytes() == whole[:length]
+    assert len(Store(store.url).read(RAW_QUOTES, [SESSION])) == 5
+    assert len(pd.read_parquet(second.parent.parent)) == 5
     assert len(store.quarantined()) == 1
     second.write_bytes(whole)
     assert store.quarantine(RAW_QUOTES, SESSION) == ()
-    assert len(Store(str(tmp_path)).read(RAW_QUOTES, [SESSION])) == 10
+    assert len(Store(store.url).read(RAW_QUOTES, [SESSION])) == 10
+
+
+NOTES = {
+    HEARTBEAT: Heartbeat("run", "2024-01-12T15:00:00+00:00", "2024-01-12").__dict__,
+    LAST_BACKUP: {"at": "2024-01-12T03:30:00+00:00", "place": "x", "snapshot": "y"},
+    TOLD: {"disk": "2024-01-12T03:30:00+00:00"},
+    MARKER: {"before": "2024-01-03"},
+}
+
+
+@pytest.mark.parametrize("name", NOTES)
+def test_a_note_cut_at_any_byte_is_as_if_it_were_not_there(tmp_path: Path, name: str) -> None:
+    deployment = replay_in(tmp_path)
+    store, whole = deployment.store, json.dumps(NOTES[name]).encode()
+    now, every = dt.datetime(2024, 1, 12, 4, tzinfo=dt.UTC), dt.timedelta(hours=12)
+    trouble = Trouble("disk", "full")
+
+    def read() -> list[object]:
+        return [
+            Heartbeat.read(store),
+            last_backup(store),
+            untold(store, [trouble], now, every),
+            forgotten_before(store),
+        ]
+
+    nothing = read()
+    for length in range(len(whole)):
+        store.write_bytes(name, whole[:length])
+        assert read() == nothing, length
+    store.write_bytes(name, whole)
+    assert read() != nothing
 
 
 def test_a_broken_file_is_named_moved_and_its_rows_are_made_again(

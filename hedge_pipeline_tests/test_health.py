@@ -15,9 +15,11 @@ import dagster as dg
 import pytest
 
 from hedge_pipeline import health, stages, status
+from hedge_pipeline.assets.reporting import plain_failures
 from hedge_pipeline.backup import LAST_BACKUP, UNDER_WAY
 from hedge_pipeline.health import Facts, Trouble
 from hedge_pipeline.learning.gate import GateState, Skill
+from hedge_pipeline.learning.ledger import Ledger
 from hedge_pipeline.live.supervision import Heartbeat
 from hedge_pipeline.market.tables import RAW_QUOTES
 from hedge_pipeline.resources import housekeeping, notifier, upkeep
@@ -211,10 +213,90 @@ def test_a_training_that_fails_again_and_again_is_told(tmp_path: Path) -> None:
             last = run.run_id
         assert upkeep.failed_trainings(instance, "SIMQ") == (2, last)
         assert upkeep.failed_trainings(instance, "SIMN") == (0, "")
-    assert health.training_trouble("SIMQ", 2, last, 3) is None
-    trouble = health.training_trouble("SIMQ", 3, last, 3)
+    assert health.training_trouble("SIMQ", 2, last, "no disk", 3) is None
+    trouble = health.training_trouble("SIMQ", 3, last, "no disk", 3)
     assert trouble is not None
-    assert f"run {last[:8]} says why" in trouble.message
+    assert f"3 in a row: no disk (run {last[:8]}); " in trouble.message
+    assert "`hedge retrain --symbol SIMQ`" in trouble.message
+
+
+@dg.op
+def _train() -> None:
+    with plain_failures():
+        raise StoreError("the data folder /x cannot be written: No space left on device")
+
+
+@dg.op
+def _train_by_mistake() -> None:
+    raise ZeroDivisionError("division by zero")
+
+
+def failing(instance: dg.DagsterInstance, op: dg.OpDefinition = _train) -> str:
+    """A training of SIMQ that fails as the real ones do; the id of its run."""
+    job = dg.GraphDefinition("train_model", node_defs=[op]).to_job(
+        name="train_model", tags={"dagster/partition": "SIMQ"}
+    )
+    done = job.execute_in_process(instance=instance, raise_on_error=False)
+    assert not done.success
+    return done.run_id
+
+
+def test_a_failed_training_is_a_finding_of_the_doctor_with_its_cause(
+    demo: Demo, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    variables = {"HEDGE_DATA_URL": str(demo.out), "HEDGE_MODE": "replay", "DAGSTER_HOME": str(home)}
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        mistaken = failing(instance, _train_by_mistake)
+        assert upkeep.why_it_failed(instance, mistaken).endswith("division by zero")
+        run_id = failing(instance)
+    said = hedge("doctor", cwd=tmp_path, **variables)
+    assert said.returncode == 1
+    (line,) = (x for x in said.stdout.splitlines() if "trainings" in x)
+    assert line.startswith("FAIL trainings")
+    assert "SIMQ: retraining failed, 2 in a row: the data folder /x cannot be" in line
+    assert f"(run {run_id[:8]}); when that is mended: `hedge retrain --symbol SIMQ`" in line
+
+
+def test_failed_trainings_and_lost_skill_are_alerts_once_per_period(
+    demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = demo.copy(tmp_path / "out")
+    variables = environment(
+        HEDGE_DATA_URL=str(out),
+        HEDGE_MODE="replay",
+        HEDGE_SYMBOLS="SIMQ",
+        HEDGE_ALERT_URLS="json://127.0.0.1:9",
+        HEDGE_ALERT_FAILED_TRAININGS="2",
+    )
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    Told.sent, Told.ok = [], True
+    monkeypatch.setattr(notifier, "Notifier", Told)
+    night = dt.datetime(2024, 1, 13, 3, 0, tzinfo=dt.UTC)
+    (tmp_path / "home").mkdir()
+    with dg.DagsterInstance.local_temp(str(tmp_path / "home")) as instance:
+
+        def look(hours: float) -> list[str]:
+            before = len(Told.sent)
+            housekeeping.watch(instance, loop_at((night + dt.timedelta(hours=hours)).isoformat()))
+            return [title.removeprefix("hedge_pipeline: ") for title, _ in Told.sent[before:]]
+
+        failing(instance)
+        assert look(0) == []  # one is none
+        failing(instance)
+        assert look(0.1) == ["SIMQ: retraining failed"]
+        assert "No space left on device" in Told.sent[-1][1]
+        assert look(5) == []
+        state = replay_in(out).ledger("SIMQ").state
+        lost = replace(state, status=Skill.LOST, era=3)
+        monkeypatch.setattr(Ledger, "state", lost)
+        assert look(6) == ["SIMQ: skill lost in era 3"]
+        assert look(7) == []
+        assert look(12.2) == ["SIMQ: retraining failed"]
+        assert look(18.1) == ["SIMQ: skill lost in era 3"]
 
 
 def test_lost_skill_is_told_once_per_era(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:

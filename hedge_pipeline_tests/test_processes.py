@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hedge_pipeline import processes
 from hedge_pipeline.processes import MOST_FAILURES, Keeper, Program
 
+REPOSITORY = Path(__file__).resolve().parent.parent
 PATIENCE = 20.0
 LIVES = "echo $$ >> {file}; while :; do sleep 0.1; done"
 
@@ -119,13 +126,48 @@ def test_a_killed_process_is_started_again_and_its_sibling_is_left_alone(story: 
     )
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
 def test_a_signal_ends_every_process_and_what_it_has_started(
     story: Story, number: int, code: int
 ) -> None:
     story.add("parent", "sh -c 'echo $$ >> {file}; exec sleep 100' & echo $$ >> {file}; wait")
     assert story.run(lambda: wait_until(lambda: len(story.starts("parent")) == 2), number) == code
     assert not any(lives(process) for process in story.starts("parent"))
+
+
+def test_a_terminal_that_is_closed_after_nohup_ends_nothing(story: Story) -> None:
+    story.add("one")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def act() -> None:
+        wait_until(lambda: story.starts("one"))
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(0.2)
+        assert lives(story.starts("one")[0])
+
+    try:
+        assert story.run(act) == 143
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_process_for_which_there_is_no_room_is_started_later(
+    story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, attempts = Keeper._process, iter(range(1000))
+
+    def process(keeper: Keeper, command: str | Program, writing: int) -> processes.Process:
+        if next(attempts) < 2:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        return real(keeper, command, writing)
+
+    monkeypatch.setattr(Keeper, "_process", process)
+    story.add("one")
+    assert story.run(lambda: wait_until(lambda: story.starts("one"))) == 143
+    assert sum("one     | cannot be started: Cannot allocate" in x for x in story.lines) == 2
 
 
 def test_what_a_killed_process_left_running_goes_on_and_ends_with_the_rest(story: Story) -> None:
@@ -247,6 +289,29 @@ def test_a_copy_that_ends_by_itself_is_a_failure_with_its_words(
     assert said is None or lines.count(f"broken  | {said}") == MOST_FAILURES
 
 
+def test_a_copy_that_has_hardly_begun_is_ended_too(
+    copies: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine the keeper goes on long before its copy does."""
+    real = processes._become
+
+    def become(*arguments: Any) -> None:
+        time.sleep(0.3)
+        real(*arguments)
+
+    monkeypatch.setattr(processes, "_become", become)
+    for name in ("one", "two", "three"):
+        copies.keeper.add(name, Program(copies.module(name, SLEEPS)))
+    assert copies.run(lambda: wait_until(lambda: started(copies))) == 143
+    assert len(started(copies)) == 3
+    assert not any(lives(process) for process in started(copies))
+
+
+def started(story: Story) -> list[int]:
+    """Process ids as the keeper has told them."""
+    return [int(x.rsplit(" ", 1)[1]) for x in story.lines if " | started, process " in x]
+
+
 def test_a_copy_starts_afresh_after_what_it_waits_for(copies: Story, tmp_path: Path) -> None:
     (tmp_path / "socket").touch()
     server = Program(copies.module("server", SLEEPS), fresh=str(tmp_path / "socket"))
@@ -337,6 +402,58 @@ def test_a_run_is_ended_on_request_and_an_unknown_one_is_not(
     assert not any(lives(process) for process in copies.starts("run"))
 
 
+def test_who_asks_twice_for_a_run_gets_it_once(copies: Story, asked: Callable[..., bool]) -> None:
+    """Two daemons may, or one whose first question was answered late."""
+    run = copies.module("run", SLEEPS)
+
+    def act() -> None:
+        assert asked("start", "r1", run)
+        assert asked("start", "r1", run)
+        assert asked("start", "r2", run)
+        wait_until(lambda: len(copies.starts("run")) == 2)
+        time.sleep(0.1)
+
+    copies.run(act)
+    assert len(copies.starts("run")) == 2
+
+
+def test_no_run_is_started_while_everything_is_ended(
+    copies: Story, asked: Callable[..., bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "PATIENCE_SECONDS", 1.5)
+    copies.add("deaf", f"trap '' TERM INT; {LIVES}")
+    run = copies.module("run", SLEEPS)
+
+    def act() -> None:
+        wait_until(lambda: copies.starts("deaf"))
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait_until(lambda: any("SIGTERM: stopping" in line for line in copies.lines))
+        assert not asked("start", "r1", run)
+
+    assert copies.run(act) == 143
+    assert not copies.starts("run")
+
+
+def test_many_runs_leave_neither_a_descriptor_nor_a_zombie(
+    copies: Story, asked: Callable[..., bool]
+) -> None:
+    run = copies.module("run", "")
+    held: list[int] = []
+
+    def act() -> None:
+        for number in range(1, 13):
+            assert asked("start", f"r{number}", run)
+            wait_until(lambda: len(copies.starts("run")) == len(held) + 1)
+            wait_until(lambda: not any(lives(process) for process in copies.starts("run")))
+            time.sleep(0.1)
+            held.append(len(list(Path("/proc/self/fd").iterdir())))
+
+    copies.run(act)
+    assert len(set(held[1:])) == 1
+    assert not any(Path(f"/proc/{process}").exists() for process in copies.starts("run"))
+    assert len(copies.keeper._children) == 0
+
+
 def test_who_asks_nonsense_or_nothing_disturbs_nobody(
     copies: Story, asked: Callable[..., bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -365,3 +482,90 @@ def test_the_folder_of_the_service_is_removed_at_the_end(
     assert processes.keep({"broken": command}, str(folder), []) == 1
     assert len((tmp_path / "starts").read_text().split()) == 2
     assert not folder.exists()
+
+
+# -- the keeper as a process -----------------------------------------------------------------------
+
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def adopt() -> None:
+    """Makes this process what the first process of a container is: orphans become its own."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+@contextlib.contextmanager
+def kept(
+    folder: Path, commands: Mapping[str, object], stdout: Any = subprocess.DEVNULL
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A keeper of its own; whatever it leaves running is killed."""
+    (folder / "sockets").mkdir()
+    order = {"commands": commands, "folder": str(folder / "sockets"), "inherited": []}
+    with subprocess.Popen(
+        [sys.executable, "-m", "hedge_pipeline.processes", json.dumps(order)],
+        env={**os.environ, "PYTHONPATH": f"{folder}:{REPOSITORY}"},
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        preexec_fn=adopt,
+        start_new_session=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+            for path in folder.glob("*.pids"):
+                for word in path.read_text().split():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(int(word), signal.SIGKILL)
+
+
+def pids(folder: Path, name: str) -> list[int]:
+    path = folder / f"{name}.pids"
+    return [int(word) for word in path.read_text().split()] if path.exists() else []
+
+
+def in_shell(folder: Path, name: str) -> str:
+    return LIVES.format(file=folder / f"{name}.pids")
+
+
+def test_a_killed_keeper_takes_its_processes_with_it(tmp_path: Path) -> None:
+    (tmp_path / "lasting.py").write_text(
+        f"import os, time\nopen({str(tmp_path / 'copy.pids')!r}, 'a').write(f'{{os.getpid()}} ')\n"
+        "while True: time.sleep(0.1)\n"
+    )
+    commands = {"shell": in_shell(tmp_path, "shell"), "copy": asdict(Program("lasting"))}
+    with kept(tmp_path, commands) as keeper:
+        wait_until(lambda: pids(tmp_path, "shell") and pids(tmp_path, "copy"))
+        keeper.kill()
+        wait_until(
+            lambda: not any(lives(x) for x in [*pids(tmp_path, "shell"), *pids(tmp_path, "copy")])
+        )
+
+
+def test_the_dead_whose_parents_are_dead_do_not_pile_up(tmp_path: Path) -> None:
+    orphans = f"(sh -c 'echo $$ >> {tmp_path}/orphan.pids; exec sleep 0.2' &)"
+    commands = {"one": f"{orphans}; {orphans}; {in_shell(tmp_path, 'one')}"}
+    with kept(tmp_path, commands) as keeper:
+        wait_until(lambda: len(pids(tmp_path, "orphan")) == 2)
+        orphans_there = [Path(f"/proc/{x}") for x in pids(tmp_path, "orphan")]
+        wait_until(lambda: not any(x.exists() for x in orphans_there))
+        assert lives(pids(tmp_path, "one")[0])
+        begun = time.monotonic()
+        keeper.terminate()
+        assert keeper.wait(PATIENCE) == 143
+        assert time.monotonic() - begun < processes.PATIENCE_SECONDS / 2
+
+
+@pytest.mark.parametrize("where", ["full disk", "closed pipe"])
+def test_a_log_that_takes_no_more_lines_ends_nothing(tmp_path: Path, where: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with Path("/dev/full").open("wb") as full, os.fdopen(writing, "wb") as pipe:
+        said = full if where == "full disk" else pipe
+        with kept(tmp_path, {"one": in_shell(tmp_path, "one")}, said) as keeper:
+            wait_until(lambda: pids(tmp_path, "one"))
+            os.kill(pids(tmp_path, "one")[0], signal.SIGKILL)
+            wait_until(lambda: len(pids(tmp_path, "one")) == 2)
+            keeper.terminate()
+            assert keeper.wait(PATIENCE) == 143
+    assert not any(lives(x) for x in pids(tmp_path, "one"))

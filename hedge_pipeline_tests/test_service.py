@@ -546,3 +546,21 @@ def test_ctrl_c_ends_a_service_that_is_still_starting(service: Service) -> None:
     service.start()
     service.wait_for("daemon", 60, lambda: "dagster._daemon" in str(service.processes()))
     service.assert_ends_on(signal.SIGINT)
+
+
+def test_a_killed_keeper_takes_every_process_with_it_and_a_new_start_is_possible(
+    service: Service,
+) -> None:
+    """Whatever watches over the service sees this one process only."""
+    service.start("--headless")
+    service.wait_for("daemon", 60, lambda: service.running("dagster._daemon"))
+    service.wait_for("code server", 60, lambda: service.running("dagster api grpc"))
+    assert service.process is not None
+    service.process.kill()
+    deadline = time.monotonic() + 20
+    while service.processes() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert service.processes() == {}
+    service.start("--headless")
+    service.wait_for("daemon", 60, lambda: service.running("dagster._daemon"))
+    service.assert_ends_on(signal.SIGHUP)

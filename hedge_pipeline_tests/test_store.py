@@ -804,10 +804,13 @@ def test_the_fingerprint_sees_a_replacement_of_the_same_size(url: str) -> None:
     store = Store(url)
     store.replace(RAW_QUOTES, DAY, rows(0, price=2.0))
     before, size = store.fingerprints(RAW_QUOTES), store.size(RAW_QUOTES)
-    store.replace(RAW_QUOTES, DAY, rows(0, price=4.0))
+    for price in range(3, 300):  # a checksum may take a byte less
+        store.replace(RAW_QUOTES, DAY, rows(0, price=float(price)))
+        if store.size(RAW_QUOTES) == size:
+            break
     assert store.size(RAW_QUOTES) == size
     assert store.fingerprints(RAW_QUOTES) != before
-    assert store.read(RAW_QUOTES)["close"].tolist() == [4.0]
+    assert store.read(RAW_QUOTES)["close"].tolist() == [price]
 
 
 def test_another_store_sees_a_change_at_once(url: str) -> None:

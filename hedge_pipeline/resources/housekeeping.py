@@ -112,10 +112,8 @@ def _looked(
     room = storage.trouble(storage.report(deployment, places(settings), settings.disk_budget_mb))
     told += [health.Trouble("disk", room)] if room else []
     if instance is not None:
-        for symbol in deployment.symbols:
-            count, run_id = upkeep.failed_trainings(instance, symbol)
-            failed = health.training_trouble(symbol, count, run_id, settings.alert_failed_trainings)
-            told += [failed] if failed else []
+        most = settings.alert_failed_trainings
+        told += upkeep.training_troubles(instance, deployment.symbols, most)
     return found, told
 
 

@@ -33,7 +33,7 @@ class KeptRunLauncher(DefaultRunLauncher):
         """Starts the process of a run.
 
         Raises:
-            DagsterLaunchFailedError: the keeper does not answer.
+            DagsterLaunchFailedError: the keeper does not answer, or is being ended.
         """
         run = context.dagster_run
         address, origin = os.environ.get(REQUESTS), context.job_code_origin
@@ -53,7 +53,8 @@ class KeptRunLauncher(DefaultRunLauncher):
         }
         self._instance.add_run_tags(run.run_id, {STARTED_BY: address})
         try:
-            _ask(address, request)
+            if not _ask(address, request):
+                raise ValueError("it is being stopped")
         except (OSError, ValueError) as error:
             said = f"the service starts no runs: {error}"
             raise DagsterLaunchFailedError(said) from error  # type: ignore[no-untyped-call]

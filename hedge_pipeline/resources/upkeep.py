@@ -12,10 +12,12 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import dagster as dg
 
+from hedge_pipeline.health import Trouble, training_trouble
 from hedge_pipeline.resources.registry import RegistryError
 
 FINISHED = [
@@ -141,3 +143,50 @@ def failed_trainings(instance: dg.DagsterInstance, symbol: str) -> tuple[int, st
             break
         count += 1
     return count, runs[0].run_id if count else ""
+
+
+def why_it_failed(instance: dg.DagsterInstance, run_id: str) -> str:
+    """First line of what a failed run says of its failure."""
+    kinds = {dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE}
+    for entry in instance.all_logs(run_id, of_type=kinds):
+        event = entry.dagster_event
+        if event is None:
+            continue
+        if event.is_step_failure:
+            found = event.step_failure_data
+            told = found.user_failure_data and found.user_failure_data.description
+            error = found.error
+            while error is not None and error.cause is not None:
+                error = error.cause
+            return _first_line(told or (error.message if error else event.message))
+        if event.message:
+            return _first_line(event.message)
+    return "its process ended without a word"
+
+
+def training_troubles(
+    instance: dg.DagsterInstance, symbols: Sequence[str], most: int = 1
+) -> list[Trouble]:
+    """The symbols whose newest trainings have failed, at least so many in a row.
+
+    Args:
+        instance: whose runs.
+        symbols: ticker symbols.
+        most: HEDGE_ALERT_FAILED_TRAININGS.
+    """
+    found = []
+    for symbol in symbols:
+        count, run_id = failed_trainings(instance, symbol)
+        why = why_it_failed(instance, run_id) if count else ""
+        found.append(training_trouble(symbol, count, run_id, why, most))
+    return [trouble for trouble in found if trouble]
+
+
+def failures_in(home: Path, symbols: Sequence[str]) -> list[Trouble]:
+    """`training_troubles` of the instance that lives there."""
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        return training_troubles(instance, symbols)
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().split("\n", 1)[0][:200]

@@ -136,10 +136,11 @@ def test_a_keeper_that_is_gone_is_one_line(
     assert instance.run_launcher.terminate(run.run_id) is False
 
 
-def test_nonsense_from_the_keeper_is_no_start(
-    instance: dg.DagsterInstance, home: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("answer", [b"", b"false\n"], ids=["nonsense", "it is being ended"])
+def test_no_answer_or_a_refusal_of_the_keeper_is_no_start(
+    instance: dg.DagsterInstance, home: Path, monkeypatch: pytest.MonkeyPatch, answer: bytes
 ) -> None:
-    keeper(home, monkeypatch, b"")
+    keeper(home, monkeypatch, answer)
     with pytest.raises(DagsterLaunchFailedError, match="starts no runs"):
         instance.run_launcher.launch_run(LaunchRunContext(started(instance), None))
 
