@@ -345,10 +345,11 @@ class Keeper:
         def told(number: int, frame: FrameType | None) -> None:
             self._told = number
 
-        # `nohup` has SIGHUP ignored, and that stays so
-        before = {
-            x: signal.signal(x, told) for x in STOPPING if signal.getsignal(x) is not signal.SIG_IGN
-        }
+        # `nohup` has SIGHUP ignored, and that stays so; what a shell starts in the background has
+        # SIGINT ignored, and must end all the same
+        ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        heard = [x for x in STOPPING if x != signal.SIGHUP or not ignored]
+        before = {x: signal.signal(x, told) for x in heard}
         # whoever became this process held them back meanwhile, so that none is lost
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
         try:

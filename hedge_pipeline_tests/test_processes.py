@@ -137,6 +137,20 @@ def test_a_signal_ends_every_process_and_what_it_has_started(
     assert not any(lives(process) for process in story.starts("parent"))
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_was_ignored_before_ends_everything_all_the_same(
+    story: Story, number: signal.Signals
+) -> None:
+    story.add("one")
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        assert story.run(lambda: wait_until(lambda: story.starts("one")), number) == 128 + number
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+    assert not lives(story.starts("one")[0])
+
+
 def test_a_terminal_that_is_closed_after_nohup_ends_nothing(story: Story) -> None:
     story.add("one")
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
