@@ -86,9 +86,14 @@ def story(tmp_path: Path) -> Story:
 def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(processes, "LOOK_EVERY_SECONDS", 0.02)
     monkeypatch.setattr(processes, "LONGEST_PAUSE_SECONDS", 0.1)
-    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    # under `nohup`, and behind a shell's `&`, some are ignored
+    before = {x: signal.signal(x, signal.SIG_DFL) for x in (signal.SIGTERM, signal.SIGHUP)}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
+    handlers = [signal.getsignal(number) for number in before]
     yield
-    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+    assert [signal.getsignal(number) for number in before] == handlers
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def wait_until(true: Callable[[], object]) -> None:

@@ -566,4 +566,4 @@ def test_a_killed_keeper_takes_every_process_with_it_and_a_new_start_is_possible
     assert service.processes() == {}
     service.start("--headless")
     service.wait_for("daemon", 60, lambda: service.running("dagster._daemon"))
-    service.assert_ends_on(signal.SIGHUP)
+    service.assert_ends_on(signal.SIGTERM)
