@@ -494,6 +494,7 @@ def test_the_folder_of_the_service_is_removed_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processes, "MOST_FAILURES", 2)
+    monkeypatch.setenv(processes.REQUESTS, "")  # it is set for what is started, and restored here
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "code.sock").touch()

@@ -30,6 +30,7 @@ import pytest
 
 from hedge_pipeline.live.supervision import Heartbeat
 from hedge_pipeline.market.tables import PREDICTION_LOG, RAW_QUOTES
+from hedge_pipeline.processes import REQUESTS
 from hedge_pipeline.store import Store
 from hedge_pipeline_tests.markets import MINUTE
 from hedge_pipeline_tests.replays import command, environment
@@ -194,7 +195,9 @@ class Service:
         """Environment of the service's own processes."""
         (daemon,) = self.running("dagster._daemon")
         lines = Path(f"/proc/{daemon}/environ").read_text().split("\0")
-        return dict(line.split("=", 1) for line in lines if "=" in line)
+        folder = Path(self.processes()[daemon].split()[-1]).parent
+        told = dict(line.split("=", 1) for line in lines if "=" in line)
+        return {**told, REQUESTS: str(folder / "runs.sock")}  # the keeper has set it since
 
     def tail(self) -> str:
         return (self.data / "service.log").read_text(errors="replace")[-4000:]
