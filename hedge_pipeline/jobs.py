@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 TRAIN_LANE = {"hedge/lane": "train"}
 POLL_LANE = {"hedge/lane": "poll"}
-REPORT_EVERY = dt.timedelta(minutes=5)
+REPORT_AFTER_POLLS = 12
+REPORT_AFTER = dt.timedelta(minutes=5), dt.timedelta(minutes=15)
 LAST_ALERTS_SECONDS = 10.0
 
 train_model = dg.define_asset_job(
@@ -62,14 +63,17 @@ def poll_until_the_time_box_ends(context: dg.OpExecutionContext, loop: LoopResou
     session = session_at(deployment.calendar, deployment.clock())
     move_broken_files_aside(context, deployment, (session.label,) if session else ())
     follow_on_the_console(settings)
-    report = LiveReport(context, deployment, REPORT_EVERY)
+    interval = dt.timedelta(seconds=settings.polling_interval)
+    soonest, latest = REPORT_AFTER
+    every = min(max(REPORT_AFTER_POLLS * interval, soonest), latest)
+    report = LiveReport(context, deployment, every)
     with plain_failures():
         notifier = open_notifier(settings)
         unproven = settings.alert_unproven
         polls = run_loop(
             deployment,
             run_id=context.run_id,
-            interval=dt.timedelta(seconds=settings.polling_interval),
+            interval=interval,
             until=deployment.clock() + dt.timedelta(minutes=settings.poll_run_minutes),
             sleep=time.sleep,
             report=report.add,
