@@ -32,6 +32,12 @@ train_model = dg.define_asset_job(
 )
 
 
+def report_interval(polling: dt.timedelta) -> dt.timedelta:
+    """Time between two reports of a poll run that polls so often; see `LiveReport`."""
+    soonest, latest = REPORT_AFTER
+    return min(max(REPORT_AFTER_POLLS * polling, soonest), latest)
+
+
 def follow_on_the_console(settings: "Settings") -> None:
     """Lines a person can follow, on standard error."""
     logging.basicConfig(
@@ -64,9 +70,7 @@ def poll_until_the_time_box_ends(context: dg.OpExecutionContext, loop: LoopResou
     move_broken_files_aside(context, deployment, (session.label,) if session else ())
     follow_on_the_console(settings)
     interval = dt.timedelta(seconds=settings.polling_interval)
-    soonest, latest = REPORT_AFTER
-    every = min(max(REPORT_AFTER_POLLS * interval, soonest), latest)
-    report = LiveReport(context, deployment, every)
+    report = LiveReport(context, deployment, report_interval(interval))
     with plain_failures():
         notifier = open_notifier(settings)
         unproven = settings.alert_unproven
