@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import json
-import os
 import re
-import shutil
-import signal
-import subprocess
-import tempfile
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +17,11 @@ from hedge_pipeline.cli import app
 from hedge_pipeline.resources.upkeep import delete_old_runs
 from hedge_pipeline.service import Ports, commands, pages
 from hedge_pipeline.settings import Settings, load_settings
+from hedge_pipeline_tests.databases import Postgres, postgres
 from hedge_pipeline_tests.replays import hedge, one_after_the_other
-from hedge_pipeline_tests.test_backup import free_port, s3
+from hedge_pipeline_tests.test_backup import s3
 
-__all__ = ["s3"]  # a fixture
+__all__ = ["postgres", "s3"]  # fixtures
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEPLOY = REPOSITORY / "deploy"
@@ -287,108 +279,21 @@ def test_an_address_that_is_not_this_machines_is_one_line(tmp_path: Path) -> Non
 
 # -- PostgreSQL and S3 -----------------------------------------------------------------------------
 
-BINARIES = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("/nowhere"))
-
-
-@dataclass
-class Postgres:
-    """A PostgreSQL server on loopback, in a folder of its own that its user can reach."""
-
-    folder: Path
-    port: int
-    process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def owner(self) -> list[str]:
-        """PostgreSQL does not run as root."""
-        return ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
-
-    def create(self) -> None:
-        if self.owner:
-            shutil.chown(self.folder, "postgres")
-        initdb = [str(BINARIES / "initdb"), "-D", str(self.folder / "data"), "-U", "hedge"]
-        subprocess.run(
-            [*self.owner, *initdb, "--auth=trust", "--no-sync"],
-            check=True,
-            capture_output=True,
-            cwd="/",
-        )
-        self.start()
-        with contextlib.closing(self.connect()) as connection, connection.cursor() as cursor:
-            cursor.execute((DEPLOY / "postgres.sql").read_text())
-
-    def start(self) -> None:
-        options = ["unix_socket_directories=", "listen_addresses=127.0.0.1", "fsync=off"]
-        given = [word for option in options for word in ("-c", option)]
-        server = [str(BINARIES / "postgres"), "-D", str(self.folder / "data"), "-p", str(self.port)]
-        self.process = subprocess.Popen(
-            [*self.owner, *server, *given],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd="/",
-        )
-        self.connect().close()
-
-    def connect(self) -> Any:
-        """A connection, as soon as the server answers."""
-        import psycopg2
-
-        address = f"host=127.0.0.1 port={self.port} user=hedge dbname=postgres"
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            with contextlib.suppress(psycopg2.OperationalError):
-                connection = psycopg2.connect(address)
-                connection.autocommit = True
-                return connection
-            time.sleep(0.1)
-        raise AssertionError("PostgreSQL does not answer")
-
-    def stop(self) -> None:
-        """As an operator restarts it: connections are cut."""
-        assert self.process is not None
-        number = (self.folder / "data" / "postmaster.pid").read_text().split()[0]
-        os.kill(int(number), signal.SIGINT)
-        self.process.wait(20)
-
-
-@pytest.fixture
-def postgres() -> Iterator[Postgres]:
-    if not BINARIES.exists() or (os.getuid() == 0 and shutil.which("runuser") is None):
-        pytest.skip("PostgreSQL's server is not installed")
-    folder = Path(tempfile.mkdtemp(prefix="hedge-postgres-"))
-    server = Postgres(folder, free_port())
-    try:
-        server.create()
-        yield server
-    finally:
-        if server.process is not None:
-            server.stop()
-        shutil.rmtree(folder)
-
 
 @pytest.mark.slow
 def test_everything_runs_on_postgres_and_s3_by_settings_only(
     tmp_path: Path, postgres: Postgres, s3: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bootstrap, a session in Dagster runs, housekeeping with a backup: state is in the servers."""
-    configuration = (DEPLOY / "dagster.postgres.yaml").read_text()
-    home = tmp_path / "dagster_home"
-    home.mkdir()
-    changed = configuration.replace("port: 5432", f"port: {postgres.port}")
-    (home / "dagster.yaml").write_text(changed)
-    server = f"postgresql+psycopg2://hedge:canary-password@127.0.0.1:{postgres.port}"
+    home = postgres.home(tmp_path / "dagster_home")
     variables = {
-        "POSTGRES_HOST": "127.0.0.1",
-        "POSTGRES_USER": "hedge",
-        "POSTGRES_PASSWORD": "canary-password",
-        "POSTGRES_DB": "postgres",
+        **postgres.variables,
         **s3,
         "DAGSTER_HOME": str(home),
         "HEDGE_DATA_URL": "s3://hedge/live",
         "HEDGE_BACKUP_URL": "s3://hedge/nightly",
         "HEDGE_SYMBOLS": "SIMQ",
         "HEDGE_CALENDAR": "24/7",  # as `hedge up` tells its processes
-        "MLFLOW_TRACKING_URI": f"{server}/mlflow",
     }
     said, errors = one_after_the_other(
         ("up", "--prepare", "--configuration", str(DEPLOY / "dagster.postgres.yaml")),
