@@ -1,4 +1,4 @@
-"""What Dagster and MLflow keep for ever by themselves, freed: old runs, events, deleted models.
+"""What Dagster and MLflow keep for ever by themselves, freed: runs, ticks, events, deleted models.
 
 `DagsterInstance.delete_run` frees no file of the SQLite storage, so its files are removed and its
 databases vacuumed here. In PostgreSQL the server does that itself.
@@ -61,6 +61,24 @@ def _remove_orphans(instance: dg.DagsterInstance, home: Path) -> None:
         if not instance.has_run(path.stem):
             for ending in ENDINGS:
                 path.with_name(f"{path.name}{ending}").unlink(missing_ok=True)
+
+
+def delete_old_ticks(instance: dg.DagsterInstance, before: dt.datetime) -> int:
+    """Deletes what schedules and sensors left at every look, also those that exist no longer.
+
+    Dagster itself purges only the ticks of what still ticks, by `retention` in dagster.yaml.
+
+    Args:
+        instance: whose.
+        before: aware.
+
+    Returns:
+        Of how many schedules and sensors.
+    """
+    known = instance.all_instigator_state()
+    for state in known:
+        instance.purge_ticks(state.instigator_origin_id, state.selector_id, before.timestamp())
+    return len(known)
 
 
 def delete_old_events(home: Path, before: dt.datetime) -> int:
