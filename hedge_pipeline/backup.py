@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import sqlite3
-import tempfile
 import uuid
 import zlib
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
+from hedge_pipeline import scratch
 from hedge_pipeline.store import Store
 
 FORMAT = 1
@@ -462,8 +462,8 @@ def _copy_of(database: Path) -> bytes:
     Raises:
         BackupError: it is damaged or cannot be read.
     """
-    with tempfile.TemporaryDirectory(prefix="hedge-") as folder:
-        copy = Path(folder) / "copy.db"
+    with scratch.folder() as folder:
+        copy = folder / "copy.db"
         try:
             if not database.exists():
                 raise FileNotFoundError(database)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from hedge_pipeline import insight, stages
+from hedge_pipeline import insight, scratch, stages
 from hedge_pipeline.learning import gate
 from hedge_pipeline.learning.training import ModelError
 from hedge_pipeline.market.tables import PERFORMANCE, PROMOTIONS
@@ -445,8 +445,8 @@ class MlflowRegistry:
             pip_requirements=[f"xgboost=={xgboost.__version__}"],
             model_format="ubj",
         )
-        with tempfile.TemporaryDirectory() as folder:
-            card = Path(folder) / "model_card.json"
+        with scratch.folder() as folder:
+            card = folder / "model_card.json"
             card.write_bytes(model.card.to_json())
             self.client.log_artifact(run_id, str(card))
         return str(info.model_uri), str(info.model_id)
