@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import os
 import shutil
+import signal
 import sqlite3
+import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +42,8 @@ from hedge_pipeline.market.tables import PERFORMANCE, PREDICTION_LOG, PROMOTIONS
 from hedge_pipeline.resources import housekeeping, upkeep
 from hedge_pipeline.resources.registry import MlflowRegistry, kept_versions
 from hedge_pipeline.stages import Deployment
-from hedge_pipeline_tests.replays import Demo, demo_in, replay_in
+from hedge_pipeline_tests.databases import free_port
+from hedge_pipeline_tests.replays import Demo, demo_in, environment, replay_in
 from hedge_pipeline_tests.runs import loop_at
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -400,5 +407,47 @@ def test_every_version_that_was_champion_is_kept(demo: Demo) -> None:
     assert kept_versions(ledger, None) == {1, 2, 3, 4}
 
 
-def test_behind_a_server_the_collection_is_the_servers_matter() -> None:
+def test_behind_a_server_whose_database_is_not_known_the_collection_is_the_servers_matter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv(upkeep.STORE, raising=False)
     assert not upkeep.collect_garbage("http://127.0.0.1:5000")
+    monkeypatch.setenv(upkeep.STORE, "http://127.0.0.1:5000")  # as `hedge up` sets it then
+    assert not upkeep.collect_garbage("http://127.0.0.1:5000")
+
+
+@pytest.mark.slow
+def test_behind_a_server_whose_database_is_known_the_files_go_too(
+    demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the options of the server in the compose file."""
+    deployment = replay_in(demo.copy(tmp_path / "out"), ("SIMQ",))
+    store, artifacts, port = f"sqlite:///{tmp_path}/its own.db", tmp_path / "artifacts", free_port()
+    server = ("server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port))
+    places = ("--serve-artifacts", "--artifacts-destination", str(artifacts))
+    address = f"http://127.0.0.1:{port}"
+    with subprocess.Popen(
+        [sys.executable, "-m", "mlflow", *server, *places, "--backend-store-uri", store],
+        env=environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"),
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while True:
+                with contextlib.suppress(OSError):
+                    urllib.request.urlopen(f"{address}/health", timeout=5).close()
+                    break
+                assert time.monotonic() < deadline
+                time.sleep(0.3)
+            assert MlflowRegistry(address, plots=False).publish(deployment, "SIMQ") == 4
+            assert len(sorted(artifacts.rglob("*.ubj"))) == 4
+            assert MlflowRegistry(address, plots=False, newest=1).prune(deployment, "SIMQ") == 2
+            monkeypatch.setenv(upkeep.STORE, store)
+            assert upkeep.collect_garbage(address)
+            assert len(sorted(artifacts.rglob("*.ubj"))) == 2
+            assert MlflowRegistry(address, plots=False).versions("SIMQ") == {1, 4}
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)

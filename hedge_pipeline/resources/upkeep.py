@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -118,11 +119,17 @@ def _shrink(path: Path, statement: str | None = None, *values: str) -> int:
     return count
 
 
+# the database is not on the command line, where others could read its password
+_GARBAGE = "import sys; from mlflow.cli import cli; cli(['gc', *sys.stdin.read().splitlines()])"
+STORE = "MLFLOW_BACKEND_STORE_URI"
+
+
 def collect_garbage(tracking_uri: str) -> bool:
     """Removes from MLflow's own database and disk what was deleted there.
 
     Args:
-        tracking_uri: a database; behind a server the collection is the server's matter.
+        tracking_uri: a database, or a server; MLFLOW_BACKEND_STORE_URI names the server's database,
+            without it the collection is the server's matter.
 
     Returns:
         Whether it was done.
@@ -130,10 +137,14 @@ def collect_garbage(tracking_uri: str) -> bool:
     Raises:
         RegistryError: MLflow refuses.
     """
-    if "://" not in tracking_uri or tracking_uri.startswith(("http:", "https:")):
+    remote = tracking_uri.startswith(("http:", "https:"))
+    store = os.environ.get(STORE, "") if remote else tracking_uri
+    if "://" not in store or store.startswith(("http:", "https:")):
         return False
+    given = ["--backend-store-uri", store, *(["--tracking-uri", tracking_uri] if remote else [])]
     done = subprocess.run(
-        [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", tracking_uri],
+        [sys.executable, "-c", _GARBAGE],
+        input="\n".join(given),
         capture_output=True,
         text=True,
         timeout=600,
