@@ -201,6 +201,80 @@ def test_railway_builds_the_image_and_names_variables_that_exist() -> None:
     assert {"POLLING_INTERVAL", "RETRAIN_HOUR"} <= set(re.findall(r"`(\w+)`", text))
 
 
+# what the schema of the chart's version 1.13 allows, where it allows nothing else
+CHART: dict[str, set[str]] = {
+    "dagsterDaemon": {
+        *("enabled", "image", "runCoordinator", "heartbeatTolerance", "env", "envConfigMaps"),
+        *("envSecrets", "deploymentLabels", "labels", "nodeSelector", "affinity", "tolerations"),
+        *("podSecurityContext", "securityContext", "resources", "livenessProbe", "annotations"),
+        *("readinessProbe", "startupProbe", "runMonitoring", "runRetries", "sensors", "schedules"),
+        *("schedulerName", "volumeMounts", "volumes", "initContainerResources"),
+    },
+    "dagsterDaemon.runCoordinator": {"enabled", "type", "config"},
+    "dagsterDaemon.runCoordinator.config.queuedRunCoordinator": {
+        *("maxConcurrentRuns", "tagConcurrencyLimits", "dequeueIntervalSeconds"),
+        *("dequeueNumWorkers", "dequeueUseThreads", "blockOpConcurrencyLimitedRuns"),
+    },
+    "runLauncher": {"type", "config"},
+    "runLauncher.config.k8sRunLauncher": {
+        *("image", "imagePullPolicy", "jobNamespace", "loadInclusterConfig", "kubeconfigFile"),
+        *("envConfigMaps", "envSecrets", "envVars", "volumeMounts", "volumes", "labels"),
+        *("failPodOnRunFailure", "resources", "schedulerName", "securityContext", "runK8sConfig"),
+    },
+    "retention": {"enabled", "sensor", "schedule", "autoMaterialize"},
+    "retention.schedule.purgeAfterDays": {"skipped", "success", "failure", "started"},
+    "retention.sensor.purgeAfterDays": {"skipped", "success", "failure", "started"},
+    "telemetry": {"enabled"},
+    # these may hold anything, but only this is read
+    "": {
+        *("global", "generatePostgresqlPasswordSecret", "generateCeleryConfigSecret", "rabbitmq"),
+        *("postgresql", "dagsterWebserver", "dagster-user-deployments", "dagsterDaemon", "redis"),
+        *("flower", "ingress", "imagePullSecrets", "computeLogManager", "scheduler", "runLauncher"),
+        *("pythonLogs", "busybox", "migrate", "telemetry", "serviceAccount", "retention"),
+        "additionalInstanceConfig",
+    },
+    "global": {
+        *("postgresqlSecretName", "dagsterHome", "serviceAccountName", "celeryConfigSecretName"),
+    },
+    "postgresql": {
+        *("image", "enabled", "postgresqlHost", "postgresqlUsername", "postgresqlPassword"),
+        *("postgresqlDatabase", "postgresqlParams", "postgresqlScheme", "service"),
+    },
+    "dagsterWebserver.service": {"type", "port", "annotations"},
+}
+USER_DEPLOYMENT = {
+    *("name", "image", "dagsterApiGrpcArgs", "codeServerArgs", "includeConfigInLaunchedRuns"),
+    *("deploymentNamespace", "port", "env", "envConfigMaps", "envSecrets", "annotations"),
+    *("nodeSelector", "affinity", "tolerations", "podSecurityContext", "securityContext"),
+    *("resources", "livenessProbe", "readinessProbe", "startupProbe", "labels", "volumeMounts"),
+    *("volumes", "schedulerName", "initContainers", "sidecarContainers", "deploymentStrategy"),
+    "serviceAccount",
+}
+
+
+def test_kubernetes_sets_only_what_the_chart_reads() -> None:
+    values = yaml.safe_load((DEPLOY / "kubernetes" / "values.yaml").read_text())
+    for path, allowed in CHART.items():
+        found = values
+        for name in filter(None, path.split(".")):
+            found = found[name]
+        assert set(found) <= allowed, path
+    (deployment,) = values["dagster-user-deployments"]["deployments"]
+    assert {"name", "image", "port"} <= set(deployment) <= USER_DEPLOYMENT
+    queue = values["dagsterDaemon"]["runCoordinator"]["config"]["queuedRunCoordinator"]
+    for limit in queue["tagConcurrencyLimits"]:
+        assert set(limit) == {"key", "value", "limit"}
+
+
+def test_kubernetes_keeps_ticks_as_long_as_the_committed_instance() -> None:
+    values = yaml.safe_load((DEPLOY / "kubernetes" / "values.yaml").read_text())
+    ours = yaml.safe_load((REPOSITORY / "dagster.yaml").read_text())
+    for kind in ("schedule", "sensor"):
+        kept = values["retention"][kind]["purgeAfterDays"]
+        assert kept == ours["retention"][kind]["purge_after_days"]
+    assert values["additionalInstanceConfig"] == {"freshness": ours["freshness"]}
+
+
 def test_kubernetes_has_the_lanes_of_the_committed_instance() -> None:
     values = yaml.safe_load((DEPLOY / "kubernetes" / "values.yaml").read_text())
     queue = values["dagsterDaemon"]["runCoordinator"]["config"]["queuedRunCoordinator"]
