@@ -245,7 +245,7 @@ class Repository:
         """
         names = self.snapshots()
         kept = names[-keep:]
-        if len(names) == len(kept) or self._others_under_way():
+        if self._others_under_way() or len(names) == len(kept):
             return 0
         needed = {
             PurePosixPath(_object(file)).name
@@ -276,7 +276,8 @@ class Repository:
                 self._fs.rm_file(f"{self._root}/{path}")
 
     def _others_under_way(self) -> bool:
-        now = dt.datetime.now(dt.UTC)
+        """Whether somebody else has a lease; what killed backups have left is removed in time."""
+        now, found = dt.datetime.now(dt.UTC), False
         with self._told("cannot be read"):
             for name in self._store.names("leases"):
                 if name.startswith(".") or name == self._mine:
@@ -284,8 +285,10 @@ class Repository:
                 with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
                     at = json.loads(self._store.read_bytes(f"leases/{name}"))["at"]
                     if now - dt.datetime.fromisoformat(at) < LEASE:
-                        return True
-        return False
+                        found = True
+                    else:
+                        self._fs.rm_file(f"{self._root}/leases/{name}")
+        return found
 
     @contextlib.contextmanager
     def _told(self, what: str) -> Iterator[None]:
