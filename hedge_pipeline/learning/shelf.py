@@ -15,10 +15,16 @@ from hedge_pipeline.store import Store
 
 
 class ModelShelf:
-    """Reads and writes the model files of one store."""
+    """Reads and writes the model files of one store.
 
-    def __init__(self, store: Store) -> None:
+    Args:
+        store: where they are.
+        models_kept: how many loaded models are remembered.
+    """
+
+    def __init__(self, store: Store, models_kept: int = 64) -> None:
         self._store = store
+        self._models_kept = models_kept
         self._lock = threading.Lock()
         self._models: dict[tuple[str, int], Model] = {}
         self._cards: dict[tuple[str, int], ModelCard] = {}
@@ -64,7 +70,7 @@ class ModelShelf:
             card = ModelCard.from_json(self._bytes(symbol, _card_name(symbol, version), version))
             self._models[key] = load_model(card, self._content(card))
             with self._lock:
-                while len(self._models) > 64:
+                while len(self._models) > self._models_kept:
                     self._models.pop(next(iter(self._models)))
         return self._models[key]
 
