@@ -78,7 +78,7 @@ def kill_at_the_next_new_change(event, arguments):
             os.write(descriptor, f"{change}\\n".encode())
             os.kill(os.getpid(), signal.SIGKILL)
 
-MOST = {"backup": 5}  # contents have one name here
+MOST = {"backup": 3}  # contents have one name here
 
 def backup():
     import datetime as dt
@@ -106,7 +106,7 @@ def at(moment):
 
 def session():
     import datetime as dt
-    from hedge_pipeline.live.loop import Fetcher, poll
+    from hedge_pipeline.live.loop import Fetcher, Work, poll
     from hedge_pipeline.live.supervision import session_at
     from hedge_pipeline.stages import bootstrap, history_window
     deployment = at("2026-03-09T12:00:31+00:00")
@@ -114,7 +114,7 @@ def session():
     for moment in ("14:00:31", "14:01:31", "15:00:31"):
         deployment = at(f"2026-03-09T{moment}+00:00")
         opened = session_at(deployment.calendar, deployment.clock())
-        poll(deployment, Fetcher(deployment, 20.0), opened, catch_up=moment == "14:00:31")
+        poll(deployment, Fetcher(deployment, 20.0), opened, Work(deployment))
 
 def close():
     from hedge_pipeline.stages import close_session
@@ -172,11 +172,10 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
 
 @pytest.fixture
 def saved(demo: Demo, tmp_path: Path) -> Path:
-    """Two sessions of the demo with models and MLflow's database."""
+    """A session of the demo with models and MLflow's database."""
     out = tmp_path / "data"
-    for label in ("2024-01-03", "2024-01-04"):
-        for part in sorted(demo.out.glob(f"*/session={label}")):
-            shutil.copytree(part, out / part.relative_to(demo.out))
+    for part in sorted(demo.out.glob("*/session=2024-01-03")):
+        shutil.copytree(part, out / part.relative_to(demo.out))
     shutil.copytree(demo.out / "models" / "SIMQ", out / "models" / "SIMQ")
     shutil.copy(demo.out / "mlflow.db", out)
     (out / "dagster_home").mkdir()
@@ -249,7 +248,6 @@ def test_a_training_killed_before_every_change_gives_one_version_and_one_verdict
         for table in LEARNT_FROM:
             if (demo.out / table.name).exists():
                 shutil.copytree(demo.out / table.name, folder / table.name)
-        shutil.copy(demo.out / ".hedge.json", folder) if (demo.out / ".hedge.json").exists() else 0
     run("training", wanted, tmp_path / "nowhere", tmp_path / "none", "undisturbed")
     known = run("training", out, tmp_path / "nowhere", tmp_path / "notes")
     assert any("models/SIMQ" in line for line in known)
@@ -331,7 +329,7 @@ def test_a_compaction_killed_before_every_change_loses_and_doubles_no_row(
         shutil.copytree(polled, folder)
     run("compaction", wanted, tmp_path / "nowhere", tmp_path / "none", "undisturbed")
     known = run("compaction", out, tmp_path / "nowhere", tmp_path / "notes")
-    assert {line.split()[0] for line in known} == {"open", "os.rename", "os.remove"}
+    assert {line.split()[0] for line in known} >= {"open", "os.rename", "os.remove"}
     assert_equal_tables(Store(str(out)), Store(str(polled)))
     assert_same(out, wanted)
     parts = list((out / "prediction_log" / "session=2026-03-09").glob("*.parquet"))
