@@ -36,7 +36,8 @@ CACHED_BYTES = 48 << 20
 BROKEN = ".broken-"
 _CACHED_SESSIONS = 512
 _CACHED_FILES = 4096
-_TEMPORARY = re.compile(r"\.(.+\.\d+\.\d+\.tmp|probe-\d+)")
+# ours, and those of MLflow, whose files may lie below the same folder
+_TEMPORARY = re.compile(r"\.(.+\.\d+\.\d+\.tmp|probe-\d+|artifact\.uploading\..+)")
 _FILE_SYSTEM_TICK = 12_000_000  # ns; a tick of Linux at 100 Hz is 10 ms
 
 

@@ -99,6 +99,7 @@ def test_what_killed_processes_have_left_is_swept_after_a_day(
     age(tmp_path, DAY + dt.timedelta(hours=1))
     kept = Store(str(out)).read_bytes("models/a.json")
     variables = {"HEDGE_DATA_URL": str(out), "HEDGE_BACKUP_URL": backup, "HEDGE_MODE": "replay"}
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # MLflow itself sets it
     for name, value in environment(**variables).items():
         monkeypatch.setenv(name, value)
     (tmp_path / "home").mkdir()
@@ -156,12 +157,15 @@ def test_folders_that_are_not_ours_are_left_alone(temporary: Path, tmp_path: Pat
     assert (elsewhere / scratch.LOCK).exists()
 
 
-def test_only_names_that_the_store_gives_are_swept(tmp_path: Path) -> None:
+def test_only_names_that_mean_an_unfinished_write_are_swept(tmp_path: Path) -> None:
+    (tmp_path / ".artifact.uploading.x1y2").touch()  # MLflow's
     for name in ("notes.tmp", ".notes.tmp", ".a.json.1.2.tmp", ".a.json.1.tmp", ".probe-x"):
         (tmp_path / name).touch()
     age(tmp_path, 2 * DAY)
-    assert Store(str(tmp_path)).sweep(DAY) == 1
-    assert not (tmp_path / ".a.json.1.2.tmp").exists()
+    assert Store(str(tmp_path)).sweep(DAY) == 2
+    assert {x.name for x in tmp_path.iterdir()} == {
+        *("notes.tmp", ".notes.tmp", ".a.json.1.tmp", ".probe-x"),
+    }
 
 
 def test_the_folder_is_private_and_gone_afterwards(temporary: Path) -> None:

@@ -393,6 +393,36 @@ def test_superfluous_versions_leave_mlflow_with_their_files_and_do_not_come_back
         assert database.execute("select count(*) from runs").fetchone() == (2,)
 
 
+@pytest.mark.slow
+def test_what_a_killed_publication_has_left_is_deleted_and_its_files_with_it(
+    demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill(*arguments: object, **named: object) -> None:
+        raise Killed
+
+    out = demo.copy(tmp_path / "out")
+    deployment = replay_in(out, ("SIMQ",))
+    for _ in range(2):
+        registry = mlflow_in(out, None)
+        monkeypatch.setattr(registry.client, "create_model_version", kill)
+        with pytest.raises(Killed):
+            registry.publish(deployment, "SIMQ")
+    registry = mlflow_in(out, None)
+    assert registry.publish(deployment, "SIMQ") == 4
+    assert len(sorted((out / "mlartifacts").rglob("*.ubj"))) == 6
+    assert registry.prune(deployment, "SIMQ") == 0  # somebody may be at work on them
+    assert registry.prune(deployment, "SIMQ", dt.timedelta(0)) == 2
+    assert registry.prune(deployment, "SIMQ", dt.timedelta(0)) == 0
+    assert upkeep.collect_garbage(registry.tracking_uri)
+    assert len(sorted((out / "mlartifacts").rglob("*.ubj"))) == 4
+    for version in registry.client.search_model_versions("name='hedge-SIMQ'"):
+        model = registry.client.get_logged_model(str(version.source).rpartition("/")[2])
+        assert Path(str(model.artifact_location).removeprefix("file://")).is_dir()
+
+
 def test_every_version_that_was_champion_is_kept(demo: Demo) -> None:
     ledger = replay_in(demo.out, ("SIMQ",)).ledger("SIMQ")
     entries: Any = ledger.entries
