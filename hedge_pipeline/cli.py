@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich import box
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -150,6 +151,73 @@ def status(as_json: AsJson = False) -> None:
             _print_json(found)
         else:
             _print_status(found)
+
+
+@app.command()
+def watch(
+    interval: Annotated[float, typer.Option(min=0.5, help="seconds between two looks")] = 5,
+    once: Annotated[bool, typer.Option("--once", help="one look, then end")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="print one line of JSON per look")
+    ] = False,
+) -> None:
+    """Watch price, nearest levels, probability, signal and hit rate of the newest session."""
+    with _one_line(), contextlib.suppress(KeyboardInterrupt):
+        from hedge_pipeline.opening import open_deployment
+        from hedge_pipeline.replay import check_mode
+        from hedge_pipeline.store import StoreError
+        from hedge_pipeline.watching import look
+
+        deployment = open_deployment(_live_settings())
+        check_mode(deployment)
+        found, trouble = look(deployment), ""
+        with contextlib.ExitStack() as ended:
+            live = None
+            if console.is_terminal and not once and not as_json:
+                live = ended.enter_context(Live(console=console, auto_refresh=False))
+            while True:
+                if as_json:
+                    sys.stdout.write(json.dumps(found) + "\n")
+                    sys.stdout.flush()
+                elif live is not None:
+                    live.update(_watched_table(found, trouble), refresh=True)
+                else:
+                    console.print(_watched_table(found, trouble))
+                if once:
+                    return
+                time.sleep(interval)
+                try:
+                    found, trouble = look(deployment), ""
+                except StoreError as error:  # a network comes back
+                    trouble = str(error)
+
+
+@app.command()
+def report(
+    out: Annotated[Path, typer.Option(help="the page; replaced if it is there")] = Path(
+        "report.html"
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """Write one page that says whether it works: verdict, accuracy, signals, gaps, versions."""
+    with _one_line():
+        from hedge_pipeline import report as written
+        from hedge_pipeline.opening import open_deployment
+        from hedge_pipeline.replay import check_mode
+
+        deployment = open_deployment(_live_settings())
+        check_mode(deployment)
+        found = written.numbers(deployment)
+        try:
+            out.write_text(written.page(deployment, found), encoding="utf-8")
+        except OSError as error:
+            raise SettingsError(f"{out} cannot be written: {error.strerror}; see --out") from None
+        if as_json:
+            _print_json({"written": str(out.resolve()), "symbols": written.headline(found)})
+            return
+        for part in found["symbols"].values():
+            _say(part["verdict"])
+        _say(f"written to {out}: open it in a browser; it needs no network")
 
 
 @app.command()
@@ -856,6 +924,68 @@ def _print_status(found: dict[str, Any]) -> None:
     console.print(f"disk {total / 1e6:.1f} MB: {parts}", highlight=False)
 
 
+def _watched_table(found: dict[str, Any], trouble: str) -> Table:
+    """One look at all symbols."""
+    now = dt.datetime.fromisoformat(found["now"])
+    if found["session"] is None:
+        title = "no session is stored yet: start `hedge up`, or run `hedge bootstrap`"
+    elif not found["open"]:
+        title = f"session {found['session']} is over; this is how it ended"
+    else:
+        title = f"session {found['session']} is open"
+    if found["last_poll"] is not None:
+        title += f"; last poll {_ago(now, found['last_poll'])}"
+    table = Table(
+        title=escape(title),
+        title_justify="left",
+        caption=escape(trouble) or f"{now:%H:%M:%S} UTC",
+        caption_justify="left",
+        caption_style="bold red" if trouble else "dim",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for name in ("symbol", "price", "below", "above", "P(up)", "signal", "hit rate", "bar, UTC"):
+        left = name in ("symbol", "signal")
+        table.add_column(name, justify="left" if left else "right", no_wrap=name != "signal")
+    for symbol, part in found["symbols"].items():
+        state = f"{symbol}\n{part['skill'] or ''}"
+        table.add_row(state, *_watched_cells(part, now, running=found["open"]))
+    return table
+
+
+def _watched_cells(part: dict[str, Any], now: dt.datetime, *, running: bool) -> Iterator[str]:
+    """Cells of one symbol; three short lines each, so that 80 columns hold them."""
+    if part["price"] is None:
+        yield from ("-",) * 7
+        return
+    color = "green" if part["change_pct"] >= 0 else "red"
+    yield f"{part['price']:.2f}\n[{color}]{part['change_pct']:+.2f} %[/]"
+    for level in (part["below"], part["above"]):
+        yield (
+            "-"
+            if level is None
+            else f"{level['price']:.2f}\n{level['distance_pct']:+.2f} %\n{level['kind']}"
+        )
+    version = f"v{part['model_version']}" if part["model_version"] else "no model"
+    yield f"{_number(part['probability'], 3)}\n{part['prediction'] or 'abstains'}\n{version}"
+    color, word = ("bold green", "FIRED") if part["signal"] else ("dim", _why(part))
+    yield f"[{color}]{word}[/]\n{part['signals']} signals"
+    base = _number(part["base_hit_rate"], 3)
+    yield f"{_number(part['hit_rate'], 3)}\nbase {base}\nof {part['matured']}"
+    begun = dt.datetime.fromisoformat(part["bar"])
+    age = f"\n{_ago(now, part['bar'])}" if running else ""
+    yield f"{begun:%H:%M}{age}\nlag {part['lag_seconds']:.0f} s"
+
+
+def _why(part: dict[str, Any]) -> str:
+    return escape(part["reason"] or "-").partition(":")[0].replace("_", " ")
+
+
+def _ago(now: dt.datetime, moment: str) -> str:
+    seconds = (now - dt.datetime.fromisoformat(moment)).total_seconds()
+    return f"{seconds:.0f} s ago" if seconds < 180 else f"{seconds / 60:.0f} min ago"
+
+
 def _legacy_words(legacy: dict[str, Any]) -> str:
     """The rows of the system before this one, in one line."""
     parts = []
@@ -889,7 +1019,9 @@ def _accuracy_words(accuracy: dict[str, Any]) -> str:
 
 
 _STATUS_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "skill": lambda part: f"{part['skill']}: {part['evidence']}",
+    "skill": lambda part: (
+        part["evidence"] if part["skill"] != "unproven" else f"unproven: {part['evidence']}"
+    ),
     "trust": lambda part: _number(part["trust"], 3),
     "predictions": lambda part: f"{part['predictions']:,} ({part['abstentions']:,} abstentions)",
     "scored outcomes": lambda part: f"{part['matured_outcomes']:,}",

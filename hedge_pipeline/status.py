@@ -42,7 +42,7 @@ def status(deployment: Deployment) -> dict[str, Any]:
     return {
         "data": deployment.store.url,
         "mode": "replay" if deployment.replay else "live",
-        "symbols": {symbol: _symbol(deployment, symbol) for symbol in deployment.symbols},
+        "symbols": {symbol: symbol_status(deployment, symbol) for symbol in deployment.symbols},
         "sessions": _sessions(deployment),
         "quarantined": list(deployment.store.quarantined()),
         "disk_bytes": {table.name: deployment.store.size(table) for table in TABLES},
@@ -75,7 +75,8 @@ def _sessions(deployment: Deployment) -> list[dict[str, Any]]:
     return found
 
 
-def _symbol(deployment: Deployment, symbol: str) -> dict[str, Any]:
+def symbol_status(deployment: Deployment, symbol: str) -> dict[str, Any]:
+    """What `hedge status` shows of a symbol, ready for JSON; None = none yet."""
     ledger = deployment.ledger(symbol)
     sums = deployment.store.read(PERFORMANCE, symbols=[symbol])
     sums = sums[(sums["role"] == "served") & sums["mode"].isin(deployment.evidence_modes)]

@@ -293,7 +293,8 @@ def performance(deployment: Deployment, symbol: str, sessions: int) -> dict[str,
         "skill_1e4_nats": round(score.skill, 3),
         "labels": score.n,
         "reliability": _picture(plots.reliability(deployment, symbol)),
-        "by_session": _picture(plots.scores(served, symbol)),
+        "by_session": _picture(plots.scores(served, symbol, deployment.horizon)),
+        "log_loss_by_session": _picture(plots.gains(served, symbol)),
     }
 
 

@@ -178,7 +178,9 @@ def report(trades: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> dict[s
 
     Every group has: signals; scored; unscorable by reason; exits by kind; win_rate with the 95 %
     interval lo, hi from resampling whole sessions (None with fewer than two); profit_factor, gains
-    over losses (None without a loss); average_pct, mean return after costs. `by_session` has the
+    over losses (None without a loss), with its interval profit_factor_lo, profit_factor_hi made the
+    same way (None = an end that is infinite); average_pct, mean return after costs.
+    `by_session` has the
     false-positive rate: the share of a session's scored signals that did not win.
 
     Args:
@@ -212,6 +214,7 @@ def _group(trades: pd.DataFrame, draws: int, seed: int) -> dict[str, Any]:
     wins = scored["win"].to_numpy(dtype=np.float64)
     lo, hi = _interval(wins, scored["session"].to_numpy(), draws, seed)
     losses = -gain[gain < 0].sum()
+    least, most = _factor_interval(gain, scored["session"].to_numpy(), draws, seed)
     return {
         "signals": len(trades),
         "scored": len(scored),
@@ -221,6 +224,8 @@ def _group(trades: pd.DataFrame, draws: int, seed: int) -> dict[str, Any]:
         "lo": lo,
         "hi": hi,
         "profit_factor": float(gain[gain > 0].sum() / losses) if losses else None,
+        "profit_factor_lo": least,
+        "profit_factor_hi": most,
         "average_pct": _mean(gain),
     }
 
@@ -253,9 +258,29 @@ def _interval(
     return float(lo), float(hi)
 
 
+def _factor_interval(
+    gain: Floats, session: Texts, draws: int, seed: int
+) -> tuple[float | None, float | None]:
+    """95 % interval of gains over losses, whole sessions resampled."""
+    labels, place = np.unique(session.astype(str), return_inverse=True)
+    if len(labels) < 2:
+        return None, None
+    gains = np.bincount(place, minlength=len(labels), weights=np.maximum(gain, 0))
+    losses = np.bincount(place, minlength=len(labels), weights=np.maximum(-gain, 0))
+    picks = np.random.default_rng(seed).integers(0, len(labels), (draws, len(labels)))
+    won, lost = gains[picks].sum(axis=1), losses[picks].sum(axis=1)
+    # a draw without any loss has no factor; it counts as the largest
+    factors = np.divide(won, lost, out=np.full(draws, np.inf), where=lost > 0)
+    lo, hi = np.quantile(factors, [0.025, 0.975], method="higher")
+    return float(lo) if np.isfinite(lo) else None, float(hi) if np.isfinite(hi) else None
+
+
 def in_markdown(found: dict[str, Any]) -> str:
     """The groups of a report as a Markdown table."""
-    lines = ["| group | signals | win rate | 95 % | profit factor |", "|---|---|---|---|---|"]
+    lines = [
+        "| group | signals | win rate | 95 % | profit factor | 95 % |",
+        "|---|---|---|---|---|---|",
+    ]
     groups = [("all", found["overall"])]
     for title in ("by_level_source", "by_strength_band", "by_confidence"):
         words = title.removeprefix("by_").replace("_", " ")
@@ -267,6 +292,7 @@ def in_markdown(found: dict[str, Any]) -> str:
             _or_dash(group["win_rate"], 3),
             f"{_or_dash(group['lo'], 3)} to {_or_dash(group['hi'], 3)}",
             _or_dash(group["profit_factor"], 2),
+            f"{_or_dash(group['profit_factor_lo'], 2)} to {_or_dash(group['profit_factor_hi'], 2)}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hedge_pipeline.stages import Deployment
 
 _SIZE = (7.0, 2.6)
+_DPI = 110
 # readable on white and on near-black
 _INK = "#7a869a"
 _BLUE = "#4c8bf5"
@@ -29,7 +30,7 @@ def _figure(title: str, size: tuple[float, float] = _SIZE) -> tuple[Figure, Any]
     mpl.use("Agg")
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
     figure.patch.set_alpha(0)
     axes = figure.subplots()
     axes.set_facecolor("none")
@@ -48,11 +49,16 @@ def _legend(axes: Any) -> None:
     axes.legend(fontsize=8, frameon=False, labelcolor=_INK, loc="best")
 
 
+def data_uri(figure: Figure, dpi: float = _DPI) -> str:
+    """The figure as the address of an image that needs no request."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
 def markdown(figure: Figure) -> str:
     """The figure as an image in Markdown, for asset metadata."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return f"![plot](data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()})"
+    return f"![plot]({data_uri(figure)})"
 
 
 def prices(bars: pd.DataFrame, gaps: pd.DataFrame, session: str) -> Figure:
@@ -202,20 +208,111 @@ def evidence(promotions: pd.DataFrame, needed: float, symbol: str) -> Figure:
     return figure
 
 
-def scores(sums: pd.DataFrame, symbol: str) -> Figure:
-    """Accuracy of the served stream by session against always saying the base rate."""
-    served = sums[sums["role"] == "served"]
-    by_session = served.groupby("session", sort=True)[["hits", "base_hits", "labels"]].sum()
-    by_session = by_session[by_session["labels"] > 0]
-    figure, axes = _figure(f"{symbol}: accuracy by session against the base rate")
-    x = list(range(len(by_session)))
-    labels = by_session["labels"].to_numpy(dtype=float)
-    axes.plot(x, by_session["hits"].to_numpy(dtype=float) / labels, color=_BLUE, label="served")
-    base = by_session["base_hits"].to_numpy(dtype=float) / labels
-    axes.plot(x, base, color=_ORANGE, linewidth=0.8, label="base rate")
+SMOOTHED = 10
+
+
+def scores(sums: pd.DataFrame, symbol: str, horizon: int) -> Figure:
+    """Accuracy of the served stream over sessions against always saying the base rate.
+
+    Dots are single sessions. The line is the accuracy of the last ten, its band the 95 % interval
+    from resampling these sessions whole; dotted lines are where another version began to serve.
+
+    Args:
+        sums: rows of `performance` of one symbol.
+        symbol: for the title.
+        horizon: label horizon, bars.
+    """
+    import numpy as np
+
+    from hedge_pipeline.learning import scoring
+
+    served, by_session = _served(sums)
+    figure, axes = _figure(f"{symbol}: accuracy over sessions, with 95 % interval")
+    x = np.arange(len(by_session))
+    axes.plot(x, by_session["hits"] / by_session["labels"], ".", color=_BLUE, alpha=0.45)
+    windows = [
+        scoring.score(own, horizon, draws=300) for own in _windows(served, list(by_session.index))
+    ]
+    low, high = ([getattr(one, end) for one in windows] for end in ("lo", "hi"))
+    axes.fill_between(x, low, high, color=_BLUE, alpha=0.2, linewidth=0)
+    words = f"served, last {SMOOTHED} sessions"
+    axes.plot(x, [one.value for one in windows], color=_BLUE, linewidth=1.5, label=words)
+    base = [one.base_rate for one in windows]
+    axes.plot(x, base, color=_ORANGE, linewidth=1.2, label="base rate")
+    _mark_versions(axes, served, list(by_session.index))
     _session_axis(axes, list(by_session.index))
-    _legend(axes)
+    _legend_above(axes)
     return figure
+
+
+def gains(sums: pd.DataFrame, symbol: str) -> Figure:
+    """Log-loss gained over the base rate by session, 1e-4 nats per label; above 0 is better.
+
+    Drawn like `scores`; with fewer than five sessions there is no interval. The scale follows the
+    line and its band: single sessions scatter widely and may lie outside.
+    """
+    import numpy as np
+
+    from hedge_pipeline.learning import scoring
+
+    served, by_session = _served(sums)
+    figure, axes = _figure(f"{symbol}: log-loss gained over the base rate")
+    x = np.arange(len(by_session))
+    single = 1e4 * (by_session["base_log_loss"] - by_session["log_loss"]) / by_session["labels"]
+    axes.plot(x, single, ".", color=_BLUE, alpha=0.45)
+    windows = [scoring.skill(own, draws=300) for own in _windows(served, list(by_session.index))]
+    low, high = ([getattr(one, end) for one in windows] for end in ("lo", "hi"))
+    axes.fill_between(x, low, high, color=_BLUE, alpha=0.2, linewidth=0)
+    words = f"served, last {SMOOTHED} sessions"
+    axes.plot(x, [one.gain for one in windows], color=_BLUE, linewidth=1.5, label=words)
+    axes.axhline(0, color=_ORANGE, linewidth=1.2, label="base rate")
+    drawn = [x for x in (*low, *high, *(one.gain for one in windows), 0.0) if not math.isnan(x)]
+    room = 0.5 * (max(drawn) - min(drawn)) or 1.0
+    axes.set_ylim(min(drawn) - room, max(drawn) + room)
+    axes.set_ylabel("1e-4 nats per label", fontsize=8)
+    _mark_versions(axes, served, list(by_session.index))
+    _session_axis(axes, list(by_session.index))
+    _legend_above(axes)
+    return figure
+
+
+def _served(sums: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Scored rows of the served stream, and their sums by session."""
+    served = sums[(sums["role"] == "served") & (sums["labels"] > 0)]
+    names = ["hits", "base_hits", "labels", "log_loss", "base_log_loss"]
+    return served, served.groupby("session", sort=True)[names].sum()
+
+
+def _windows(served: pd.DataFrame, labels: Sequence[str]) -> list[pd.DataFrame]:
+    """The rows of every session with those of the sessions before it, ten in all."""
+    parts = {str(label): own for label, own in served.groupby("session")}
+    import pandas as pd
+
+    return [
+        pd.concat([parts[x] for x in labels[max(0, end - SMOOTHED) : end]])
+        for end in range(1, len(labels) + 1)
+    ]
+
+
+def _mark_versions(axes: Any, served: pd.DataFrame, labels: Sequence[str]) -> None:
+    """Dotted lines where another version began to serve, if they are few enough to be seen."""
+    begun = served.groupby("model_version")["session"].min()
+    if not 1 < len(begun) <= 30:
+        return
+    for session in begun.iloc[1:]:
+        axes.axvline(labels.index(session), color=_INK, linewidth=0.6, linestyle=":", alpha=0.7)
+
+
+def _legend_above(axes: Any) -> None:
+    axes.legend(
+        fontsize=8,
+        frameon=False,
+        labelcolor=_INK,
+        loc="lower right",
+        bbox_to_anchor=(1.0, 0.98),
+        ncols=2,
+        borderaxespad=0.1,
+    )
 
 
 def reliability(deployment: Deployment, symbol: str) -> Figure:

@@ -319,7 +319,8 @@ def trades(returns: Sequence[float], per_session: int = 2, **columns: Any) -> pd
 
 def test_a_report_agrees_with_pen_and_paper() -> None:
     found = report(trades([1.5, -1.0, 0.5, 1.0, NAN, -0.5]))
-    assert found["overall"] | {"lo": 0, "hi": 0} == {
+    ends = ("lo", "hi", "profit_factor_lo", "profit_factor_hi")
+    assert found["overall"] | dict.fromkeys(ends, 0) == {
         "signals": 6,
         "scored": 5,
         "unscorable": {"gap": 1},
@@ -328,9 +329,14 @@ def test_a_report_agrees_with_pen_and_paper() -> None:
         "lo": 0,
         "hi": 0,
         "profit_factor": 2.0,
+        "profit_factor_lo": 0,
+        "profit_factor_hi": 0,
         "average_pct": 0.3,
     }
     assert (found["overall"]["lo"], found["overall"]["hi"]) == (0.0, 1.0)
+    # three sessions: the last one lost all it did, and one draw in 27 has no loss at all
+    assert found["overall"]["profit_factor_lo"] == 0.0
+    assert found["overall"]["profit_factor_hi"] is None
     assert found["by_session"] == {
         "2024-03-04": {"signals": 2, "scored": 2, "false_positive_rate": 0.5},
         "2024-03-05": {"signals": 2, "scored": 2, "false_positive_rate": 0.0},
@@ -361,13 +367,27 @@ def test_a_report_is_split_by_kind_of_level_strength_and_confidence() -> None:
     }
 
 
+FACTOR = ("profit_factor", "profit_factor_lo", "profit_factor_hi")
+
+
+@pytest.mark.parametrize("repeats", [2, 40])
+def test_the_interval_of_the_profit_factor_narrows_around_it_with_more_sessions(
+    repeats: int,
+) -> None:
+    found = report(trades([1.5, -1.0, 0.5, -0.5] * repeats))["overall"]
+    assert found["profit_factor"] == pytest.approx(4 / 3)
+    assert found["profit_factor_lo"] <= 4 / 3 <= found["profit_factor_hi"]
+    width = found["profit_factor_hi"] - found["profit_factor_lo"]
+    assert (width < 0.25) is (repeats == 40)
+
+
 @pytest.mark.parametrize(
     ("returns", "unknown"),
     [
-        ([], {"win_rate", "lo", "hi", "profit_factor", "average_pct"}),
-        ([NAN, NAN], {"win_rate", "lo", "hi", "profit_factor", "average_pct"}),
-        ([1.0, -1.0], {"lo", "hi"}),
-        ([1.0, 1.0, 1.0], {"profit_factor"}),
+        ([], {"win_rate", "lo", "hi", *FACTOR, "average_pct"}),
+        ([NAN, NAN], {"win_rate", "lo", "hi", *FACTOR, "average_pct"}),
+        ([1.0, -1.0], {"lo", "hi", "profit_factor_lo", "profit_factor_hi"}),
+        ([1.0, 1.0, 1.0], set(FACTOR)),
     ],
 )
 def test_what_is_not_known_is_none_and_the_report_is_json(

@@ -1,0 +1,137 @@
+"""What happens now, by symbol: what `hedge watch` shows. Reads the store and writes nothing."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from hedge_pipeline.live.supervision import Heartbeat, session_at
+from hedge_pipeline.market.tables import HEDGE_LEVELS, OUTCOMES, PREDICTION_LOG, RAW_QUOTES
+from hedge_pipeline.stages import Deployment
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LEVELS = {
+    "hp_support": "HP",
+    "hp_resistance": "HP",
+    "mhp_support": "MHP",
+    "mhp_resistance": "MHP",
+    "hg_below": "HG",
+    "hg_above": "HG",
+    "gamma_flip": "flip",
+}
+
+
+def look(deployment: Deployment) -> dict[str, Any]:
+    """The newest stored session as it stands, ready for JSON; None = unknown or none yet.
+
+    Returns:
+        now (ISO, UTC), session (newest stored), open (whether it is running), last_poll (ISO), and
+        symbols. Each symbol has: price (close of the newest bar), change_pct (since the first bar
+        of the session), bar (ISO start of the newest bar), lag_seconds (from its end until it was
+        stored), below and above (nearest hedge level: price, kind, distance_pct), and of the newest
+        served row probability (of up), prediction (up or down), skill, trust, model_version,
+        signal, reason; of the session signals, matured (up or down outcomes of its predictions),
+        hit_rate and base_hit_rate of these.
+    """
+    now = deployment.clock()
+    labels = deployment.store.sessions(RAW_QUOTES)
+    running = session_at(deployment.calendar, now)
+    beat = Heartbeat.read(deployment.store)
+    label = labels[-1] if labels else None
+    return {
+        "now": now.isoformat(timespec="seconds"),
+        "session": label,
+        "open": running is not None and running.label == label and not deployment.replay,
+        "last_poll": beat.at if beat and not deployment.replay else None,
+        "symbols": dict(_symbols(deployment, label)),
+    }
+
+
+def _symbols(deployment: Deployment, label: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    labels = [label] if label else []
+    tables = {
+        table.name: deployment.store.read(table, labels)
+        for table in (RAW_QUOTES, HEDGE_LEVELS, PREDICTION_LOG, OUTCOMES)
+    }
+    for symbol in deployment.symbols:
+        bars, levels, log, outcomes = (
+            frame[frame["symbol"] == symbol] for frame in tables.values()
+        )
+        bars = bars.sort_values("bar_ts")
+        yield (
+            symbol,
+            {
+                **_price(bars, deployment.calendar.bar_seconds),
+                **_nearest(levels, float(bars["close"].iloc[-1]) if len(bars) else None),
+                **_said(log),
+                **_matured(log, outcomes),
+            },
+        )
+
+
+def _price(bars: pd.DataFrame, bar_seconds: int) -> dict[str, Any]:
+    if bars.empty:
+        return dict.fromkeys(("price", "change_pct", "bar", "lag_seconds"))
+    newest = bars.iloc[-1]
+    end = newest["bar_ts"] + dt.timedelta(seconds=bar_seconds)
+    return {
+        "price": float(newest["close"]),
+        "change_pct": 100 * (float(newest["close"]) / float(bars["open"].iloc[0]) - 1),
+        "bar": newest["bar_ts"].isoformat(),
+        "lag_seconds": round((newest["available_at"] - end).total_seconds(), 1),
+    }
+
+
+def _nearest(rows: pd.DataFrame, price: float | None) -> dict[str, Any]:
+    """The nearest levels of the newest usable snapshot on both sides of the price."""
+    found: dict[str, Any] = {"below": None, "above": None}
+    rows = rows[rows["usable"].astype(bool)]
+    if rows.empty or price is None:
+        return found
+    newest = rows.sort_values("available_at").iloc[-1]
+    known = [(float(newest[name]), kind) for name, kind in LEVELS.items()]
+    for side, ones in (
+        ("below", [one for one in known if one[0] <= price]),
+        ("above", [one for one in known if one[0] > price]),
+    ):
+        if ones:  # NaN is on neither side
+            level, kind = min(ones, key=lambda one: abs(one[0] - price))
+            away = 100 * (level / price - 1)
+            found[side] = {"price": level, "kind": kind, "distance_pct": away}
+    return found
+
+
+def _said(log: pd.DataFrame) -> dict[str, Any]:
+    names = ("probability", "prediction", "skill", "trust", "model_version", "signal", "reason")
+    served = log[log["role"] == "served"].sort_values(["bar_ts", "decided_at"])
+    if served.empty:
+        return {**dict.fromkeys(names), "signals": 0}
+    newest = served.iloc[-1]
+    abstained = bool(served["prediction"].isna().iloc[-1])
+    return {
+        "probability": None if abstained else float(newest["prob_up"]),
+        "prediction": None if abstained else ("down", "up")[int(newest["prediction"])],
+        "skill": str(newest["skill"]),
+        "trust": float(newest["trust"]),
+        "model_version": int(newest["model_version"]) or None,
+        "signal": bool(newest["signal_fired"]),
+        "reason": str(newest["reason"]),
+        "signals": int(served["signal_fired"].sum()),
+    }
+
+
+def _matured(log: pd.DataFrame, outcomes: pd.DataFrame) -> dict[str, Any]:
+    made = log[(log["role"] == "served") & log["prediction"].notna()]
+    known = outcomes.loc[outcomes["actual_direction"].notna(), ["bar_ts", "actual_direction"]]
+    rows = made.merge(known, on="bar_ts")
+    if rows.empty:
+        return {"matured": 0, "hit_rate": None, "base_hit_rate": None}
+    up = rows["actual_direction"].astype(int)
+    return {
+        "matured": len(rows),
+        "hit_rate": float((rows["prediction"].astype(int) == up).mean()),
+        "base_hit_rate": float(((rows["base_rate"] > 0.5).astype(int) == up).mean()),
+    }
