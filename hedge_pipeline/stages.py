@@ -769,19 +769,33 @@ def evidence_of(deployment: Deployment, symbol: str, label: str) -> SessionEvide
 
 def fold_evidence(deployment: Deployment, symbol: str) -> list[Fold]:
     """Folds the settled sessions and appends them to the promotion log."""
-    folds = pending_folds(deployment, symbol)
-    for fold in folds:
-        append_entry(deployment, fold.session, fold.entry)
+    return fold_all(deployment, [symbol])[symbol]
+
+
+def fold_all(deployment: Deployment, symbols: Sequence[str]) -> dict[str, list[Fold]]:
+    """The same for several symbols: a session of all of them is one file."""
+    deployment.ledgers(symbols)
+    folds = {symbol: pending_folds(deployment, symbol) for symbol in symbols}
+    for label in sorted({fold.session for own in folds.values() for fold in own}):
+        entries = [fold.entry for own in folds.values() for fold in own if fold.session == label]
+        append_entries(deployment, label, entries)
     return folds
 
 
 def append_entry(deployment: Deployment, session: str, entry: dict[str, object]) -> bool:
     """Appends to the promotion log; whether it did, False if there is such an entry already."""
+    return append_entries(deployment, session, [entry]) == 1
+
+
+def append_entries(
+    deployment: Deployment, session: str, entries: Sequence[dict[str, object]]
+) -> int:
+    """Appends to the promotion log what is not there; returns how many entries that were."""
     import pandas as pd
 
-    frame = pd.DataFrame([entry])
+    frame = pd.DataFrame(entries)
     frame["decided_at"] = pd.to_datetime(frame["decided_at"], utc=True)
-    return deployment.store.append(PROMOTIONS, session, frame) == 1
+    return deployment.store.append(PROMOTIONS, session, frame)
 
 
 # -- training --------------------------------------------------------------------------------------
@@ -1113,19 +1127,23 @@ def judge(deployment: Deployment, symbol: str) -> list[dict[str, object]]:
 
     Returns the verdicts given here; one that another process gave meanwhile is not among them.
     """
+    # whoever comes second finds the verdict given; there is one by version, for ever
+    return [
+        entry
+        for entry in pending_verdicts(deployment, symbol)
+        if append_entry(deployment, str(entry["session"]), entry)
+    ]
+
+
+def pending_verdicts(deployment: Deployment, symbol: str) -> list[dict[str, object]]:
+    """Verdicts on the versions that have none yet; writes nothing."""
     log = deployment.ledger(symbol)
-    pending = sorted(set(deployment.shelf.versions(symbol)) - log.judged)
-    if not pending:
-        return []
-    state = log.state
+    state, rule = log.state, deployment.rule
     entries = []
-    for version in pending:
+    for version in sorted(set(deployment.shelf.versions(symbol)) - log.judged):
         card = deployment.shelf.card(symbol, version)
-        cutoff = deployment.calendar.session(card.cutoff)
-        entry = ledger.verdict_entry(card, state, deployment.rule, deployment.judged_at(cutoff))
-        # whoever comes second finds the verdict given; there is one by version, for ever
-        if append_entry(deployment, card.cutoff, entry):
-            entries.append(entry)
+        decided_at = deployment.judged_at(deployment.calendar.session(card.cutoff))
+        entries.append(ledger.verdict_entry(card, state, rule, decided_at))
     return entries
 
 
@@ -1249,7 +1267,7 @@ def close_session(deployment: Deployment, label: str) -> ClosedSession:
         outcomes = mature_outcomes(deployment, label)
         compact_session(deployment, label)
     deployment.store.compact(OPTION_CHAINS, label)
-    folds = {symbol: fold_evidence(deployment, symbol) for symbol in deployment.symbols}
+    folds = fold_all(deployment, deployment.symbols)
     if found.bars:
         score_session(deployment, label, deployment.symbols)
     _mark_closed(deployment, label)
