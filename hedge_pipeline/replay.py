@@ -188,6 +188,9 @@ def _session(
         stages.log_predictions(deployment, label)
     with stopwatch.measure("outcomes"):
         stages.mature_outcomes(deployment, label)
+    if train and deployment.pooled:
+        with stopwatch.measure("train"):
+            stages.train_pool(deployment, hour=deployment.retrain_hour or 0)
     # symbols share nothing at night; XGBoost works outside the interpreter's lock
     with ThreadPoolExecutor(_NIGHTS_AT_ONCE) as pool:
         nights = list(
