@@ -812,29 +812,32 @@ def train_candidate(deployment: Deployment, symbol: str) -> Candidate:
     if not deployment.pooled:
         state = _state(deployment, symbol)
         wanted = dict.fromkeys(training_window(deployment, symbol, state), (symbol,))
-        return _train(deployment, symbol, wanted, state.base_rate(deployment.rule))
+        return train_on(deployment, symbol, wanted, state.base_rate(deployment.rule))
     with deployment.pool_lock:
         newest = deployment.shelf.newest(symbol)
         pool = pool_window(deployment)
         waits = newest is not None and newest.version not in deployment.ledger(symbol).judged
         if newest is not None and (waits or newest.cutoff == max(pool, default="")):
             return Candidate(newest, new=False)
-        return _train(deployment, symbol, pool, None)
+        return train_on(deployment, symbol, pool, None)
 
 
-def _train(
+def train_on(
     deployment: Deployment,
     symbol: str,
     wanted: Mapping[str, Sequence[str]],
     climatology: float | None,
 ) -> Candidate:
-    """See `train_candidate`.
+    """Fits a candidate on whole sessions and puts it on the shelf; see `train_candidate`.
 
     Args:
         deployment: whose store, plan and trainer.
         symbol: who asks.
         wanted: symbols by session, sessions ascending.
         climatology: base rate in force; None = that of each row's symbol in the training rows.
+
+    Raises:
+        StageError: too few sessions, one class only, or the trainer failed.
     """
     line, name = (POOL, "the pool") if deployment.pooled else (symbol, symbol)
     plan, shelf, sessions = deployment.plan, deployment.shelf, tuple(wanted)
@@ -845,7 +848,7 @@ def _train(
         )
     plan, parameters_from = plan_of(deployment, line, sessions[-1])
     known_by = deployment.asked_at(deployment.calendar.session(sessions[-1]))
-    data = _rows(deployment, wanted, plan, known_by)
+    data = training_rows(deployment, wanted, plan, known_by)
     newest = shelf.newest(symbol)
     # descriptions lack the parameters that came later
     if newest and newest.data_hash == data.data_hash and TrainingPlan(**newest.plan) == plan:
@@ -896,7 +899,7 @@ def _train(
     return Candidate(replace(card, symbol=symbol), new=True)
 
 
-def _rows(
+def training_rows(
     deployment: Deployment,
     wanted: Mapping[str, Sequence[str]],
     plan: TrainingPlan,
@@ -987,18 +990,36 @@ def _state(deployment: Deployment, symbol: str) -> GateState:
 def pool_window(deployment: Deployment) -> dict[str, tuple[str, ...]]:
     """Sessions the pool would be trained on now with their symbols, ascending.
 
-    A symbol is in a session if that is settled for it and in its own window; of all sessions the
-    last `window_sessions` count.
+    These are the last `window_sessions` that are settled for any symbol; a symbol is in those that
+    are settled for it, from the one on from which its evidence trusts the past.
     """
-    windows = {
-        symbol: training_window(deployment, symbol, _state(deployment, symbol))
-        for symbol in deployment.symbols
-    }
-    sessions = sorted({session for window in windows.values() for session in window})
-    return {
-        session: tuple(symbol for symbol, window in windows.items() if session in window)
-        for session in sessions[-deployment.plan.window_sessions :]
-    }
+    since = {symbol: _state(deployment, symbol).train_from for symbol in deployment.symbols}
+    found: dict[str, tuple[str, ...]] = {}
+    for label in reversed(deployment.store.sessions(OUTCOMES)):
+        if len(found) == deployment.plan.window_sessions:
+            break
+        settled = settled_symbols(deployment, label)
+        if inside := tuple(x for x in settled if label >= (since[x] or "")):
+            found[label] = inside
+    return dict(reversed(found.items()))
+
+
+def settled_symbols(deployment: Deployment, label: str) -> tuple[str, ...]:
+    """Symbols for which the session is settled, see `settled_sessions`; each table is read once."""
+    known = deployment.settled
+    session = deployment.calendar.session(label)
+    if deployment.asked_at(session) < session.closes + _grace(deployment):
+        return ()
+    if any((symbol, label) not in known for symbol in deployment.symbols):
+        bars = deployment.store.read(RAW_QUOTES, [label], columns=("symbol",))
+        outcomes = deployment.store.read(OUTCOMES, [label], columns=("symbol", "horizon_bars"))
+        outcomes = outcomes[outcomes["horizon_bars"] == deployment.horizon]
+        matured = outcomes["symbol"].value_counts()
+        counted = bars["symbol"].value_counts()
+        known.update(
+            (str(symbol), label) for symbol, n in counted.items() if matured.get(symbol, 0) == n
+        )
+    return tuple(symbol for symbol in sorted(deployment.symbols) if (symbol, label) in known)
 
 
 def train_pool(deployment: Deployment, *, hour: int) -> Candidate | None:

@@ -91,7 +91,7 @@ class PooledSessions:
         owners = rows["symbol"].to_numpy().astype(np.str_)
         found = {}
         for symbol in symbols:
-            first, last = np.searchsorted(owners, [symbol, symbol + "\0"])
+            first, last = (np.searchsorted(owners, symbol, side=x) for x in ("left", "right"))
             own = slice(int(first), int(last))
             found[symbol] = LabelledSession.of(features[own], labels[own], times[own], known[own])
         return found
