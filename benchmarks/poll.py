@@ -1,30 +1,38 @@
-"""From a fetched answer to a stored prediction: the live loop on the simulated market.
+"""From fetched answers to stored predictions: the live loop on the simulated market.
 
-The loop runs at an accelerated clock on a market that is always open, with a model, through the
-same code as `poll_market`. What is timed is the part after the fetch: store the bar, compute its
-features, predict both streams, store them.
+The loop of `poll_market` runs over a regular session at a clock that jumps over every pause, with
+a model per symbol, inside a real Dagster run that reports as it does live. What is timed is the
+part after the fetch: store the bars, compute their features, predict, store. `cpu_ms_per_poll` is
+everything, including the simulated market. Bytes are what Dagster's event log and its
+databases grow by, with those of the run itself.
 
-    python -m benchmarks.poll --polls 200 --symbols 1
+    python -m benchmarks.poll --symbols 1,31,500
 """
-
-from __future__ import annotations
 
 import argparse
 import datetime as dt
+import sqlite3
 import tempfile
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import dagster as dg
 import numpy as np
 
 from benchmarks.report import show
 from hedge_pipeline import stages
+from hedge_pipeline.assets.reporting import LiveReport
+from hedge_pipeline.jobs import report_interval
 from hedge_pipeline.live.loop import Poll, run_loop
 from hedge_pipeline.opening import open_deployment
 from hedge_pipeline.settings import load_settings
 
-START = dt.datetime(2026, 3, 4, tzinfo=dt.UTC)
+INTERVAL = dt.timedelta(seconds=60)
+START = dt.datetime(2026, 3, 4, 14, 30, tzinfo=dt.UTC)
+WARM_UP = 5
+DAYS = 8
 
 
 class AcceleratedClock:
@@ -43,51 +51,99 @@ class AcceleratedClock:
 
 
 def measure(polls: int, symbols: int, folder: Path) -> dict[str, float]:
-    """Milliseconds after the fetch, and CPU milliseconds of a whole poll."""
-    names = ",".join(f"SIM{number}" for number in range(symbols))
+    """Milliseconds after the fetch, CPU of a whole poll, bytes in Dagster's database."""
     settings = load_settings(
-        HEDGE_DATA_URL=str(folder),
-        HEDGE_SYMBOLS=names,
+        HEDGE_DATA_URL=str(folder / "data"),
+        HEDGE_SYMBOLS=",".join(f"SIM{number}" for number in range(symbols)),
         HEDGE_SOURCE="simulated",
-        HEDGE_CALENDAR="24/7",
+        HEDGE_CALENDAR="XNYS",
         HEDGE_MODE="live",
         RETRAIN_HOUR="",
     )
     clock = AcceleratedClock(START)
     deployment = replace(open_deployment(settings), clock=clock)
-    stages.bootstrap(deployment, stages.history_window(deployment, 6))
+    stages.bootstrap(deployment, stages.history_window(deployment, DAYS))
     seen: list[Poll] = []
-    begun = time.process_time()
-    run_loop(
-        deployment,
-        run_id="benchmark",
-        interval=dt.timedelta(seconds=60),
-        until=START + dt.timedelta(minutes=polls),
-        sleep=clock.sleep,
-        report=seen.append,
-    )
-    cpu = time.process_time() - begun
-    seconds = np.array([poll.seconds for poll in seen[5:] if poll.predictions])
+    used: list[float] = []
+
+    @dg.op
+    def poll_until_the_time_box_ends(context: dg.OpExecutionContext) -> None:
+        report = LiveReport(context, deployment, report_interval(INTERVAL))
+
+        def note(poll: Poll) -> None:
+            report.add(poll)
+            seen.append(poll)
+            used.append(time.process_time())
+
+        run_loop(
+            deployment,
+            run_id="benchmark",
+            interval=INTERVAL,
+            until=START + dt.timedelta(minutes=polls),
+            sleep=clock.sleep,
+            report=note,
+        )
+        report.flush()
+
+    @dg.job
+    def poll_market() -> None:
+        poll_until_the_time_box_ends()
+
+    @dg.op
+    def nothing() -> None:
+        """So that the databases are there before anything is counted."""
+
+    @dg.job
+    def idle() -> None:
+        nothing()
+
+    (folder / "dagster").mkdir()
+    with dg.DagsterInstance.local_temp(str(folder / "dagster")) as instance:
+        idle.execute_in_process(instance=instance)
+        before = history(folder)
+        poll_market.execute_in_process(instance=instance)
+    events, files = (np.array(history(folder)) - before) / len(seen)
+    seconds = np.array([poll.seconds for poll in seen[WARM_UP:] if poll.predictions])
+    thirds = np.array_split(seconds, 3)
     return {
         "polls": float(len(seen)),
         "median_ms": float(1e3 * np.median(seconds)),
         "p99_ms": float(1e3 * np.quantile(seconds, 0.99)),
-        "cpu_ms_per_poll": 1e3 * cpu / len(seen),
-        "first_hundred_median_ms": float(1e3 * np.median(seconds[:100])),
-        "last_hundred_median_ms": float(1e3 * np.median(seconds[-100:])),
+        "last_third_over_first": float(np.median(thirds[2]) / np.median(thirds[0])),
+        "cpu_ms_per_poll": 1e3 * (used[-1] - used[WARM_UP]) / (len(used) - 1 - WARM_UP),
+        "event_bytes_per_poll": float(events),
+        "database_bytes_per_poll": float(files),
     }
+
+
+def history(folder: Path) -> tuple[int, int]:
+    """Bytes of the stored events, each in every database that has it, and of the databases."""
+    events = files = 0
+    for path in (folder / "dagster" / "history").rglob("*.db"):
+        database = sqlite3.connect(path)
+        database.execute("pragma wal_checkpoint(truncate)")
+        if path.parent.name == "runs":
+            (stored,) = database.execute("select sum(length(event)) from event_logs").fetchone()
+            events += stored or 0
+        database.close()
+        files += path.stat().st_size
+    return events, files
 
 
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--polls", type=int, default=200)
-    parser.add_argument("--symbols", type=int, default=1)
+    parser.add_argument("--polls", type=int, default=180)
+    parser.add_argument("--symbols", default="1,31")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/poll.json"))
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        found = measure(arguments.polls, arguments.symbols, Path(folder))
-    show(f"live loop, {arguments.symbols} symbols", found, arguments.out)
+    warnings.filterwarnings("ignore")
+    found = {}
+    for symbols in map(int, arguments.symbols.split(",")):
+        with tempfile.TemporaryDirectory() as folder:
+            for name, value in measure(arguments.polls, symbols, Path(folder)).items():
+                found[f"{name} ({symbols})"] = value
+    show("live loop (symbols)", found, arguments.out)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 TRAIN_LANE = {"hedge/lane": "train"}
 POLL_LANE = {"hedge/lane": "poll"}
-REPORT_EVERY = dt.timedelta(minutes=5)
+REPORT_AFTER_POLLS = 12
+REPORT_AFTER = dt.timedelta(minutes=5), dt.timedelta(minutes=15)
 LAST_ALERTS_SECONDS = 10.0
 
 train_model = dg.define_asset_job(
@@ -29,6 +30,12 @@ train_model = dg.define_asset_job(
     description="Fit a candidate for a symbol, judge it, score every version.",
     tags=TRAIN_LANE,
 )
+
+
+def report_interval(polling: dt.timedelta) -> dt.timedelta:
+    """Time between two reports of a poll run that polls so often; see `LiveReport`."""
+    soonest, latest = REPORT_AFTER
+    return min(max(REPORT_AFTER_POLLS * polling, soonest), latest)
 
 
 def follow_on_the_console(settings: "Settings") -> None:
@@ -62,14 +69,15 @@ def poll_until_the_time_box_ends(context: dg.OpExecutionContext, loop: LoopResou
     session = session_at(deployment.calendar, deployment.clock())
     move_broken_files_aside(context, deployment, (session.label,) if session else ())
     follow_on_the_console(settings)
-    report = LiveReport(context, deployment, REPORT_EVERY)
+    interval = dt.timedelta(seconds=settings.polling_interval)
+    report = LiveReport(context, deployment, report_interval(interval))
     with plain_failures():
         notifier = open_notifier(settings)
         unproven = settings.alert_unproven
         polls = run_loop(
             deployment,
             run_id=context.run_id,
-            interval=dt.timedelta(seconds=settings.polling_interval),
+            interval=interval,
             until=deployment.clock() + dt.timedelta(minutes=settings.poll_run_minutes),
             sleep=time.sleep,
             report=report.add,

@@ -12,7 +12,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ from hedge_pipeline.learning.drift import Drift
 from hedge_pipeline.learning.gate import Event, GateRule, GateState, SessionEvidence
 from hedge_pipeline.learning.guards import guard
 from hedge_pipeline.learning.leaks import leaking
-from hedge_pipeline.learning.ledger import Ledger
+from hedge_pipeline.learning.ledger import KnownLedgers, Ledger
 from hedge_pipeline.learning.pooling import POOL, SPOOL_FROM, PooledSessions, assemble_pool
 from hedge_pipeline.learning.retraining import Decision, RetrainingFacts, decide
 from hedge_pipeline.learning.search import SearchPlan, SearchRecord, SearchShelf
@@ -55,7 +55,7 @@ from hedge_pipeline.levels.joining import in_force, level_grid
 from hedge_pipeline.levels.rules import LevelRules
 from hedge_pipeline.levels.signals import SignalRules
 from hedge_pipeline.levels.trades import reliability, report, score_trades
-from hedge_pipeline.live.predicting import margins_of, predict
+from hedge_pipeline.live.predicting import in_force_of, margins_of, predict
 from hedge_pipeline.live.signalling import Signalling, at_levels
 from hedge_pipeline.live.supervision import sessions_to_close
 from hedge_pipeline.market.bars import collect_bars, collect_days, find_gaps, on_grid
@@ -86,7 +86,7 @@ from hedge_pipeline.market.tables import (
     feature_names,
     without,
 )
-from hedge_pipeline.store import Store
+from hedge_pipeline.store import CACHED_BYTES, Store
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,6 +94,7 @@ if TYPE_CHECKING:
     from hedge_pipeline.settings import Settings
 
 SETTLING = dt.timedelta(minutes=15)
+_SERVED = {"role": ["served"]}
 # the mean over every eighth row says the same and costs an eighth
 _EXPLAIN_EVERY = 8
 # hedge levels take a few values a day: no window of sessions tells what is usual of them; and the
@@ -138,6 +139,7 @@ class Deployment:
         backend: where `trainer` fits, local or dask.
         pool_lock: held while the pool is trained, for the threads of a replay.
         settled: (symbol, session) pairs known to be settled; a settled session stays so.
+        level_evidence: what was seen at levels before the session asked for last.
         chains_done: how far the newest session's snapshots were read in this process, by symbol.
     """
 
@@ -169,9 +171,10 @@ class Deployment:
     chains_done: dict[str, chains.ChainsDone] = field(
         default_factory=dict, compare=False, repr=False
     )
-    _ledgers: dict[str, tuple[dict[str, Any], int, Ledger]] = field(
+    level_evidence: dict[str, tuple[dict[str, Any], int, dict[str, LevelEvidence]]] = field(
         default_factory=dict, compare=False, repr=False
     )
+    _known: KnownLedgers = field(default_factory=KnownLedgers, compare=False, repr=False)
 
     @cached_property
     def source(self) -> MarketSource:
@@ -181,7 +184,8 @@ class Deployment:
     @cached_property
     def shelf(self) -> ModelShelf:
         """The models of the store."""
-        return ModelShelf(self.store, pooled=self.pooled)
+        kept = max(64, 3 * len(self.symbols))
+        return ModelShelf(self.store, pooled=self.pooled, models_kept=kept)
 
     @cached_property
     def searches(self) -> SearchShelf:
@@ -199,23 +203,12 @@ class Deployment:
         return PooledSessions(self.store, self.horizon)
 
     def ledger(self, symbol: str) -> Ledger:
-        """The symbol's promotion log; the sessions whose files have changed are read again."""
-        store, now = self.store, time.time_ns()
-        before, seen, ledger = self._ledgers.get(symbol, ({}, 0, None))
-        present = store.fingerprints(PROMOTIONS)
-        changed = [
-            label
-            for label, found in present.items()
-            if before.get(label) != found or store.is_recent(found, seen)
-        ]
-        if ledger is None or changed or len(present) < len(before):
-            entries = store.read(PROMOTIONS, changed, symbols=[symbol])
-            if ledger is not None:
-                ledger = ledger.with_sessions(present, changed, entries)
-            else:
-                ledger = Ledger(symbol, entries, self.rule)
-            self._ledgers[symbol] = (present, now, ledger)
-        return ledger
+        """The symbol's promotion log as it is now."""
+        return self.ledgers([symbol])[symbol]
+
+    def ledgers(self, symbols: Iterable[str]) -> dict[str, Ledger]:
+        """The promotion logs of symbols; the sessions whose files have changed are read again."""
+        return self._known.of(self.store, self.rule, symbols)
 
     @property
     def evidence_modes(self) -> tuple[str, ...]:
@@ -266,7 +259,7 @@ def deploy(
     )
     labels_per_session = max(1, calendar.full_session_bars - settings.horizon_bars)
     made = Deployment(
-        store=store or Store(settings.data_url),
+        store=store or Store(settings.data_url, max(CACHED_BYTES, len(settings.symbols) << 20)),
         calendar=calendar,
         symbols=settings.symbols,
         open_source=lambda: open_source(calendar),
@@ -353,7 +346,7 @@ def collect(deployment: Deployment, label: str) -> CollectedSession:
             ingested_at=None if deployment.replay else deployment.clock(),
         )
         failures.update(answer.failures)
-        new += store_bars(deployment, label, answer.bars)
+        new += len(store_bars(deployment, label, answer.bars))
     found = _account_for_gaps(deployment, session, new, failures)
     return replace(found, without_days=collect_daily_bars(deployment, label))
 
@@ -407,9 +400,15 @@ def collect_daily_bars(
     return failures
 
 
-def store_bars(deployment: Deployment, label: str, bars: pd.DataFrame) -> int:
-    """Stores the bars that are not there yet; returns how many that were."""
-    return deployment.store.append(RAW_QUOTES, label, bars)
+def store_bars(deployment: Deployment, label: str, bars: pd.DataFrame) -> pd.DataFrame:
+    """Stores the bars that are not there yet; returns those."""
+    if bars.empty:
+        return bars
+    first = bars["bar_ts"].min().to_pydatetime()
+    known = deployment.store.read(RAW_QUOTES, [label], columns=RAW_QUOTES.key, since=first)
+    new = without(bars, known, RAW_QUOTES.key)
+    # another process may have been faster
+    return new if deployment.store.append(RAW_QUOTES, label, new) else new.iloc[:0]
 
 
 def _watched_live(deployment: Deployment, session: Session) -> frozenset[str]:
@@ -470,14 +469,22 @@ def build_features(deployment: Deployment, label: str) -> int:
     return deployment.store.replace(FEATURE_ROWS, label, frame)
 
 
-def build_missing_features(deployment: Deployment, label: str) -> int:
+def build_missing_features(
+    deployment: Deployment, label: str, since: dt.datetime | None = None
+) -> int:
     """Computes feature rows for the bars that have none yet; returns how many.
+
+    Args:
+        deployment: whose store.
+        label: the session.
+        since: only for bars that begin then or later.
 
     Raises:
         StageError: the session has no bars.
     """
-    bars = deployment.store.read(RAW_QUOTES, [label], columns=("symbol", "bar_ts"))
-    rows = deployment.store.read(FEATURE_ROWS, [label], columns=("symbol", "bar_ts"))
+    keys = ("symbol", "bar_ts")
+    bars = deployment.store.read(RAW_QUOTES, [label], columns=keys, since=since)
+    rows = deployment.store.read(FEATURE_ROWS, [label], columns=keys, since=since)
     missing = without(bars, rows)
     if missing.empty:
         return 0
@@ -508,22 +515,21 @@ def features_of(deployment: Deployment, label: str, first: int = 0) -> pd.DataFr
         earlier = earlier[earlier["available_at"] < pd.Timestamp(session.opens)]
         grid = on_grid(earlier, symbols, deployment.calendar.session(before))
         memory = remember(grid, int(PREVIOUS_SESSION_SHARE * grid.close.shape[1]))
+    times = stored["bar_ts"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
+    columns = session.index_of(times)
+    wanted = columns >= first
+    new = stored[wanted]
     values = compute_features(
         on_grid(stored, symbols, session),
         memory,
-        level_grid(levels_in_force(deployment, label, stored), stored, symbols, session),
+        level_grid(levels_in_force(deployment, label, new), new, symbols, session),
         bar_seconds=session.bar_seconds,
         session_bars=session.bars,
         first=first,
     )
-    rows = stored["symbol"].map({symbol: i for i, symbol in enumerate(symbols)}).to_numpy()
-    times = stored["bar_ts"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
-    columns = session.index_of(times)
-    wanted = columns >= first
-    block = pd.DataFrame(
-        values[rows[wanted], columns[wanted] - first], columns=list(feature_names())
-    )
-    keys = stored.loc[wanted, ["symbol", "bar_ts", "available_at"]].reset_index(drop=True)
+    rows = new["symbol"].map({symbol: i for i, symbol in enumerate(symbols)}).to_numpy()
+    block = pd.DataFrame(values[rows, columns[wanted] - first], columns=list(feature_names()))
+    keys = new[["symbol", "bar_ts", "available_at"]].reset_index(drop=True)
     return FEATURE_ROWS.conform(pd.concat([keys, block], axis=1))
 
 
@@ -557,41 +563,55 @@ def log_predictions(deployment: Deployment, label: str) -> int:
     return log_served(deployment, label, ROLES) + log_companions(deployment, label)
 
 
-def log_served(deployment: Deployment, label: str, roles: Sequence[str] = ("served",)) -> int:
+def log_served(
+    deployment: Deployment,
+    label: str,
+    roles: Sequence[str] = ("served",),
+    since: dt.datetime | None = None,
+) -> int:
     """The served rows of `log_predictions`, with those of other roles if there is no hurry.
+
+    Args:
+        deployment: whose store and models.
+        label: the session.
+        roles: which streams.
+        since: only for bars that begin then or later.
 
     Raises:
         StageError: the session has no feature rows.
     """
-    features = deployment.store.read(FEATURE_ROWS, [label])
+    features = deployment.store.read(FEATURE_ROWS, [label], since=since)
     if features.empty:
         raise StageError(f"features has no rows of {label}: materialize features first")
-    known = deployment.store.read(PREDICTION_LOG, [label], columns=("symbol", "bar_ts", "role"))
-    return _log(deployment, label, without(features, known[known["role"] == "served"]), roles)
+    known = deployment.store.read(
+        PREDICTION_LOG, [label], columns=("symbol", "bar_ts"), only=_SERVED, since=since
+    )
+    return _log(deployment, label, without(features, known), roles)
 
 
-def log_companions(deployment: Deployment, label: str) -> int:
+def log_companions(deployment: Deployment, label: str, since: dt.datetime | None = None) -> int:
     """The rows of the other roles beside the served ones; they never delay or fail those.
 
     A bar gets the companions that stood beside the served model when that decided.
-    """
-    import pandas as pd
 
-    served = deployment.store.read(
-        PREDICTION_LOG, [label], columns=("symbol", "bar_ts", "role", "decided_at")
+    Args:
+        deployment: whose store and models.
+        label: the session.
+        since: only for bars that begin then or later.
+    """
+    log = deployment.store.read(
+        PREDICTION_LOG, [label], columns=("symbol", "bar_ts", "role", "decided_at"), since=since
     )
-    known, served = served, served[served["role"] == "served"]
-    features = deployment.store.read(FEATURE_ROWS, [label])
+    features = deployment.store.read(FEATURE_ROWS, [label], since=since)
+    served = log[log["role"] == "served"]
+    force = in_force_of(
+        deployment.ledgers(served["symbol"].unique()), served["symbol"], served["decided_at"]
+    )
     added = 0
-    for role in ("newest", "baseline"):
-        due = []
-        for symbol, own in served.groupby("symbol", sort=True):
-            decided_at = own["decided_at"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
-            force = deployment.ledger(str(symbol)).in_force(decided_at)
-            due.append(own.loc[(force.newest if role == "newest" else force.baseline) > 0])
-        if due:
-            keys = without(pd.concat(due)[["symbol", "bar_ts"]], known[known["role"] == role])
-            rows = features.merge(keys, on=["symbol", "bar_ts"])
+    for role, versions in (("newest", force.newest), ("baseline", force.baseline)):
+        due = without(served.loc[versions > 0, ["symbol", "bar_ts"]], log[log["role"] == role])
+        if len(due):
+            rows = features.merge(due, on=["symbol", "bar_ts"])
             added += _log(deployment, label, rows, (role,))
     return added
 
@@ -601,46 +621,57 @@ def _log(deployment: Deployment, label: str, features: pd.DataFrame, roles: Sequ
 
     if features.empty:
         return 0
-    bars = deployment.store.read(RAW_QUOTES, [label], columns=("symbol", "bar_ts", "close")).rename(
-        columns={"close": "price"}
-    )
+    columns = ("symbol", "bar_ts", "close")
+    since = features["bar_ts"].min().to_pydatetime()
+    bars = deployment.store.read(RAW_QUOTES, [label], columns=columns, since=since)
     session = deployment.calendar.session(label)
-    rows = features.merge(bars, on=["symbol", "bar_ts"])
-    rows = _decided(deployment, session, rows.reset_index(drop=True))
-    levels = pd.concat([rows[["bar_ts"]], levels_in_force(deployment, label, rows)], axis=1)
-    pieces = [
-        at_levels(
-            predict(
-                own.reset_index(drop=True),
-                deployment.ledger(str(symbol)),
-                deployment.shelf.load,
-                roles,
-            ),
-            levels.loc[own.index],
-            session,
-            _signalling(deployment, session, str(symbol)),
-        )
-        for symbol, own in rows.sort_values("bar_ts").groupby("symbol", sort=True)
-    ]
-    return deployment.store.append(PREDICTION_LOG, label, pd.concat(pieces, ignore_index=True))
-
-
-def _signalling(deployment: Deployment, session: Session, symbol: str) -> Signalling:
-    """Rules, the newest signal, and what was seen at levels in the sessions before."""
-    calendar = deployment.calendar
-    place = calendar.ordinal(session.label)
-    window = calendar.labels[max(0, place - deployment.plan.window_sessions) : place]
-    sums = deployment.store.read(LEVEL_EVIDENCE, window, symbols=[symbol])
-    recent = [*window[-1:], session.label]
-    columns = ("symbol", "bar_ts", "role", "signal_fired")
-    log = deployment.store.read(PREDICTION_LOG, recent, symbols=[symbol], columns=columns)
-    fired = log.loc[(log["role"] == "served") & log["signal_fired"], "bar_ts"]
-    return Signalling(
-        deployment.signal_rules,
-        LevelEvidence.of(sums) if len(sums) else LevelEvidence(),
-        deployment.evidence_prior,
-        fired.max().to_pydatetime() if len(fired) else None,
+    rows = features.merge(bars.rename(columns={"close": "price"}), on=["symbol", "bar_ts"])
+    rows = _decided(deployment, session, rows.sort_values(["symbol", "bar_ts"], ignore_index=True))
+    levels = levels_in_force(deployment, label, rows)
+    symbols = tuple(rows["symbol"].unique())
+    log = at_levels(
+        predict(rows, deployment.ledgers(symbols), deployment.shelf.load, roles),
+        pd.concat([rows[["symbol", "bar_ts"]], levels], axis=1),
+        session,
+        _signalling(deployment, session, rows),
     )
+    return deployment.store.append(PREDICTION_LOG, label, log)
+
+
+def _signalling(deployment: Deployment, session: Session, bars: pd.DataFrame) -> Signalling:
+    """Rules, what was seen at levels in the sessions before, and the signals shortly before."""
+    rules = deployment.signal_rules
+    place = deployment.calendar.ordinal(session.label)
+    before = deployment.calendar.labels[max(0, place - 1) : place]
+    fired = deployment.store.read(
+        PREDICTION_LOG,
+        [*before, session.label],
+        columns=("symbol", "bar_ts"),
+        only=_SERVED | {"signal_fired": [True]},
+        since=bars["bar_ts"].min().to_pydatetime() - dt.timedelta(seconds=rules.cooldown),
+    )
+    return Signalling(
+        rules,
+        _seen_at_levels(deployment, session),
+        deployment.evidence_prior,
+        {str(x): at.to_pydatetime() for x, at in fired.groupby("symbol")["bar_ts"].max().items()},
+    )
+
+
+def _seen_at_levels(deployment: Deployment, session: Session) -> dict[str, LevelEvidence]:
+    """Outcomes at levels in the window of sessions before, by symbol; read again if they change."""
+    store, known = deployment.store, deployment.level_evidence
+    place = deployment.calendar.ordinal(session.label)
+    window = deployment.calendar.labels[max(0, place - deployment.plan.window_sessions) : place]
+    now = time.time_ns()
+    files = store.fingerprints(LEVEL_EVIDENCE)
+    files = {label: files[label] for label in window if label in files}
+    same = known.get(session.label, ({}, 0, {}))
+    if same[0] != files or any(store.is_recent(found, same[1]) for found in files.values()):
+        seen = LevelEvidence.by_symbol(store.read(LEVEL_EVIDENCE, files))
+        known.clear()
+        known[session.label] = same = files, now, seen
+    return same[2]
 
 
 def _decided(deployment: Deployment, session: Session, rows: pd.DataFrame) -> pd.DataFrame:
@@ -661,13 +692,18 @@ def _decided(deployment: Deployment, session: Session, rows: pd.DataFrame) -> pd
 # -- outcomes --------------------------------------------------------------------------------------
 
 
-def mature_outcomes(deployment: Deployment, label: str) -> int:
+def mature_outcomes(deployment: Deployment, label: str, since: dt.datetime | None = None) -> int:
     """Stores the outcomes of a session that are known by now; returns the new rows.
+
+    Args:
+        deployment: whose store.
+        label: the session.
+        since: only of bars that begin then or later.
 
     Raises:
         StageError: the session has no bars.
     """
-    stored = deployment.store.read(RAW_QUOTES, [label])
+    stored = deployment.store.read(RAW_QUOTES, [label], since=since)
     if stored.empty:
         raise StageError(f"raw_quotes has no bars of {label}: materialize raw_quotes first")
     session = deployment.calendar.session(label)

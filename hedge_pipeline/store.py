@@ -9,6 +9,7 @@ may simply run again. No table is known here: see `market/tables.py`.
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import hashlib
 import io
 import os
@@ -29,10 +30,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COMPACTED = "session"
+CACHED_BYTES = 48 << 20
 BROKEN = ".broken-"
 _CACHED_SESSIONS = 512
 _CACHED_FILES = 4096
-_CACHED_BYTES = 48 << 20
 _FILE_SYSTEM_TICK = 12_000_000  # ns; a tick of Linux at 100 Hz is 10 ms
 
 
@@ -49,12 +50,13 @@ class Store:
 
     Args:
         url: local folder or fsspec URL. It is created on the first write.
+        cached_bytes: how much of what was read last is remembered; twice that at most.
 
     Safe for several processes: an append creates its file exclusively, so of several that add the
     same rows at once one is told that it did; a replacement is one rename.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, cached_bytes: int = CACHED_BYTES) -> None:
         import fsspec
 
         # Arrow's own allocator keeps what it once had: a sixth of the memory of a replay
@@ -63,8 +65,8 @@ class Store:
         self._fs, root = fsspec.core.url_to_fs(url)
         self._root = PurePosixPath(root)
         self._local = "file" in _protocols(self._fs)
-        self._files = _Memory(_CACHED_FILES, _CACHED_BYTES)
-        self._sessions = _Memory(_CACHED_SESSIONS, _CACHED_BYTES)
+        self._files = _Memory(_CACHED_FILES, cached_bytes)
+        self._sessions = _Memory(_CACHED_SESSIONS, cached_bytes)
 
     # -- writing ---------------------------------------------------------------------------
 
@@ -80,7 +82,9 @@ class Store:
             return 0
         new = _by_key(table, frame)
         if not table.bulky:
-            new = without(new, self.read(table, [session], columns=table.key), table.key)
+            since = new["bar_ts"].min().to_pydatetime() if "bar_ts" in table.key else None
+            known = self.read(table, [session], columns=table.key, since=since)
+            new = without(new, known, table.key)
         if new.empty:
             return 0
         path = self._folder(table, session) / _part_name(table, new)
@@ -210,6 +214,7 @@ class Store:
         symbols: Sequence[str] | None = None,
         columns: Sequence[str] | None = None,
         only: Mapping[str, Collection[Any]] | None = None,
+        since: dt.datetime | None = None,
     ) -> pd.DataFrame:
         """Rows of the sessions (None = all), sorted by session and key, one row per key.
 
@@ -218,21 +223,23 @@ class Store:
             sessions: ISO dates; sessions without files contribute nothing.
             symbols: keep only these.
             columns: keep only these columns.
-            only: keep only rows that have one of the values in each of these columns of the key;
-                what else the files of a bulky table hold is hardly read.
+            only: keep only rows that have one of the values in each of these columns; those of a
+                bulky table must be of its key, and what else its files hold is hardly read.
+            since: keep only bars that begin then or later, aware; of a session that grows this
+                costs the newest bars only, however many there are.
 
         Raises:
             StoreError: a file is not a whole Parquet file of this table.
         """
         labels = self.sessions(table) if sessions is None else sorted(set(sessions))
         pieces = [
-            piece for label in labels for piece in self._session(table, label, columns, only or {})
+            piece
+            for label in labels
+            for piece in self._session(table, label, columns, only or {}, since)
         ]
         if not pieces:
             return table.empty()[list(columns or table.names)]
         rows = pa.concat_tables(pieces)
-        if only and not table.bulky:
-            rows = _having(rows, only)
         if symbols is not None:
             rows = rows.filter(pc.is_in(rows["symbol"], pa.array(list(symbols), pa.string())))
         frame: pd.DataFrame = rows.to_pandas(types_mapper=_pandas_type)
@@ -365,8 +372,8 @@ class Store:
         session: str,
         columns: Sequence[str] | None,
         only: Mapping[str, Collection[Any]],
+        since: dt.datetime | None,
     ) -> list[pa.Table]:
-        name = f"{table.name}/{session}"
         for _attempt in range(5):
             parts = self._parts(table, session)
             if not parts:
@@ -374,20 +381,29 @@ class Store:
             pieces = self._load_parts(table, parts, only)
             if pieces is None:  # compacted between listing and reading
                 continue
-            if table.bulky:
-                return [_first_rows(table, pieces).select(list(columns or table.names))]
-            if len(pieces) == 1:
-                rows = pieces[0]  # a single file is written sorted and without doubles
+            if since is not None:
+                pieces = [piece for piece in pieces if _newest_bar(piece) >= since]
+                found = _having(_first_rows(table, [_from_bar(x, since) for x in pieces]), only)
+            elif table.bulky:
+                found = _first_rows(table, pieces)
             else:
-                same = [id(piece) for piece in pieces]
-                known = self._sessions.get(name)
-                if known is None or known[0] != same:
-                    # the pieces are kept with it, so that no other object gets one's identity
-                    known = (same, _first_rows(table, pieces), pieces)
-                    self._sessions.put(name, known)
-                rows = known[1]
-            return [rows.select(list(columns)) if columns else rows]
+                found = _having(self._merged(table, session, pieces), only)
+            return [found.select(list(columns)) if columns else found]
         raise StoreError(f"{self._folder(table, session)} changes faster than it can be read")
+
+    def _merged(self, table: Table, session: str, pieces: list[pa.Table]) -> pa.Table:
+        """The rows of all pieces; remembered until there is another piece."""
+        if len(pieces) == 1:
+            return pieces[0]  # a single file is written sorted and without doubles
+        name = f"{table.name}/{session}"
+        same = [id(piece) for piece in pieces]
+        known = self._sessions.get(name)
+        if known is None or known[0] != same:
+            # the pieces are kept with it, so that no other object gets one's identity
+            known = (same, _first_rows(table, pieces), pieces)
+            self._sessions.put(name, known)
+        merged: pa.Table = known[1]
+        return merged
 
     def _load_parts(
         self, table: Table, parts: list[str], only: Mapping[str, Collection[Any]]
@@ -566,6 +582,18 @@ def _protocols(filesystem: Any) -> tuple[str, ...]:
     return (protocol,) if isinstance(protocol, str) else tuple(protocol)
 
 
+def _newest_bar(rows: pa.Table) -> dt.datetime:
+    """Start of the latest bar of a part; a part is never empty."""
+    newest: dt.datetime = pc.max(rows["bar_ts"]).as_py()
+    return newest
+
+
+def _from_bar(rows: pa.Table, since: dt.datetime) -> pa.Table:
+    """The bars that begin then or later."""
+    first = pa.scalar(since, rows.schema.field("bar_ts").type)
+    return rows.filter(pc.greater_equal(rows["bar_ts"], first))
+
+
 def _having(rows: pa.Table, only: Mapping[str, Collection[Any]]) -> pa.Table:
     """The rows with one of the values in each of the columns."""
     for name, values in only.items():
@@ -670,6 +698,8 @@ def _ascends(rows: pd.DataFrame, key: Sequence[str]) -> bool:
 
 def _first_rows(table: Table, pieces: list[pa.Table]) -> pa.Table:
     """One row per key, the first written, sorted by key."""
+    if not pieces:
+        return table.arrow.empty_table()
     rows = pa.concat_tables(pieces)
     if len(pieces) == 1:
         return rows

@@ -22,7 +22,7 @@ import pytest
 
 from hedge_pipeline import backup
 from hedge_pipeline.backup import BackupError, Places, back_up, restore, verify
-from hedge_pipeline.live.loop import Fetcher, poll
+from hedge_pipeline.live.loop import Fetcher, Work, poll
 from hedge_pipeline.live.supervision import session_at
 from hedge_pipeline.market.tables import PREDICTION_LOG, RAW_QUOTES
 from hedge_pipeline.resources.registry import MlflowRegistry
@@ -336,7 +336,7 @@ def polled(deployment: Deployment, clock: Clock, minutes: int) -> None:
     session = session_at(deployment.calendar, clock())
     assert session is not None
     for _ in range(minutes):
-        poll(deployment, Fetcher(deployment, 20.0), session, catch_up=True)
+        poll(deployment, Fetcher(deployment, 20.0), session, Work(deployment))
         clock.now += dt.timedelta(minutes=1)
 
 

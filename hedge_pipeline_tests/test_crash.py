@@ -252,7 +252,7 @@ import datetime as dt, os, re, signal, sys
 from dataclasses import replace
 from pathlib import Path
 import exchange_calendars, pandas, pyarrow.parquet
-from hedge_pipeline.live.loop import Fetcher, poll
+from hedge_pipeline.live.loop import Fetcher, Work, poll
 from hedge_pipeline.live.supervision import Heartbeat, session_at
 from hedge_pipeline.market.tables import RAW_QUOTES
 from hedge_pipeline_tests.replays import replay_in
@@ -272,7 +272,7 @@ def work(minutes, opened=opened):
         beat = Heartbeat.read(opened.store)
         if beat is None or beat.moment < now:
             deployment = replace(opened, clock=lambda: now)
-            poll(deployment, Fetcher(deployment, 20.0), session, catch_up=True)
+            poll(deployment, Fetcher(deployment, 20.0), session, Work(deployment))
             Heartbeat("run", now.isoformat(), session.label).write(opened.store)
     opened.store.compact(RAW_QUOTES, session.label)
 

@@ -17,7 +17,7 @@ import pytest
 
 from hedge_pipeline.backup import LAST_BACKUP, last_backup
 from hedge_pipeline.health import TOLD, Trouble, untold
-from hedge_pipeline.live.loop import Fetcher, poll
+from hedge_pipeline.live.loop import Fetcher, Work, poll
 from hedge_pipeline.live.supervision import HEARTBEAT, Heartbeat, session_at
 from hedge_pipeline.market.tables import FEATURE_ROWS, PREDICTION_LOG, RAW_QUOTES
 from hedge_pipeline.stages import build_missing_features, log_predictions
@@ -272,7 +272,7 @@ def test_a_clock_that_jumps_back_and_forth_loses_and_doubles_nothing(tmp_path: P
         session = session_at(deployment.calendar, now[0])
         assert session is not None
         with contextlib.suppress(StoreError):
-            poll(deployment, Fetcher(deployment, 20.0), session, catch_up=True)
+            poll(deployment, Fetcher(deployment, 20.0), session, Work(deployment))
     bars = deployment.store.read(RAW_QUOTES)["bar_ts"]
     assert (bars.diff().dropna() == pd.Timedelta("1min")).all()
     log = deployment.store.read(PREDICTION_LOG)

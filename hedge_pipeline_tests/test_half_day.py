@@ -419,7 +419,7 @@ def test_materializations_follow_the_session_and_say_what_is_stored(story: Story
         for found in made
         if found is not None and "lag_seconds" in found.metadata
     )
-    assert len(shown) > 25  # of 31 polls that brought bars
+    assert len(shown) > 9  # every 15 minutes of polls that brought bars
     assert shown["dagster/row_count"].is_monotonic_increasing
     assert shown["dagster/row_count"].iloc[-1] == shown["new_rows"].sum() == len(BARS) - 1
     assert pd.to_datetime(shown["last_bar"]).iloc[-1] == BARS[-1]

@@ -414,15 +414,18 @@ def models(deployment: Deployment, symbol: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def live(deployment: Deployment, label: str, polls: Sequence[Poll]) -> dict[str, dict[str, Any]]:
-    """What a few minutes of polling added to the running session, by asset."""
-    from hedge_pipeline.market.tables import (
-        CHAIN_FETCHES,
-        HEDGE_LEVELS,
-        OUTCOMES,
-        PREDICTION_LOG,
-        RAW_QUOTES,
-    )
+def live(
+    deployment: Deployment, label: str, polls: Sequence[Poll], *, hedges: bool = True
+) -> dict[str, dict[str, Any]]:
+    """What a few minutes of polling added to the running session, by asset.
+
+    Args:
+        deployment: what is polled.
+        label: the running session.
+        polls: those since the last report.
+        hedges: with option chains and hedge levels.
+    """
+    from hedge_pipeline.market.tables import OUTCOMES, PREDICTION_LOG, RAW_QUOTES
 
     store = deployment.store
     bars = store.read(RAW_QUOTES, [label], columns=("symbol", "bar_ts", "available_at"))
@@ -432,43 +435,47 @@ def live(deployment: Deployment, label: str, polls: Sequence[Poll]) -> dict[str,
     lag = (newest["available_at"] - newest["bar_ts"]).total_seconds()
     lag -= deployment.calendar.bar_seconds
     served = log[log["role"] == "served"]
-    common = {"last_bar": newest["bar_ts"].isoformat(), "polls": len(polls)}
     failures = sum(len(poll.failures) for poll in polls)
-    hedges: dict[str, dict[str, Any]] = {}
-    fetches = store.read(CHAIN_FETCHES, [label])
-    if len(fetches):
-        hedges["option_chains"] = {
-            "dagster/row_count": int(fetches["contracts"].sum()),
-            "snapshots": int(fetches["snapshots"].sum()),
-            "requests": _requests(fetches),
-        }
-    rows = store.read(HEDGE_LEVELS, [label], columns=("symbol", "usable"))
-    if len(rows):
-        hedges["hedge_levels"] = {
-            "dagster/row_count": len(rows),
-            "usable_snapshots": int(rows["usable"].sum()),
-        }
     return {
-        **hedges,
+        **(_live_hedges(deployment, label) if hedges else {}),
         "raw_quotes": {
             "dagster/row_count": len(bars),
             "new_rows": sum(poll.bars for poll in polls),
             "lag_seconds": round(lag, 1),
             "failed_answers": failures,
-            **common,
+            "last_bar": newest["bar_ts"].isoformat(),
         },
-        "features": {"dagster/row_count": len(bars), **common},
+        "features": {"dagster/row_count": len(bars)},
         "prediction_log": {
             "dagster/row_count": len(log),
             "new_rows": sum(poll.predictions for poll in polls),
             "predictions": int(served["prediction"].notna().sum()),
             "abstentions": int(served["prediction"].isna().sum()),
             "seconds_to_store": round(max(poll.seconds for poll in polls), 3),
-            **common,
         },
         "outcomes": {
             "dagster/row_count": len(known),
             "new_rows": sum(poll.outcomes for poll in polls),
-            **common,
         },
     }
+
+
+def _live_hedges(deployment: Deployment, label: str) -> dict[str, dict[str, Any]]:
+    """Chains and levels of the running session so far."""
+    from hedge_pipeline.market.tables import CHAIN_FETCHES, HEDGE_LEVELS
+
+    shown: dict[str, dict[str, Any]] = {}
+    fetches = deployment.store.read(CHAIN_FETCHES, [label])
+    if len(fetches):
+        shown["option_chains"] = {
+            "dagster/row_count": int(fetches["contracts"].sum()),
+            "snapshots": int(fetches["snapshots"].sum()),
+            "requests": _requests(fetches),
+        }
+    rows = deployment.store.read(HEDGE_LEVELS, [label], columns=("symbol", "usable"))
+    if len(rows):
+        shown["hedge_levels"] = {
+            "dagster/row_count": len(rows),
+            "usable_snapshots": int(rows["usable"].sum()),
+        }
+    return shown

@@ -51,44 +51,28 @@ def mature(
     import pandas as pd
 
     known = bars[bars["available_at"] <= pd.Timestamp(now)]
+    if known.empty:
+        return OUTCOMES.empty()
     deadline = session.closes + grace
-    pieces = [
-        _of_symbol(str(symbol), own, session, horizon, dead_band_bp, deadline, now >= deadline)
-        for symbol, own in known.groupby("symbol", sort=True)
-    ]
-    return (
-        OUTCOMES.conform(pd.concat(pieces)).reset_index(drop=True) if pieces else (OUTCOMES.empty())
-    )
-
-
-def _of_symbol(
-    symbol: str,
-    bars: pd.DataFrame,
-    session: Session,
-    horizon: int,
-    dead_band_bp: float,
-    deadline: dt.datetime,
-    over: bool,
-) -> pd.DataFrame:
-    import pandas as pd
-
-    close = np.full(session.bars, np.nan)
-    available = np.full(session.bars, np.datetime64("NaT", "us"))
-    place = session.index_of(_plain(bars["bar_ts"]))
+    codes, symbols = pd.factorize(known["symbol"], sort=True)
+    close = np.full((len(symbols), session.bars), np.nan)
+    available = np.full(close.shape, np.datetime64("NaT", "us"))
+    place = session.index_of(_plain(known["bar_ts"]))
     inside = place >= 0
-    close[place[inside]] = bars["close"].to_numpy()[inside]
-    available[place[inside]] = _plain(bars["available_at"])[inside]
+    close[codes[inside], place[inside]] = known["close"].to_numpy()[inside]
+    available[codes[inside], place[inside]] = _plain(known["available_at"])[inside]
     in_time = np.isfinite(close) & (available <= to_datetime64(deadline))
 
-    entry = np.flatnonzero(np.isfinite(close))
+    symbol, entry = np.nonzero(np.isfinite(close))
     target = entry + horizon
     crosses = target >= session.bars
-    at_target = np.where(in_time, close, np.nan)[np.minimum(target, session.bars - 1)]
-    exits = np.where(crosses, np.nan, at_target)
-    seen = np.concatenate([[0], np.cumsum(in_time)])
+    exit_bar = symbol, np.minimum(target, session.bars - 1)
+    exits = np.where(crosses, np.nan, np.where(in_time, close, np.nan)[exit_bar])
+    seen = np.cumsum(np.pad(in_time, ((0, 0), (1, 0))), axis=1)
     behind = np.minimum(target + 1, session.bars)
-    halted = seen[behind] - seen[entry + 1] == 0
-    change = exits / close[entry] - 1.0
+    halted = seen[symbol, behind] - seen[symbol, entry + 1] == 0
+    entry_price = close[symbol, entry]
+    change = exits / entry_price - 1.0
 
     status = np.where(change > 0, "up", "down").astype(object)
     status[np.abs(change) * 1e4 <= dead_band_bp + _ROUNDING_BP] = "flat"
@@ -97,27 +81,26 @@ def _of_symbol(
     reason[crosses] = "crosses_close"
     status[np.isnan(exits)] = "unlabelable"
 
-    at_exit = available[np.minimum(target, session.bars - 1)]
-    given_up = to_datetime64(deadline)
-    when = np.where(crosses, available[entry], np.where(np.isnan(exits), given_up, at_exit))
-    when = np.maximum(when, available[entry])
+    known_at = available[symbol, entry]
+    given_up = np.where(np.isnan(exits), to_datetime64(deadline), available[exit_bar])
+    when = np.maximum(np.where(crosses, known_at, given_up), known_at)
+    direction = (status == "up").astype(np.int8)
     frame = pd.DataFrame(
         {
-            "symbol": symbol,
+            "symbol": symbols.take(symbol),
             "bar_ts": pd.DatetimeIndex(session.bar_ts[entry]).tz_localize("UTC"),
             "horizon_bars": horizon,
-            "entry_price": close[entry],
+            "entry_price": entry_price,
             "exit_price": exits,
             "return_pct": change * 100,
-            "actual_direction": pd.array(np.where(status == "up", 1, 0), dtype="Int8"),
+            "actual_direction": pd.arrays.IntegerArray(direction, ~np.isin(status, ["up", "down"])),
             "status": status,
             "reason": reason,
             "available_at": pd.DatetimeIndex(when).tz_localize("UTC"),
         }
     )
-    frame.loc[~frame["status"].isin(["up", "down"]), "actual_direction"] = pd.NA
-    settled = crosses | np.isfinite(exits) | over
-    return frame[settled]
+    settled = crosses | np.isfinite(exits) | (now >= deadline)
+    return OUTCOMES.conform(frame[settled]).reset_index(drop=True)
 
 
 def _plain(times: pd.Series[pd.Timestamp]) -> np.ndarray[tuple[int], np.dtype[np.datetime64]]:

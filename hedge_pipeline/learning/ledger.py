@@ -10,8 +10,10 @@ the newest, for a clock that was set back dates a later entry before an earlier 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Collection
-from dataclasses import dataclass
+import threading
+import time
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +30,7 @@ from hedge_pipeline.learning.gate import (
     VerdictKind,
 )
 from hedge_pipeline.market.calendar import Session
-from hedge_pipeline.market.tables import OUTCOMES, PREDICTION_LOG
+from hedge_pipeline.market.tables import OUTCOMES, PREDICTION_LOG, PROMOTIONS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,6 +61,17 @@ class InForce:
     version: npt.NDArray[np.int64]
     newest: npt.NDArray[np.int64]
     baseline: npt.NDArray[np.int64]
+
+    @classmethod
+    def empty(cls, length: int) -> InForce:
+        """Arrays to `put` into."""
+        numbers = [np.zeros(length, dtype=np.int64) for _ in range(3)]
+        return cls(np.zeros(length), np.zeros(length), np.full(length, "", dtype=object), *numbers)
+
+    def put(self, places: npt.NDArray[np.int64], found: InForce) -> None:
+        """Writes what held at some of the moments."""
+        for field in fields(self):
+            getattr(self, field.name)[places] = getattr(found, field.name)
 
 
 class Ledger:
@@ -167,18 +180,9 @@ class Ledger:
         Args:
             moments: datetime64[us] in UTC.
         """
-        folds = self._folds
-        fresh = GateState.new(self.rule)
-        at = np.searchsorted(_plain(folds["decided_at"]), moments, side="right")
-        folds = folds.iloc[_newest_so_far(folds["session"])]
-        base_rate = np.array([fresh.base_rate(self.rule), *folds["base_rate"]])
-        trust = np.array([gate.trust(fresh, self.rule), *folds["trust"]])
-        skill = np.array([fresh.status.value, *folds["skill"]], dtype=object)
-        accepted = self._accepted
-        since = np.searchsorted(_plain(accepted["decided_at"]), moments, side="right")
-        numbers = accepted["model_version"].to_numpy(dtype=np.int64)
-        versions = np.array([0, *np.maximum.accumulate(numbers)], dtype=np.int64)
-        first = min(numbers, default=0)
+        (fold_times, base_rate, trust, skill), (verdict_times, versions) = self._course
+        at = np.searchsorted(fold_times, moments, side="right")
+        since = np.searchsorted(verdict_times, moments, side="right")
         newest = versions[since]
         pinned = self.pinned_at(moments)
         return InForce(
@@ -187,8 +191,30 @@ class Ledger:
             skill[at],
             np.where(pinned > 0, pinned, newest),
             np.where(pinned > 0, newest, 0),
-            np.where(since > 0, first, 0),
+            np.where(since > 0, self._first_version, 0),
         )
+
+    @cached_property
+    def _course(self) -> tuple[tuple[npt.NDArray[Any], ...], tuple[npt.NDArray[Any], ...]]:
+        """When folds and verdicts came into force, and what held before, between and after."""
+        folds = self._folds
+        fresh = GateState.new(self.rule)
+        newest = folds.iloc[_newest_so_far(folds["session"])]
+        accepted = self._accepted
+        numbers = accepted["model_version"].to_numpy(dtype=np.int64)
+        return (
+            _plain(folds["decided_at"]),
+            np.array([fresh.base_rate(self.rule), *newest["base_rate"]]),
+            np.array([gate.trust(fresh, self.rule), *newest["trust"]]),
+            np.array([fresh.status.value, *newest["skill"]], dtype=object),
+        ), (
+            _plain(accepted["decided_at"]),
+            np.array([0, *np.maximum.accumulate(numbers)], dtype=np.int64),
+        )
+
+    @cached_property
+    def _first_version(self) -> int:
+        return min(self._accepted["model_version"].tolist(), default=0)
 
     def pinned_at(self, moments: npt.NDArray[np.datetime64]) -> npt.NDArray[np.int64]:
         """The version pinned at each moment, 0 = none.
@@ -196,11 +222,56 @@ class Ledger:
         Args:
             moments: datetime64[us] in UTC.
         """
+        times, pins = self._pins
+        return pins[np.searchsorted(times, moments, side="right")]
+
+    @cached_property
+    def _pins(self) -> tuple[npt.NDArray[np.datetime64], npt.NDArray[np.int64]]:
+        """When pins and their ends came into force, and the version pinned from then on."""
         overrides = self._overrides
-        at = np.searchsorted(_plain(overrides["decided_at"]), moments, side="right")
-        overrides = overrides.iloc[_newest_so_far(overrides["number"])]
-        pins = np.where(overrides["event"] == PIN, overrides["model_version"], 0)
-        return np.array([0, *pins], dtype=np.int64)[at]
+        newest = overrides.iloc[_newest_so_far(overrides["number"])]
+        pins = np.where(newest["event"] == PIN, newest["model_version"], 0)
+        return _plain(overrides["decided_at"]), np.array([0, *pins], dtype=np.int64)
+
+
+class KnownLedgers:
+    """The promotion logs read so far; safe for several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._present: dict[str, tuple[Any, ...]] = {}
+        self._seen = 0
+        self._ledgers: dict[str, Ledger] = {}
+        self._unread: dict[str, set[str]] = {}
+
+    def of(self, store: Store, rule: GateRule, symbols: Iterable[str]) -> dict[str, Ledger]:
+        """The logs as they are now; only sessions whose files have changed are read again.
+
+        Args:
+            store: always the same one.
+            rule: constants of the gate.
+            symbols: whose logs.
+        """
+        wanted = list(symbols)
+        with self._lock:
+            now, present = time.time_ns(), store.fingerprints(PROMOTIONS)
+            changed = {
+                label
+                for label, found in present.items()
+                if self._present.get(label) != found or store.is_recent(found, self._seen)
+            } | (self._present.keys() - present.keys())
+            for unread in self._unread.values():
+                unread |= changed
+            self._present, self._seen = present, now
+            due = [symbol for symbol in wanted if self._unread.get(symbol, {""})]
+            labels = present.keys() & set().union(*(self._unread.get(x, present) for x in due))
+            entries = store.read(PROMOTIONS, labels if due else (), symbols=due)
+            for symbol in due:
+                known = self._ledgers.get(symbol) or Ledger(symbol, PROMOTIONS.empty(), rule)
+                own = entries[(entries["symbol"] == symbol).to_numpy(dtype=np.bool_)]
+                self._ledgers[symbol] = known.with_sessions(present, labels, own)
+                self._unread[symbol] = set()
+            return {symbol: self._ledgers[symbol] for symbol in wanted}
 
 
 def session_evidence(

@@ -27,11 +27,13 @@ class ModelShelf:
     Args:
         store: where they are.
         pooled: new versions belong to the pool.
+        models_kept: how many loaded models are remembered.
     """
 
-    def __init__(self, store: Store, *, pooled: bool = False) -> None:
+    def __init__(self, store: Store, *, pooled: bool = False, models_kept: int = 64) -> None:
         self._store = store
         self._pooled = pooled
+        self._models_kept = models_kept
         self._lock = threading.Lock()
         self._models: dict[tuple[str, int], Model] = {}
         self._cards: dict[tuple[str, int], ModelCard] = {}
@@ -87,7 +89,7 @@ class ModelShelf:
                     self._models[POOL, version] = shared
             self._models[key] = replace(shared, card=card)
             with self._lock:
-                while len(self._models) > 64:
+                while len(self._models) > self._models_kept:
                     self._models.pop(next(iter(self._models)))
         return self._models[key]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -35,12 +35,13 @@ class Seen(NamedTuple):
     Attributes:
         labels: [n] up or down outcomes of the bar's cell; 0 = nothing was seen there.
         ups: [n] those that were up.
-        base_rate: share of ups among all outcomes of the symbol in the same sessions; NaN = none.
+        base_rate: [n], or one for all: share of ups among all outcomes of the symbol in the same
+            sessions; NaN = none.
     """
 
     labels: Floats
     ups: Floats
-    base_rate: float
+    base_rate: Floats | float
 
 
 class Confidence(NamedTuple):
@@ -88,6 +89,11 @@ class LevelEvidence:
             }
         )
 
+    @classmethod
+    def by_symbol(cls, sums: pd.DataFrame) -> dict[str, LevelEvidence]:
+        """Like `of`, for each of the symbols."""
+        return {str(symbol): cls.of(own) for symbol, own in sums.groupby("symbol", sort=False)}
+
     def at(self, level_type: Texts, level_source: Texts, strength_score: npt.ArrayLike) -> Seen:
         """The counts in the cell of each bar.
 
@@ -107,6 +113,32 @@ class LevelEvidence:
         return Seen(labels, ups, every_up / every if every else float("nan"))
 
 
+def seen_at(
+    evidence: Mapping[str, LevelEvidence],
+    symbols: Texts,
+    level_type: Texts,
+    level_source: Texts,
+    strength_score: npt.NDArray[np.floating[Any]],
+) -> Seen:
+    """The counts in the cell of each bar of several symbols; see `LevelEvidence.at`.
+
+    Args:
+        evidence: by symbol; of a symbol that is missing nothing was seen.
+        symbols: [n] of the bars.
+        level_type: [n].
+        level_source: [n].
+        strength_score: [n].
+    """
+    found = np.full((3, len(symbols)), np.nan)
+    for symbol in dict.fromkeys(symbols):
+        own = np.flatnonzero(symbols == symbol)
+        seen = evidence.get(symbol, LevelEvidence()).at(
+            level_type[own], level_source[own], strength_score[own]
+        )
+        found[:, own] = seen.labels, seen.ups, np.broadcast_to(seen.base_rate, len(own))
+    return Seen(*found)
+
+
 def confident(prob_up: npt.ArrayLike, seen: Seen, prior: float = PRIOR) -> Confidence:
     """Moves probabilities by what was seen at the levels.
 
@@ -120,12 +152,12 @@ def confident(prob_up: npt.ArrayLike, seen: Seen, prior: float = PRIOR) -> Confi
         prior: k, effective outcomes.
     """
     prob = np.asarray(prob_up, dtype=np.float64)
-    b = seen.base_rate
+    base_rate = np.broadcast_to(seen.base_rate, prob.shape)
     q = prob.copy()
-    if 0 < b < 1:
-        moved = (seen.labels > 0) & (prob > 0) & (prob < 1)
-        h = (seen.ups[moved] + prior * b) / (seen.labels[moved] + prior)
-        q[moved] = sigmoid(logit(prob[moved]) + logit(h) - logit(b))
+    moved = (seen.labels > 0) & (base_rate > 0) & (base_rate < 1) & (prob > 0) & (prob < 1)
+    b = base_rate[moved]
+    h = (seen.ups[moved] + prior * b) / (seen.labels[moved] + prior)
+    q[moved] = sigmoid(logit(prob[moved]) + logit(h) - logit(b))
     return Confidence(q, np.where(prob > 0.5, q, 1 - q))
 
 

@@ -44,45 +44,62 @@ def in_force(levels: pd.DataFrame, rows: pd.DataFrame, most_age: dt.timedelta) -
 
     found = {name: np.full(len(rows), np.nan) for name in (*LEVEL_COLUMNS, *RANKS)}
     reason = np.full(len(rows), NO_CHAIN, dtype=object)
-    names, at = rows["symbol"].to_numpy(), _plain(rows["bar_end"])
-    for symbol in np.unique(names):
-        own = levels[levels["symbol"] == symbol].sort_values(["available_at", "as_of"])
-        if len(own):
-            where = np.flatnonzero(names == symbol)
-            _fill(found, reason, where, at[where], own, most_age)
+    if len(levels) and len(rows):
+        levels = levels.sort_values(["available_at", "as_of"])
+        place = _newest(levels, rows)
+        seen = place >= 0
+        for name in DAILY_LEVELS:
+            found[name][seen] = levels[name].to_numpy(dtype=float)[place[seen]]
+        told = [None if why != why else why for why in levels["unusable_reason"]]
+        reason[seen] = np.array(told, dtype=object)[place[seen]]
+        _fill_from_chains(found, reason, levels[levels["usable"].astype(bool)], rows, most_age)
     return pd.DataFrame({**found, "no_levels": reason}, index=rows.index)
 
 
-def _fill(
+def _fill_from_chains(
     found: dict[str, npt.NDArray[np.float64]],
     reason: npt.NDArray[np.object_],
-    where: npt.NDArray[np.int64],
-    at: npt.NDArray[np.datetime64],
-    own: pd.DataFrame,
+    usable: pd.DataFrame,
+    rows: pd.DataFrame,
     most_age: dt.timedelta,
 ) -> None:
-    newest = np.searchsorted(_plain(own["available_at"]), at, side="right") - 1
-    seen = newest >= 0
-    for name in DAILY_LEVELS:
-        found[name][where[seen]] = own[name].to_numpy(dtype=float)[newest[seen]]
-    told = [None if why != why else why for why in own["unusable_reason"]]
-    reason[where[seen]] = np.array(told, dtype=object)[newest[seen]]
-
-    usable = own[own["usable"].astype(bool)]
-    available = _plain(usable["available_at"])
-    place = np.searchsorted(available, at, side="right") - 1
-    age = np.full(len(at), np.inf)
+    """Adds what the newest usable chain says, or that it is too old."""
+    if usable.empty:
+        return
+    place = _newest(usable, rows)
     known = place >= 0
-    age[known] = (at[known] - available[place[known]]) / np.timedelta64(60, "s")
+    age = np.full(len(rows), np.inf)
+    since = _plain(usable["available_at"])[place[known]]
+    age[known] = (_plain(rows["bar_end"])[known] - since) / np.timedelta64(60, "s")
     fresh = age <= most_age.total_seconds() / 60
     for name in (*_FROM_CHAIN, *RANKS):
-        found[name][where[fresh]] = usable[name].to_numpy(dtype=float)[place[fresh]]
-    found["age_minutes"][where[fresh]] = age[fresh]
-    reason[where[fresh]] = None
-    stale = known & ~fresh
-    for position in np.flatnonzero(stale):
-        if reason[where[position]] is None:
-            reason[where[position]] = f"the option chain is {age[position]:.0f} minutes old"
+        found[name][fresh] = usable[name].to_numpy(dtype=float)[place[fresh]]
+    found["age_minutes"][fresh] = age[fresh]
+    reason[fresh] = None
+    for position in np.flatnonzero(known & ~fresh):
+        if reason[position] is None:
+            reason[position] = f"the option chain is {age[position]:.0f} minutes old"
+
+
+def _newest(levels: pd.DataFrame, rows: pd.DataFrame) -> npt.NDArray[np.int64]:
+    """Place of the last level row of each row's symbol that was available by then; -1 = none.
+
+    Args:
+        levels: in order of availability.
+        rows: with symbol and bar_end.
+    """
+    import pandas as pd
+
+    available, at = _plain(levels["available_at"]), _plain(rows["bar_end"])
+    codes, _ = pd.factorize(pd.concat([levels["symbol"], rows["symbol"]]))
+    own, asked = codes[: len(levels)], codes[len(levels) :]
+    moments = np.concatenate([available, at])
+    ranks = np.unique(moments, return_inverse=True)[1]
+    keys = codes * (len(moments) + 1) + ranks
+    order = np.argsort(keys[: len(levels)], kind="stable")
+    place = np.searchsorted(keys[order], keys[len(levels) :], side="right") - 1
+    found = order[np.maximum(place, 0)]
+    return np.where((place >= 0) & (own[found] == asked), found, -1)
 
 
 def level_grid(

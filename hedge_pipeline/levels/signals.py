@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
@@ -57,29 +57,34 @@ class SignalRules:
 
 
 def decide_signals(
-    rows: pd.DataFrame, rules: SignalRules, last_signal: dt.datetime | None
+    rows: pd.DataFrame, rules: SignalRules, last_signals: Mapping[str, dt.datetime]
 ) -> tuple[Flags, Texts]:
-    """Decides the bars of one symbol in time order; at once or one by one is the same.
+    """Decides bars in time order; at once or one by one is the same.
 
     A signal fires when a level is near and its side is traded, strength is in the band, confidence
     suffices, the prediction agrees with the side, the horizon ends inside the session, and no
     signal of the symbol came less than the cooldown before.
 
     Args:
-        rows: [n] bar_ts; prediction (NULL = abstained); confidence; strength_score (NaN = unknown);
-            level_type; bars_left, the bars of the session after this one; reason, which is kept
-            where the prediction abstained.
+        rows: [n] symbol; bar_ts; prediction (NULL = abstained); confidence; strength_score (NaN =
+            unknown); level_type; bars_left, the bars of the session after this one; reason, which
+            is kept where the prediction abstained.
         rules: what must hold.
-        last_signal: start of the bar of the symbol's newest signal in the log, aware; None = none.
+        last_signals: start of the bar of each symbol's newest signal in the log, aware; a symbol
+            that had none is missing.
 
     Returns:
         [n] whether the signal fired, and [n] the first rule that failed, in words.
 
     Raises:
-        ValueError: the bars are not in time order.
+        ValueError: the bars of a symbol are not in time order.
     """
     times = rows["bar_ts"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
-    if (np.diff(times) < np.timedelta64(0, "us")).any():
+    symbols = rows["symbol"].to_numpy(dtype=object)
+    _, codes = np.unique(symbols.astype(np.str_), return_inverse=True)
+    order = np.argsort(codes, kind="stable")
+    backwards = np.diff(times[order]) < np.timedelta64(0, "us")
+    if (backwards & (np.diff(codes[order]) == 0)).any():
         raise ValueError("bars must be in time order")
     fired = np.ones(len(rows), dtype=np.bool_)
     reason = np.full(len(rows), "", dtype=object)
@@ -89,14 +94,17 @@ def decide_signals(
         fired &= ~failed
 
     side = rows["level_type"].tolist()
-    last = None if last_signal is None else to_datetime64(last_signal)
+    last = {symbol: to_datetime64(at) for symbol, at in last_signals.items()}
     for place in np.flatnonzero(fired):
-        passed = math.inf if last is None else float((times[place] - last) / np.timedelta64(1, "s"))
+        before = last.get(symbols[place])
+        passed = math.inf
+        if before is not None:
+            passed = float((times[place] - before) / np.timedelta64(1, "s"))
         if 0 <= passed < rules.cooldown:
             fired[place] = False
             reason[place] = f"{passed:.0f} s after a signal, cooldown {rules.cooldown:g} s"
         else:
-            last = times[place]
+            last[symbols[place]] = times[place]
             reason[place] = f"{SIDES[side[place]][0]}: every rule holds"
     return fired, reason
 

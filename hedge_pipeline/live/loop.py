@@ -25,6 +25,8 @@ from hedge_pipeline.market.tables import PREDICTION_LOG, RAW_QUOTES
 from hedge_pipeline.stages import Deployment
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from hedge_pipeline.market.calendar import Session
 
     Answer = tuple[Session, Collected]
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 COMPACT_EVERY = 30
+REACH = 10  # bars before the first new one that a poll looks at again
 AT_ONCE = 16
 TOGETHER = 0.1
 AFTER_FINAL = dt.timedelta(seconds=1)
@@ -48,6 +51,7 @@ class Poll:
         predictions: new rows of the log.
         outcomes: new outcomes.
         failures: one line per symbol that did not answer.
+        first: start of the earliest new bar, None = there was none.
         seconds: from the fetched answers to the stored predictions.
     """
 
@@ -58,6 +62,7 @@ class Poll:
     outcomes: int
     failures: dict[str, str]
     seconds: float
+    first: dt.datetime | None = None
 
 
 @dataclass
@@ -129,8 +134,54 @@ def _fault(symbol: str, error: Exception) -> SourceDown:
     return SourceDown(f"{symbol}: the source fails with {type(error).__name__}: {error}")
 
 
+@dataclass
+class Work:
+    """What a poll does with new bars, looking at the newest ones only.
+
+    Everything is done once for the whole session when a run begins, and again after a failure;
+    between, only what lies within reach of the new bars is looked at, so that a poll costs the same
+    at any time of a session.
+    """
+
+    deployment: Deployment
+    whole: bool = True
+    _session: str = ""
+
+    def begin(self, session: Session) -> None:
+        """Of another session than the last one nothing is known to be done."""
+        self.whole |= self._session not in ("", session.label)
+        self._session = session.label
+
+    def since(self, session: Session, first: dt.datetime, reach: int) -> dt.datetime | None:
+        """Start of the first bar to look at: so many bars before the first new one, None = all."""
+        return None if self.whole else first - reach * dt.timedelta(seconds=session.bar_seconds)
+
+    def serve(self, session: Session, first: dt.datetime) -> int:
+        """Features and served predictions."""
+        since = self.since(session, first, REACH)
+        stages.build_missing_features(self.deployment, session.label, since)
+        return stages.log_served(self.deployment, session.label, since=since)
+
+    def follow(self, session: Session, first: dt.datetime) -> tuple[int, int]:
+        """Companions and outcomes, after everything that is served; the new rows of each.
+
+        What goes wrong with the companions costs nobody a prediction.
+        """
+        since = self.since(session, first, REACH)
+        whole, companions = False, 0
+        try:
+            companions = stages.log_companions(self.deployment, session.label, since)
+        except Exception:
+            log.exception("%s: baseline or newest could not be asked", session.label)
+            whole = True
+        since = self.since(session, first, REACH + self.deployment.horizon)
+        outcomes = stages.mature_outcomes(self.deployment, session.label, since)
+        self.whole = whole
+        return companions, outcomes
+
+
 def poll(
-    deployment: Deployment, fetcher: Fetcher, session: Session, *, catch_up: bool = False
+    deployment: Deployment, fetcher: Fetcher, session: Session, work: Work | None = None
 ) -> Poll:
     """One poll of an open session.
 
@@ -138,45 +189,48 @@ def poll(
         deployment: what to poll.
         fetcher: who asks.
         session: the open session.
-        catch_up: finish what an earlier run may have left undone, even without new bars.
+        work: what the last poll left to do; None = nothing.
     """
+    work = work or Work(deployment, whole=False)
+    work.begin(session)
     now = deployment.clock()
     failures: dict[str, SourceError] = {}
     new = predictions = outcomes = 0
     seconds = 0.0
+    first = session.closes
     for answers in fetcher.fetch(session, now):
         begun = deployment.clock()
-        stored = 0
-        for about, answer in answers:
+        for _, answer in answers:
             failures.update(answer.failures)
-            added = stages.store_bars(deployment, about.label, answer.bars)
-            stored += added if about is session else 0
-        if stored:
-            predictions += _predict(deployment, session)
-        new += stored
+        stored = _store(deployment, answers, session)
+        if len(stored):
+            oldest = stored["bar_ts"].min().to_pydatetime()
+            predictions += work.serve(session, oldest)
+            first = min(first, oldest)
+        new += len(stored)
         seconds += (deployment.clock() - begun).total_seconds()
-    if catch_up and not new and session.label in deployment.store.sessions(RAW_QUOTES):
-        predictions += _predict(deployment, session)
-    if predictions or catch_up:
-        predictions += _ask_companions(deployment, session)
-    if predictions:
-        outcomes = stages.mature_outcomes(deployment, session.label)
+    left = work.whole and session.label in deployment.store.sessions(RAW_QUOTES)
+    if left and not new:
+        predictions += work.serve(session, first)
+    if predictions or left:
+        companions, outcomes = work.follow(session, first)
+        predictions += companions
     lines = {s: str(e) for s, e in failures.items() if not isinstance(e, NoDataYet)}
-    return Poll(now, session.label, new, predictions, outcomes, lines, seconds)
+    earliest = first if new else None
+    return Poll(now, session.label, new, predictions, outcomes, lines, seconds, earliest)
 
 
-def _predict(deployment: Deployment, session: Session) -> int:
-    stages.build_missing_features(deployment, session.label)
-    return stages.log_served(deployment, session.label)
+def _store(deployment: Deployment, answers: list[Answer], session: Session) -> pd.DataFrame:
+    """Stores what came, a session at a time; the new bars of the polled session."""
+    import pandas as pd
 
-
-def _ask_companions(deployment: Deployment, session: Session) -> int:
-    """After everything that is served: what goes wrong here costs nobody a prediction."""
-    try:
-        return stages.log_companions(deployment, session.label)
-    except Exception:
-        log.exception("%s: baseline or newest could not be asked", session.label)
-        return 0
+    new = RAW_QUOTES.empty()
+    for label in sorted({about.label for about, _ in answers}):
+        bars = [answer.bars for about, answer in answers if about.label == label]
+        stored = stages.store_bars(deployment, label, pd.concat(bars, ignore_index=True))
+        if label == session.label:
+            new = stored
+    return new
 
 
 def next_poll(
@@ -220,12 +274,13 @@ def run_loop(
     """
     fetcher = Fetcher(deployment, patience=max(5.0, 0.5 * interval.total_seconds()))
     chain_poller = ChainPoller(deployment)
+    work = Work(deployment)
     count = 0
     begun = deployment.clock().astimezone(dt.UTC).isoformat()
     session = _polled_at(deployment, deployment.clock())
     while session is not None and deployment.clock() < until:
         chain_poller.begin(session)
-        done = poll(deployment, fetcher, session, catch_up=count == 0)
+        done = poll(deployment, fetcher, session, work)
         count += 1
         _tell(deployment, done)
         if done.predictions:
@@ -273,8 +328,10 @@ def _tell(deployment: Deployment, done: Poll) -> None:
         log.warning("%s: no new bars: %s", symbol, reason)
     if not done.predictions:
         return
-    rows = deployment.store.read(PREDICTION_LOG, [done.session])
-    rows = rows[(rows["role"] == "served") & (rows["decided_at"] >= done.at)].sort_values("bar_ts")
+    rows = deployment.store.read(
+        PREDICTION_LOG, [done.session], only={"role": ["served"]}, since=done.first
+    )
+    rows = rows[rows["decided_at"] >= done.at].sort_values("bar_ts")
     for row in rows.drop_duplicates("symbol", keep="last").to_dict("records"):
         log.info("%s", describe(row, deployment.calendar.bar_seconds))
 

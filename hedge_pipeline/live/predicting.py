@@ -6,11 +6,12 @@ What hedge levels say of a prediction is added by `signalling.py`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from hedge_pipeline.learning.gate import trusted_probability
 from hedge_pipeline.learning.ledger import InForce, Ledger
@@ -23,7 +24,7 @@ from hedge_pipeline.market.tables import FEATURE_ROWS, PREDICTION_LOG, ROLES, fe
 if TYPE_CHECKING:
     import pandas as pd
 
-    from hedge_pipeline.learning.training import Model
+    from hedge_pipeline.learning.training import Matrix, Model
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +37,12 @@ OTHER_FEATURES = "the model was trained on other features"
 
 
 def predict(
-    rows: pd.DataFrame, ledger: Ledger, load: LoadModel, roles: Sequence[str] = ROLES
+    rows: pd.DataFrame,
+    ledgers: Mapping[str, Ledger],
+    load: LoadModel,
+    roles: Sequence[str] = ROLES,
 ) -> pd.DataFrame:
-    """Log rows for bars of one symbol, by role.
+    """Log rows for bars, by role.
 
     The served model is the pinned or else the newest accepted one at `decided_at`; `newest` is the
     newest accepted one while another way of serving is pinned; the baseline is the first one ever.
@@ -49,27 +53,48 @@ def predict(
 
     Args:
         rows: symbol, bar_ts, decided_at, price, mode, and the feature columns.
-        ledger: the symbol's promotion log.
+        ledgers: the promotion log of each symbol.
         load: gives a verified model by symbol and version, or raises `ModelError`.
         roles: which streams.
 
     Returns:
-        Rows of `prediction_log`; other roles than served have rows only where they have a model.
+        Rows of `prediction_log`, those of a role in the order of `rows`; other roles than served
+        have rows only where they have a model.
     """
     import pandas as pd
 
-    moments = rows["decided_at"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
-    force = ledger.in_force(moments)
+    features = rows[list(feature_names())].to_numpy(dtype=np.float32)
+    force = in_force_of(ledgers, rows["symbol"], rows["decided_at"])
     load = cache(load)
     versions = {"served": force.version, "newest": force.newest, "baseline": force.baseline}
     streams = []
     for role in roles:
         if role == "served" or versions[role].any():
-            stream = _stream(rows, ledger, load, force, versions[role], role)
+            said = _asked(rows["symbol"], features, ledgers, load, versions[role], role)
+            stream = _stream(rows, force, said, role)
             streams.append(stream if role == "served" else stream[versions[role] > 0])
     if not streams:
         return PREDICTION_LOG.empty()
     return PREDICTION_LOG.conform(pd.concat(streams, ignore_index=True))
+
+
+def in_force_of(
+    ledgers: Mapping[str, Ledger], symbols: pd.Series[str], decided_at: pd.Series[pd.Timestamp]
+) -> InForce:
+    """What held for each row's symbol at its moment.
+
+    Args:
+        ledgers: the promotion log of each symbol.
+        symbols: [n].
+        decided_at: [n] UTC.
+    """
+    moments = decided_at.dt.tz_localize(None).to_numpy().astype("datetime64[us]")
+    names = symbols.to_numpy(dtype=object)
+    found = InForce.empty(len(names))
+    for symbol in dict.fromkeys(names):
+        own = np.flatnonzero(names == symbol)
+        found.put(own, ledgers[symbol].in_force(moments[own]))
+    return found
 
 
 def _usable(
@@ -96,59 +121,89 @@ def margins_of(rows: pd.DataFrame, model: Model) -> Margins:
         rows: the feature columns; no feature known = the bar has no features.
         model: verified.
     """
-    features = rows[list(feature_names())].to_numpy(dtype=np.float32)
-    known = np.isfinite(features).any(axis=1)
-    margin = np.full(len(rows), np.nan)
+    return _margins(rows[list(feature_names())].to_numpy(dtype=np.float32), model)
+
+
+def _margins(features: Matrix, model: Model) -> Margins:
+    known = np.asarray(np.isfinite(features).any(axis=1))
+    margin = np.full(len(features), np.nan)
     if model.card.features == tuple(feature_names()):
         margin[known] = model.margin(features[known])
     return margin
 
 
-def _stream(
-    rows: pd.DataFrame,
-    ledger: Ledger,
-    load: LoadModel,
-    force: InForce,
-    version: np.ndarray[tuple[int], np.dtype[np.int64]],
-    role: str,
-) -> pd.DataFrame:
-    import pandas as pd
+class _Said(NamedTuple):
+    """What the models of a stream say of n bars.
 
-    features = rows[list(feature_names())].to_numpy(dtype=np.float32)
-    late = ~np.isfinite(features).any(axis=1)
-    margin = np.full(len(rows), np.nan)
-    refused, novel = (np.full(len(rows), "", dtype=object) for _ in range(2))
-    wanted, version = version, version.copy()
-    for number in np.unique(wanted[(wanted > 0) & ~late]):
-        chosen = (wanted == number) & ~late
-        version[chosen], model, refusal = _usable(ledger, load, int(number), role)
+    Attributes:
+        version: [n] which version spoke, or should have; 0 = none.
+        margin: [n] NaN = it abstains.
+        reason: [n] why it abstains, `NO_LEVEL` where it does not.
+    """
+
+    version: npt.NDArray[np.int64]
+    margin: Margins
+    reason: npt.NDArray[np.object_]
+
+
+def _asked(
+    symbols: pd.Series[str],
+    features: Matrix,
+    ledgers: Mapping[str, Ledger],
+    load: LoadModel,
+    wanted: npt.NDArray[np.int64],
+    role: str,
+) -> _Said:
+    """Asks the wanted version of every bar's symbol, each version once for all its bars."""
+    known = np.asarray(np.isfinite(features).any(axis=1))
+    margin = np.full(len(features), np.nan)
+    refused, novel = (np.full(len(features), "", dtype=object) for _ in range(2))
+    version = wanted.copy()
+    for (symbol, number), bars in _bars_by_version(symbols, wanted, known).items():
+        version[bars], model, refusal = _usable(ledgers[symbol], load, number, role)
         if model is None:
-            refused[chosen] = refusal
-        else:
-            margin[chosen] = margins_of(rows[chosen], model)
-            if role != "baseline" and model.card.features == tuple(feature_names()):
-                card = model.card
-                novel[chosen] = novelties(features[chosen], card.lows, card.highs, card.features)
+            refused[bars] = refusal
+            continue
+        margin[bars] = _margins(features[bars], model)
+        card = model.card
+        if role != "baseline" and card.features == tuple(feature_names()):
+            novel[bars] = novelties(features[bars], card.lows, card.highs, card.features)
     margin[novel != ""] = np.nan
-    abstains = np.isnan(margin)
-    prob_up = np.full(len(rows), np.nan)
-    made = ~abstains
-    prob_up[made] = trusted_probability(force.base_rate[made], margin[made], force.trust[made])
     reason = np.select(
-        [version == 0, late, refused != "", novel != "", abstains],
+        [version == 0, ~known, refused != "", novel != "", np.isnan(margin)],
         [NO_MODEL, LATE_BAR, refused, novel, OTHER_FEATURES],
         NO_LEVEL,
     )
-    said = np.where(prob_up > 0.5, 1, 0)
+    return _Said(version, margin, reason)
+
+
+def _bars_by_version(
+    symbols: pd.Series[str], versions: npt.NDArray[np.int64], ask: npt.NDArray[np.bool_]
+) -> dict[tuple[str, int], list[int]]:
+    """Places of the bars to ask about, by symbol and version."""
+    found: dict[tuple[str, int], list[int]] = {}
+    names = symbols.tolist()
+    for place in np.flatnonzero(ask & (versions > 0)).tolist():
+        found.setdefault((names[place], int(versions[place])), []).append(place)
+    return found
+
+
+def _stream(rows: pd.DataFrame, force: InForce, said: _Said, role: str) -> pd.DataFrame:
+    import pandas as pd
+
+    made = ~np.isnan(said.margin)
+    prob_up = np.full(len(rows), np.nan)
+    prob_up[made] = trusted_probability(force.base_rate[made], said.margin[made], force.trust[made])
+    up = np.where(prob_up > 0.5, 1, 0)
     return pd.DataFrame(
         {
             "symbol": rows["symbol"].array,
             "bar_ts": rows["bar_ts"].array,
             "decided_at": rows["decided_at"].array,
             "price": rows["price"].array,
-            "prediction": pd.array(np.where(abstains, -1, said), dtype="Int8"),
+            "prediction": pd.arrays.IntegerArray(up.astype(np.int8), ~made),
             "prob_up": prob_up,
-            "confidence": np.where(said == 1, prob_up, 1 - prob_up),
+            "confidence": np.where(up == 1, prob_up, 1 - prob_up),
             "strength_score": np.nan,
             "level_type": "none",
             "level_source": "none",
@@ -156,14 +211,14 @@ def _stream(
             **dict.fromkeys(STRENGTH_PARTS, np.nan),
             "strength_missing": "",
             "signal_fired": False,
-            "reason": reason,
-            "model_version": version,
+            "reason": said.reason,
+            "model_version": said.version,
             "role": role,
             "base_rate": force.base_rate,
-            "margin": margin,
+            "margin": said.margin,
             "trust": force.trust,
             "skill": force.skill,
             "mode": rows["mode"].array,
             "schema_hash": FEATURE_ROWS.schema_hash,
         }
-    ).assign(prediction=lambda frame: frame["prediction"].mask(abstains))
+    )

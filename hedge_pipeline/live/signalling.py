@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hedge_pipeline.levels.confidence import PRIOR, LevelEvidence, confident
+from hedge_pipeline.levels.confidence import PRIOR, LevelEvidence, confident, seen_at
 from hedge_pipeline.levels.signals import NO_LEVEL, SignalRules, decide_signals
 from hedge_pipeline.levels.strength import measure
 from hedge_pipeline.market.tables import PREDICTION_LOG
@@ -27,36 +28,38 @@ class Signalling:
 
     Attributes:
         rules: what a signal must fulfil.
-        evidence: outcomes seen at levels in sessions before.
+        evidence: outcomes seen at levels in sessions before, by symbol.
         prior: weight of the base rate against that evidence, effective outcomes.
-        last_signal: start of the bar of the symbol's newest signal, aware; None = none.
+        last_signals: start of the bar of each symbol's newest signal, aware.
     """
 
     rules: SignalRules = field(default_factory=SignalRules)
-    evidence: LevelEvidence = field(default_factory=LevelEvidence)
+    evidence: Mapping[str, LevelEvidence] = field(default_factory=dict)
     prior: float = PRIOR
-    last_signal: dt.datetime | None = None
+    last_signals: Mapping[str, dt.datetime] = field(default_factory=dict)
 
 
 def at_levels(
     log: pd.DataFrame, levels: pd.DataFrame, session: Session, signalling: Signalling
 ) -> pd.DataFrame:
-    """Log rows of one symbol with what the hedge levels say of them.
+    """Log rows with what the hedge levels say of them.
 
     Confidence is the probability of the predicted side after the evidence at the level. Rows of
     other streams than the served one get the same columns and never a signal.
 
     Args:
-        log: rows of `prediction_log` of one symbol and session, ascending `bar_ts` per role.
-        levels: `bar_ts` and the answer of `in_force`, one row per bar.
+        log: rows of `prediction_log` of one session, ascending `bar_ts` per symbol and role.
+        levels: symbol, bar_ts and the answer of `in_force`, one row per bar.
         session: the session.
         signalling: rules and evidence.
     """
     import pandas as pd
 
-    rows = log[["bar_ts"]].merge(levels, on="bar_ts", how="left", validate="many_to_one")
+    key = ["symbol", "bar_ts"]
+    rows = log[key].merge(levels, on=key, how="left", validate="many_to_one")
     found = measure(log["price"].to_numpy(dtype=np.float64), rows)
-    seen = signalling.evidence.at(found.level_type, found.level_source, found.score)
+    symbols = log["symbol"].to_numpy(dtype=object)
+    seen = seen_at(signalling.evidence, symbols, found.level_type, found.level_source, found.score)
     log = log.assign(
         confidence=confident(log["prob_up"], seen, signalling.prior).value.astype(np.float32),
         strength_score=found.score,
@@ -77,7 +80,7 @@ def at_levels(
     pieces = []
     for role, own in log.groupby("role", sort=False):
         if role == "served":
-            fired, reason = decide_signals(own, signalling.rules, signalling.last_signal)
+            fired, reason = decide_signals(own, signalling.rules, signalling.last_signals)
         else:
             fired = np.zeros(len(own), dtype=np.bool_)
             reason = np.where(own["prediction"].isna(), own["reason"], OTHER_STREAM)

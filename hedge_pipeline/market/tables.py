@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pyarrow as pa
 
 from hedge_pipeline.market.features import FEATURES
@@ -794,11 +795,15 @@ def without(
     frame: pd.DataFrame, known: pd.DataFrame, key: Sequence[str] = ("symbol", "bar_ts")
 ) -> pd.DataFrame:
     """The rows of a frame whose key is not among the known rows."""
+    import pandas as pd
+
     if known.empty or frame.empty:
         return frame
-    seen = set(zip(*(known[name].tolist() for name in key), strict=True))
-    keys = zip(*(frame[name].tolist() for name in key), strict=True)
-    return frame[[row not in seen for row in keys]]
+    codes = np.zeros(len(frame) + len(known), dtype=np.int64)
+    for name in key:
+        values, different = pd.factorize(pd.concat([frame[name], known[name]]), sort=False)
+        codes = codes * (len(different) + 1) + values
+    return frame[~np.isin(codes[: len(frame)], codes[len(frame) :])]
 
 
 def feature_names() -> Sequence[str]:

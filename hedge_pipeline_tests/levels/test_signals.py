@@ -36,6 +36,7 @@ def bars(number: int = 1, **columns: Any) -> pd.DataFrame:
     """Bars that are signals, a minute apart; `columns` replace what is good about them."""
     frame = pd.DataFrame(
         {
+            "symbol": "SIMQ",
             "bar_ts": pd.date_range(OPENS, periods=number, freq="min").as_unit("us"),
             "prediction": pd.array([1] * number, dtype="Int8"),
             "prob_up": 0.6,
@@ -58,7 +59,7 @@ def bars(number: int = 1, **columns: Any) -> pd.DataFrame:
 def decided(
     rows: pd.DataFrame, rules: SignalRules = RULES, last: dt.datetime | None = None
 ) -> list[tuple[bool, str]]:
-    fired, reason = decide_signals(rows, rules, last)
+    fired, reason = decide_signals(rows, rules, {} if last is None else {"SIMQ": last})
     return list(zip(fired.tolist(), reason.tolist(), strict=True))
 
 
@@ -170,7 +171,7 @@ def test_without_a_cooldown_every_bar_may_be_a_signal() -> None:
 
 def test_bars_out_of_order_are_refused() -> None:
     with pytest.raises(ValueError, match="time order"):
-        decide_signals(bars(3)[::-1], RULES, None)
+        decide_signals(bars(3)[::-1], RULES, {})
 
 
 def test_no_bars_are_no_signals() -> None:
@@ -265,6 +266,7 @@ def realistic(exposure: bool) -> pd.DataFrame:
     nothing = Seen(np.zeros(len(grid)), np.zeros(len(grid)), 0.5)
     return pd.DataFrame(
         {
+            "symbol": "SIMQ",
             "bar_ts": pd.date_range(OPENS, periods=len(grid), freq="min").as_unit("us"),
             "prediction": pd.array((prob_up > 0.5).astype(int), dtype="Int8"),
             "prob_up": prob_up,
@@ -303,7 +305,7 @@ def test_signals_fire_at_either_side_when_gamma_and_vanna_are_known(
     side: str, level_type: str
 ) -> None:
     rows = realistic(exposure=True)
-    fired, reason = decide_signals(rows, replace(BOTH, cooldown=0), None)
+    fired, reason = decide_signals(rows, replace(BOTH, cooldown=0), {})
     here = fired & (rows["level_type"] == level_type).to_numpy()
     assert here.sum() > 10
     assert set(reason[here]) == {f"{side}: every rule holds"}

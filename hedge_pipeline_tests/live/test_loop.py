@@ -699,9 +699,9 @@ def undisturbed(history: Path, tmp_path_factory: pytest.TempPathFactory) -> Watc
     return found
 
 
-# two polls of bars by symbol, features, served and baseline predictions, outcomes and heartbeat;
+# two polls of bars, features, served and baseline predictions, outcomes and heartbeat;
 # one compaction
-WRITES = 2 * 7 + 4
+WRITES = 2 * 6 + 4
 
 
 @pytest.mark.parametrize(
@@ -746,7 +746,7 @@ def test_a_prediction_made_before_the_kill_is_not_made_again(
     folder = copy_of(history, tmp_path / "data")
     first = watch(folder, FakeMarket(), at(12, 1))
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "_put", KillsAt(4, "after").put())
+        patch.setattr(Store, "_put", KillsAt(3, "after").put())
         with pytest.raises(Killed):
             first.run(until=at(16, 2))
     made = Store(str(folder)).read(PREDICTION_LOG, [HALF_DAY])

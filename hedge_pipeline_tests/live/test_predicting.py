@@ -17,12 +17,8 @@ from hedge_pipeline.learning.gate import GateRule, GateState, SessionEvidence
 from hedge_pipeline.learning.ledger import Ledger, fold_entry, override_entry, verdict_entry
 from hedge_pipeline.learning.training import Model, ModelError
 from hedge_pipeline.levels.signals import NO_LEVEL
-from hedge_pipeline.live.predicting import (
-    LATE_BAR,
-    NO_MODEL,
-    OTHER_FEATURES,
-    predict,
-)
+from hedge_pipeline.live import predicting
+from hedge_pipeline.live.predicting import LATE_BAR, NO_MODEL, OTHER_FEATURES, LoadModel
 from hedge_pipeline.market.tables import FEATURE_ROWS, PREDICTION_LOG, PROMOTIONS
 from hedge_pipeline_tests.learning.conftest import (
     MINUTE,
@@ -66,6 +62,10 @@ def ledger_of(*entries: Entry) -> Ledger:
     frame = pd.DataFrame(entries)
     times = pd.to_datetime(frame["decided_at"], utc=True)
     return Ledger("SIMQ", PROMOTIONS.conform(frame.assign(decided_at=times)), RULE)
+
+
+def predict(rows: pd.DataFrame, ledger: Ledger, load: LoadModel) -> pd.DataFrame:
+    return predicting.predict(rows, {"SIMQ": ledger}, load)
 
 
 def rows_of(values: Any = None) -> pd.DataFrame:
@@ -331,3 +331,41 @@ def test_a_bar_unlike_the_training_data_abstains_and_names_the_feature() -> None
     assert own["prob_up"].isna().to_numpy().nonzero()[0].tolist() == [4]
     assert served(log, "baseline")["prob_up"].notna().all()
     assert PREDICTION_LOG.violations(log) == {}
+
+
+# --- several symbols ---------------------------------------------------------------------------
+
+
+def test_symbols_asked_together_get_what_each_gets_alone() -> None:
+    late = learnable_rows(20)[0]
+    late[3] = np.nan
+    ledgers = {
+        "SIMA": ledger_of(folded(FULL), accepted(1), accepted(2, SESSION.opens + 7 * MINUTE)),
+        "SIMB": ledger_of(folded(HALF, ups=150), accepted(5)),
+        "SIMC": ledger_of(),
+    }
+    rows = {
+        "SIMA": rows_of().assign(symbol="SIMA"),
+        "SIMB": rows_of(late).assign(symbol="SIMB"),
+        "SIMC": rows_of().assign(symbol="SIMC"),
+    }
+
+    def load(symbol: str, version: int) -> Model:
+        if version == 2:
+            raise ModelError(f"model {version} of {symbol} was changed")
+        scale = np.float32(version / (10 if symbol == "SIMA" else 30))
+        return model_of(lambda x: scale * x[:, 0])
+
+    alone = [predicting.predict(own, {x: ledgers[x]}, load) for x, own in rows.items()]
+    key = ["role", "symbol", "bar_ts"]
+    mixed = pd.concat(rows.values()).sort_values(["bar_ts", "symbol"], ignore_index=True)
+    together = predicting.predict(mixed, ledgers, load)
+    pd.testing.assert_frame_equal(
+        together.sort_values(key, ignore_index=True),
+        pd.concat(alone).sort_values(key, ignore_index=True),
+    )
+    assert together.groupby("symbol")["margin"].count().to_dict() == {
+        "SIMA": 40,
+        "SIMB": 38,
+        "SIMC": 0,
+    }
