@@ -95,8 +95,9 @@ if TYPE_CHECKING:
 
 SETTLING = dt.timedelta(minutes=15)
 _SERVED = {"role": ["served"]}
-# the mean over every eighth row says the same and costs an eighth
+# the mean over every eighth row says the same and costs an eighth; of many rows so many suffice
 _EXPLAIN_EVERY = 8
+_EXPLAINED_ROWS = 2_000
 # hedge levels take a few values a day: no window of sessions tells what is usual of them; and the
 # last bars before a close, which have no label, are in no training set
 _NEVER_NOVEL = tuple(
@@ -920,7 +921,9 @@ def train_on(
         plan=asdict(plan),
         parameters_from=parameters_from,
         contributions=contributions(
-            booster, data.features[data.recent][::_EXPLAIN_EVERY], data.names
+            booster,
+            data.features[data.recent][:: max(_EXPLAIN_EVERY, len(trained) // _EXPLAINED_ROWS)],
+            data.names,
         ),
         lows=lows,
         highs=highs,
@@ -989,12 +992,9 @@ def _guarded(
     rows = deployment.store.read(FEATURE_ROWS, recent, symbols=members)
     owners, times = rows["symbol"].to_numpy(), rows["bar_ts"].dt.tz_localize(None).to_numpy()
     used = np.zeros(len(rows), dtype=np.bool_)
+    parts = [_labelled(deployment, label, wanted[label]) for label in recent]
     for symbol in members:
-        labelled = [
-            _labelled(deployment, label, symbol).known_by(known_by)
-            for label in recent
-            if symbol in wanted[label]
-        ]
+        labelled = [part[symbol].known_by(known_by) for part in parts if symbol in part]
         known = np.concatenate([session.bar_ts for session in labelled])
         used |= (owners == symbol) & np.isin(times, known)
     if deployment.pooled:
@@ -1011,10 +1011,12 @@ def _guarded(
     return guard(card, logged, trained, data, base_rates, spreads)
 
 
-def _labelled(deployment: Deployment, label: str, symbol: str) -> LabelledSession:
+def _labelled(
+    deployment: Deployment, label: str, symbols: Sequence[str]
+) -> dict[str, LabelledSession]:
     if deployment.pooled:
-        return deployment.labelled_pool.read(label, [symbol])[symbol]
-    return deployment.labelled.read(symbol, label)
+        return deployment.labelled_pool.read(label, symbols)
+    return {symbol: deployment.labelled.read(symbol, label) for symbol in symbols}
 
 
 def _state(deployment: Deployment, symbol: str) -> GateState:

@@ -152,7 +152,7 @@ def test_a_session_of_several_parts_has_each_key_once(
     store = Store(URL.replace("remote", "parts"))
     rows = whole[LABELS[0]]
     changed = rows.copy()
-    changed[COLUMNS[2]] += np.float32(0.5)
+    changed[COLUMNS[2]] = changed[COLUMNS[2]].to_numpy() + np.float32(0.5)
     store.append(FEATURE_ROWS, LABELS[0], rows.iloc[: len(rows) // 2])
     store.append(FEATURE_ROWS, LABELS[0], changed)
     found = Store(store.url).read(FEATURE_ROWS, [LABELS[0]], columns=COLUMNS)

@@ -159,7 +159,7 @@ class TrainingSet:
             return self.base_rate
         return np.asarray(sigmoid(self.base_margin[rows]))
 
-    def sample(self, most: int = 1_000_000) -> npt.NDArray[np.float32]:
+    def sample(self, most: int = 250_000) -> npt.NDArray[np.float32]:
         """All feature rows, or every second, third, ... so that there are at most so many."""
         step = -(-self.rows // most)
         if step < 2:

@@ -47,13 +47,17 @@ class PooledSessions:
         self._bytes = 0
         self._lock = threading.Lock()
 
-    def read(self, session: str, symbols: Sequence[str]) -> dict[str, LabelledSession]:
+    def read(
+        self, session: str, symbols: Sequence[str], *, remember: bool = True
+    ) -> dict[str, LabelledSession]:
         """The labelled rows by symbol; a symbol without rows has a session without rows."""
         with self._lock:
             known = self._known.get(session, {})
             if not set(symbols) <= set(known):
                 self._forget(session)
                 known = self._load(session, sorted(set(symbols) | set(known)))
+                if not remember:
+                    return known
                 self._known[session] = known
                 self._bytes += _bytes(known)
                 while self._bytes > _REMEMBERED_BYTES:
@@ -125,7 +129,7 @@ def assemble_pool(
     labels, owners, digests, counts = [np.empty(0)], [np.empty(0, np.int64)], [], []
     for session, symbols in wanted.items():
         count = 0
-        parts = reader.read(session, symbols)
+        parts = reader.read(session, symbols, remember=not spooled)
         for symbol in sorted(symbols):
             part = parts[symbol].known_by(known_by)
             if spool is None:
