@@ -26,13 +26,17 @@ from hedge_pipeline import stages
 from hedge_pipeline.assets.reporting import LiveReport
 from hedge_pipeline.jobs import report_interval
 from hedge_pipeline.live.loop import Poll, run_loop
+from hedge_pipeline.market.sources import MarketSource
 from hedge_pipeline.opening import open_deployment
 from hedge_pipeline.settings import load_settings
+from hedge_pipeline.stages import Deployment
 
 INTERVAL = dt.timedelta(seconds=60)
 START = dt.datetime(2026, 3, 4, 14, 30, tzinfo=dt.UTC)
 WARM_UP = 5
 DAYS = 8
+TRAINED = 8
+WITH_CHAINS = 31
 
 
 class AcceleratedClock:
@@ -61,8 +65,9 @@ def measure(polls: int, symbols: int, folder: Path) -> dict[str, float]:
         RETRAIN_HOUR="",
     )
     clock = AcceleratedClock(START)
-    deployment = replace(open_deployment(settings), clock=clock)
-    stages.bootstrap(deployment, stages.history_window(deployment, DAYS))
+    opened = open_deployment(settings)
+    deployment = replace(opened, clock=clock, open_source=lambda: bars_only(opened.source, symbols))
+    prepare(deployment)
     seen: list[Poll] = []
     used: list[float] = []
 
@@ -114,6 +119,30 @@ def measure(polls: int, symbols: int, folder: Path) -> dict[str, float]:
         "event_bytes_per_poll": float(events),
         "database_bytes_per_poll": float(files),
     }
+
+
+def bars_only(source: MarketSource, symbols: int) -> MarketSource:
+    """The source; from many symbols on without option chains, as nobody asks for hundreds."""
+    if symbols > WITH_CHAINS:
+        source.capabilities = replace(source.capabilities, has_chains=False)
+    return source
+
+
+def prepare(deployment: Deployment) -> None:
+    """Recent sessions of a few symbols, and a model for every symbol.
+
+    Symbols beyond the first `TRAINED` serve a copy of one of these models: a training takes as long
+    as thousands of predictions and is not what is measured here.
+    """
+    trained = deployment.symbols[:TRAINED]
+    teacher = replace(deployment, symbols=trained)
+    stages.bootstrap(teacher, stages.history_window(teacher, DAYS))
+    for number, symbol in enumerate(deployment.symbols[TRAINED:]):
+        card = deployment.shelf.card(trained[number % TRAINED], 1)
+        deployment.shelf.put_content(symbol, 1, deployment.shelf.content(card.symbol, 1))
+        deployment.shelf.put_card(replace(card, symbol=symbol))
+    for symbol in deployment.symbols[TRAINED:]:
+        stages.judge(deployment, symbol)
 
 
 def history(folder: Path) -> tuple[int, int]:

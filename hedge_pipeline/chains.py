@@ -409,20 +409,26 @@ def _with_ranks(
     """Fills in the ranks of the exposures among the symbol's snapshots of the last sessions."""
     import pandas as pd
 
-    if rows.empty:
+    exposures = {"gex_rank": "gex", "vanna_rank": "vanna_exposure"}
+    if rows[list(exposures.values())].isna().all(axis=None):
         return rows
     calendar = deployment.calendar
     place = calendar.ordinal(label)
     before = calendar.labels[max(0, place - RANK_SESSIONS + 1) : place]
-    history = deployment.store.read(HEDGE_LEVELS, before)
+    columns = ["symbol", "available_at", "as_of", *exposures.values()]
+    history = deployment.store.read(HEDGE_LEVELS, before, columns=columns)
+    known = pd.concat([history, present[columns]])
     pieces = []
     for symbol, own in rows.groupby("symbol", sort=True):
-        earlier = pd.concat([history[history["symbol"] == symbol], present]).assign(new=False)
+        earlier = known[known["symbol"] == symbol].assign(new=False)
         both = pd.concat([earlier, own.assign(new=True)]).sort_values(["available_at", "as_of"])
         day = both["available_at"].dt.tz_convert(calendar.timezone).dt.strftime("%Y-%m-%d")
         ordinals = day.map({x: calendar.ordinal(x) for x in day.unique()}).to_numpy()
-        for name in ("gex", "vanna"):
-            column = "gex" if name == "gex" else "vanna_exposure"
-            both[f"{name}_rank"] = ranks(both[column].to_numpy(dtype=float), ordinals)
-        pieces.append(both[both["new"]].drop(columns="new"))
+        new = both["new"].to_numpy(dtype=np.bool_)
+        own = own.sort_values(["available_at", "as_of"])
+        found = {
+            name: ranks(both[exposure].to_numpy(dtype=float), ordinals)[new]
+            for name, exposure in exposures.items()
+        }
+        pieces.append(own.assign(**found))
     return pd.concat(pieces, ignore_index=True)

@@ -72,6 +72,7 @@ class Store:
         self._local = "file" in _protocols(self._fs)
         self._files = _Memory(_CACHED_FILES, cached_bytes)
         self._sessions = _Memory(_CACHED_SESSIONS, cached_bytes)
+        self._distinct = _Memory(_CACHED_FILES, cached_bytes)
 
     # -- writing ---------------------------------------------------------------------------
 
@@ -258,9 +259,15 @@ class Store:
         """
         pieces: list[pa.Table] = []
         for part in self._parts(table, session):
+            name = f"{part} {columns}"
             with contextlib.suppress(FileNotFoundError):  # compacted meanwhile: read elsewhere
-                piece = self._load(part, list(columns))
-                pieces.append(piece.group_by(list(columns)).aggregate([]))
+                signature = self._signature(part)
+                known = self._distinct.get(name)
+                if known is None or known[0] != signature:
+                    piece = self._load(part, list(columns))
+                    known = signature, piece.group_by(list(columns)).aggregate([])
+                    self._distinct.put(name, known)
+                pieces.append(known[1])
         if not pieces:
             return table.empty()[list(columns)]
         rows: pd.DataFrame = pa.concat_tables(pieces).to_pandas(types_mapper=_pandas_type)

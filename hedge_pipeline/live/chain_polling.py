@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from threading import Semaphore, Thread
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 AT_ONCE = 4
+STORING_SECONDS = 5.0  # between two polls; what is left then is stored after the next one
 
 
 @dataclass
@@ -49,8 +51,9 @@ class ChainPoller:
         if not self.deployment.source.capabilities.has_chains:
             return 0
         new = 0
+        until = time.monotonic() + STORING_SECONDS
         for symbol, (about, answer) in list(self._open.items()):
-            if answer.done():
+            if answer.done() and time.monotonic() < until:
                 del self._open[symbol]
                 new += self._store(about, answer.result())
         now = self.deployment.clock()

@@ -104,13 +104,16 @@ def _usable(
 
     What is served falls back to the versions accepted before; other roles mean one version.
     """
-    refusal = ""
-    for number in (version, *(ledger.accepted_before(version) if role == "served" else ())):
+    try:
+        return version, load(ledger.symbol, version), ""
+    except ModelError as error:
+        log.warning("%s", error)
+        refusal = str(error)
+    for earlier in ledger.accepted_before(version) if role == "served" else ():
         try:
-            return number, load(ledger.symbol, number), refusal
+            return earlier, load(ledger.symbol, earlier), refusal
         except ModelError as error:
             log.warning("%s", error)
-            refusal = refusal or str(error)
     return version, None, refusal
 
 
