@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import sqlite3
-import tempfile
 import uuid
 import zlib
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
+from hedge_pipeline import scratch
 from hedge_pipeline.store import Store
 
 FORMAT = 1
@@ -245,7 +245,7 @@ class Repository:
         """
         names = self.snapshots()
         kept = names[-keep:]
-        if len(names) == len(kept) or self._others_under_way():
+        if self._others_under_way() or len(names) == len(kept):
             return 0
         needed = {
             PurePosixPath(_object(file)).name
@@ -276,7 +276,8 @@ class Repository:
                 self._fs.rm_file(f"{self._root}/{path}")
 
     def _others_under_way(self) -> bool:
-        now = dt.datetime.now(dt.UTC)
+        """Whether somebody else has a lease; what killed backups have left is removed in time."""
+        now, found = dt.datetime.now(dt.UTC), False
         with self._told("cannot be read"):
             for name in self._store.names("leases"):
                 if name.startswith(".") or name == self._mine:
@@ -284,8 +285,10 @@ class Repository:
                 with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
                     at = json.loads(self._store.read_bytes(f"leases/{name}"))["at"]
                     if now - dt.datetime.fromisoformat(at) < LEASE:
-                        return True
-        return False
+                        found = True
+                    else:
+                        self._fs.rm_file(f"{self._root}/leases/{name}")
+        return found
 
     @contextlib.contextmanager
     def _told(self, what: str) -> Iterator[None]:
@@ -462,8 +465,8 @@ def _copy_of(database: Path) -> bytes:
     Raises:
         BackupError: it is damaged or cannot be read.
     """
-    with tempfile.TemporaryDirectory(prefix="hedge-") as folder:
-        copy = Path(folder) / "copy.db"
+    with scratch.folder() as folder:
+        copy = folder / "copy.db"
         try:
             if not database.exists():
                 raise FileNotFoundError(database)

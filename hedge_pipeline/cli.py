@@ -351,7 +351,8 @@ def up(
         if not configuration.exists():
             raise SettingsError(f"{configuration} is not here: run this in the project's folder")
         if prepare:
-            service.prepare(service.dagster_home(settings), configuration)
+            left_over = service.prepare(service.dagster_home(settings), configuration)
+            _say(f"{left_over} runs were left over and are reported as failed")
             return
         _tell_calendar(settings)
         if not headless:

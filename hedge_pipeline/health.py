@@ -6,10 +6,8 @@ every look. Causes and next steps are in words; nothing here asks Dagster or MLf
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import json
-import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from hedge_pipeline import stages
 from hedge_pipeline.backup import last_backup, restoring
+from hedge_pipeline.heartbeats import HeartbeatsUnknown, daemon_heartbeat
 from hedge_pipeline.learning import gate
 from hedge_pipeline.learning.training import ModelError
 from hedge_pipeline.live.supervision import Heartbeat, next_session, session_at
-from hedge_pipeline.market.calendar import UTC
 from hedge_pipeline.market.tables import OUTCOMES, RAW_QUOTES
 from hedge_pipeline.stages import Deployment
 
@@ -32,7 +30,6 @@ TOLD = "operations/alerts.json"
 SEEN = "operations/health.json"
 BACKUP_AGE = dt.timedelta(hours=26)
 DAEMON_SILENCE = dt.timedelta(minutes=3)
-DAEMONS = ("SCHEDULER", "SENSOR", "QUEUED_RUN_COORDINATOR")
 
 
 @dataclass(frozen=True)
@@ -62,6 +59,7 @@ class Facts:
         last_outcome: start of the newest bar that has an outcome.
         last_poll: of the poll run.
         daemon: last sign of life of the slowest required daemon.
+        unseen: why the daemon cannot be looked at; "" = it can.
     """
 
     now: dt.datetime
@@ -71,6 +69,7 @@ class Facts:
     last_outcome: dt.datetime | None
     last_poll: dt.datetime | None
     daemon: dt.datetime | None
+    unseen: str = ""
 
 
 def facts(deployment: Deployment, home: Path | None) -> Facts:
@@ -78,9 +77,14 @@ def facts(deployment: Deployment, home: Path | None) -> Facts:
 
     Args:
         deployment: whose.
-        home: DAGSTER_HOME with SQLite storage; None = the daemon is not looked at.
+        home: DAGSTER_HOME; None = the daemon is not looked at.
     """
     now = deployment.clock()
+    daemon, unseen = None, ""
+    try:
+        daemon = daemon_heartbeat(home) if home is not None else None
+    except HeartbeatsUnknown as error:
+        unseen = str(error)
     session = session_at(deployment.calendar, now)
     beat = Heartbeat.read(deployment.store)
     bar = _newest(deployment, RAW_QUOTES)
@@ -92,7 +96,8 @@ def facts(deployment: Deployment, home: Path | None) -> Facts:
         last_bar=bar + length if bar else None,
         last_outcome=_newest(deployment, OUTCOMES),
         last_poll=beat.moment if beat else None,
-        daemon=daemon_heartbeat(home) if home is not None else None,
+        daemon=daemon,
+        unseen=unseen,
     )
 
 
@@ -105,22 +110,6 @@ def _newest(deployment: Deployment, table: Any) -> dt.datetime | None:
     return found
 
 
-def daemon_heartbeat(home: Path) -> dt.datetime | None:
-    """Last sign of life of the slowest required daemon; None = never or not in SQLite."""
-    database = home / "history" / "runs.db"
-    if not database.exists():
-        return None
-    with (
-        contextlib.suppress(sqlite3.Error),
-        contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as opened,
-    ):
-        rows = opened.execute("select daemon_type, timestamp from daemon_heartbeats").fetchall()
-        seen = [dt.datetime.fromisoformat(str(at)) for name, at in rows if name in DAEMONS]
-        if len(seen) == len(DAEMONS):
-            return min(x.replace(tzinfo=UTC) for x in seen)
-    return None
-
-
 def live_troubles(found: Facts, patience: dt.timedelta) -> list[Trouble]:
     """No new bars, and a daemon that is silent.
 
@@ -128,12 +117,8 @@ def live_troubles(found: Facts, patience: dt.timedelta) -> list[Trouble]:
         found: the facts.
         patience: HEDGE_ALERT_NO_BAR_MINUTES.
     """
-    troubles = []
-    if found.daemon is not None and found.now - found.daemon > DAEMON_SILENCE:
-        minutes = (found.now - found.daemon).total_seconds() / 60
-        troubles.append(
-            Trouble("daemon", f"Dagster's daemon is silent for {minutes:.0f} min: restart", True)
-        )
+    silent = daemon_trouble(found.now, found.daemon, found.unseen)
+    troubles = [silent] if silent else []
     if found.session is None or found.opened is None:
         return troubles
     since = max(x for x in (found.opened, found.last_bar) if x is not None)
@@ -149,6 +134,22 @@ def live_troubles(found: Facts, patience: dt.timedelta) -> list[Trouble]:
         name = f"no new bar in {found.session}"
         troubles.append(Trouble(name, f"no new bar for {minutes:.0f} min; {cause}", True))
     return troubles
+
+
+def daemon_trouble(now: dt.datetime, seen: dt.datetime | None, unseen: str) -> Trouble | None:
+    """A daemon that is silent or cannot be looked at; one that has never run is no trouble.
+
+    Args:
+        now: aware.
+        seen: its last sign of life, aware; None = none yet.
+        unseen: see `Facts`.
+    """
+    if unseen:
+        return Trouble("Dagster's database", unseen, True)
+    if seen is None or now - seen <= DAEMON_SILENCE:
+        return None
+    minutes = (now - seen).total_seconds() / 60
+    return Trouble("daemon", f"Dagster's daemon is silent for {minutes:.0f} min: restart", True)
 
 
 def store_troubles(deployment: Deployment) -> list[Trouble]:

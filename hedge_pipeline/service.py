@@ -17,11 +17,11 @@ import shutil
 import signal
 import socket
 import sys
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from hedge_pipeline import scratch
 from hedge_pipeline.processes import STOPPING, Program
 from hedge_pipeline.settings import SettingsError
 
@@ -164,15 +164,17 @@ def serve(settings: Settings, ports: Ports, configuration: Path, *, headless: bo
         "SPT_NOENV": "1",  # titles of processes leave the environment readable
         **({} if headless else pages(settings, ports)),
     }
-    folder = tempfile.mkdtemp(prefix="hedge-")
-    wanted = commands(settings, ports, Path(folder), headless=headless)
+    folder, held = scratch.make()
+    wanted = commands(settings, ports, folder, headless=headless)
+    inherited = [lock.fileno(), held]
     order = {
         "commands": {x: y if isinstance(y, str) else asdict(y) for x, y in wanted.items()},
-        "folder": folder,
-        "inherited": [lock.fileno()],
+        "folder": str(folder),
+        "inherited": inherited,
         "imported": "hedge_pipeline.resources.shared",
     }
-    os.set_inheritable(lock.fileno(), True)  # held until the last process has ended
+    for descriptor in inherited:
+        os.set_inheritable(descriptor, True)  # held until the last process has ended
     sys.stdout.flush()
     sys.stderr.flush()
     # until the new program listens to them

@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 
 from hedge_pipeline import health, insight, stages
 from hedge_pipeline.backup import last_backup
+from hedge_pipeline.heartbeats import daemon_heartbeat
 from hedge_pipeline.learning import gate, scoring
 from hedge_pipeline.legacy import legacy_summary
 from hedge_pipeline.market.calendar import UTC
@@ -145,6 +146,7 @@ def diagnose(settings: Settings, deployment: Deployment, registry: MlflowRegistr
         ),
         _finding("persistence", lambda: _persistence(deployment)),
         _finding("backup", lambda: _backup(settings, deployment)),
+        _finding("daemon", lambda: _daemon(dagster_home(settings), deployment)),
         _finding("trainings", lambda: _trainings(dagster_home(settings), deployment)),
     ]
 
@@ -223,6 +225,15 @@ def _model(deployment: Deployment, symbol: str) -> str:
     if trouble is not None and trouble.grave:
         raise ValueError(trouble.message)
     return health.learning_words(deployment, symbol)
+
+
+def _daemon(home: Path, deployment: Deployment) -> str:
+    """When Dagster's daemon gave its last sign of life."""
+    now, seen = deployment.clock(), daemon_heartbeat(home)
+    trouble = health.daemon_trouble(now, seen, "")
+    if trouble is not None:
+        raise ValueError(trouble.message)
+    return "has not run yet" if seen is None else f"seen {(now - seen).total_seconds():.0f} s ago"
 
 
 def _trainings(home: Path, deployment: Deployment) -> str:

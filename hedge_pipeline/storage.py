@@ -10,10 +10,11 @@ from __future__ import annotations
 import datetime as dt
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
-from hedge_pipeline import stages
+from hedge_pipeline import scratch, stages
 from hedge_pipeline.backup import Places
 from hedge_pipeline.learning import drift
 from hedge_pipeline.market.tables import (
@@ -158,6 +159,27 @@ def quarantine(deployment: Deployment, sessions: tuple[str, ...] | None = None) 
         for label in deployment.store.sessions(table) if sessions is None else sessions:
             moved += deployment.store.quarantine(table, label)
     return tuple(moved)
+
+
+def sweep(places: Places, backup_url: str, older: dt.timedelta) -> int:
+    """Removes temporary files and folders that killed processes have left; returns how many.
+
+    Args:
+        places: of the deployment.
+        backup_url: where backups go; "" = nowhere.
+        older: only those that were last written at least so long ago.
+
+    Raises:
+        StoreError: a folder cannot be written.
+    """
+    urls = {places.data_url, str(places.home or places.data_url), backup_url or places.data_url}
+    count = scratch.sweep(older) + sum(Store(url).sweep(older) for url in urls)
+    if places.mlflow is not None:  # a database that was not made to its end
+        for folder in places.mlflow.parent.glob(f".{places.mlflow.name}.*"):
+            if folder.is_dir() and time.time() - folder.stat().st_mtime > older.total_seconds():
+                shutil.rmtree(folder, ignore_errors=True)
+                count += 1
+    return count
 
 
 def _folder(folder: Path) -> int:

@@ -14,7 +14,9 @@ import datetime as dt
 import hashlib
 import io
 import os
+import re
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +41,8 @@ _CACHED_FILES = 4096
 # a request takes as long as some hundred kilobytes
 _WHOLE_BELOW = 256 << 10
 _REQUESTS_AT_ONCE = 8
+# ours, and those of MLflow, whose files may lie below the same folder
+_TEMPORARY = re.compile(r"\.(.+\.\d+\.\d+\.tmp|probe-\d+|artifact\.uploading\..+)")
 _FILE_SYSTEM_TICK = 12_000_000  # ns; a tick of Linux at 100 Hz is 10 ms
 
 
@@ -319,6 +323,29 @@ class Store:
         with self._told("cannot be written"):
             self._put(path, b"probe", first=False)
         self._remove([path])
+
+    def sweep(self, older: dt.timedelta) -> int:
+        """Removes the temporary files that killed writers have left; returns how many.
+
+        A remote file system has none. A writer that is so slow is told that it wrote nothing.
+
+        Args:
+            older: only those that were last written at least so long ago.
+
+        Raises:
+            StoreError: the folder cannot be written.
+        """
+        if not self._local:
+            return 0
+        before, count = time.time() - older.total_seconds(), 0
+        for folder, _, names in os.walk(self._root):
+            for name in filter(_TEMPORARY.fullmatch, names):
+                path = os.path.join(folder, name)  # noqa: PTH118
+                with self._told("cannot be written"), contextlib.suppress(FileNotFoundError):
+                    if os.lstat(path).st_mtime < before:
+                        os.unlink(path)  # noqa: PTH108
+                        count += 1
+        return count
 
     # -- small files beside the tables (models, markers) -------------------------------------
 

@@ -39,7 +39,7 @@ COMMANDS = (
     "restore",
 )
 CHECKS = ["configuration", "calendar", "store", "source", "mlflow", "clock", "files"]
-CHECKS += ["model-SIMQ", "model-SIMN", "persistence", "backup", "trainings"]
+CHECKS += ["model-SIMQ", "model-SIMN", "persistence", "backup", "daemon", "trainings"]
 UNREADABLE = ["store", "mlflow", "files", "model-SIMQ", "model-SIMN"]
 BARS = """symbol,ts,open,high,low,close,volume
 QQQ,2024-01-02T14:30:00Z,400,401,399,400.5,1000

@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import json
-import os
 import re
-import shutil
-import signal
-import subprocess
-import tempfile
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +17,11 @@ from hedge_pipeline.cli import app
 from hedge_pipeline.resources.upkeep import delete_old_runs
 from hedge_pipeline.service import Ports, commands, pages
 from hedge_pipeline.settings import Settings, load_settings
+from hedge_pipeline_tests.databases import Postgres, postgres
 from hedge_pipeline_tests.replays import hedge, one_after_the_other
-from hedge_pipeline_tests.test_backup import free_port, s3
+from hedge_pipeline_tests.test_backup import s3
 
-__all__ = ["s3"]  # a fixture
+__all__ = ["postgres", "s3"]  # fixtures
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEPLOY = REPOSITORY / "deploy"
@@ -209,6 +201,80 @@ def test_railway_builds_the_image_and_names_variables_that_exist() -> None:
     assert {"POLLING_INTERVAL", "RETRAIN_HOUR"} <= set(re.findall(r"`(\w+)`", text))
 
 
+# what the schema of the chart's version 1.13 allows, where it allows nothing else
+CHART: dict[str, set[str]] = {
+    "dagsterDaemon": {
+        *("enabled", "image", "runCoordinator", "heartbeatTolerance", "env", "envConfigMaps"),
+        *("envSecrets", "deploymentLabels", "labels", "nodeSelector", "affinity", "tolerations"),
+        *("podSecurityContext", "securityContext", "resources", "livenessProbe", "annotations"),
+        *("readinessProbe", "startupProbe", "runMonitoring", "runRetries", "sensors", "schedules"),
+        *("schedulerName", "volumeMounts", "volumes", "initContainerResources"),
+    },
+    "dagsterDaemon.runCoordinator": {"enabled", "type", "config"},
+    "dagsterDaemon.runCoordinator.config.queuedRunCoordinator": {
+        *("maxConcurrentRuns", "tagConcurrencyLimits", "dequeueIntervalSeconds"),
+        *("dequeueNumWorkers", "dequeueUseThreads", "blockOpConcurrencyLimitedRuns"),
+    },
+    "runLauncher": {"type", "config"},
+    "runLauncher.config.k8sRunLauncher": {
+        *("image", "imagePullPolicy", "jobNamespace", "loadInclusterConfig", "kubeconfigFile"),
+        *("envConfigMaps", "envSecrets", "envVars", "volumeMounts", "volumes", "labels"),
+        *("failPodOnRunFailure", "resources", "schedulerName", "securityContext", "runK8sConfig"),
+    },
+    "retention": {"enabled", "sensor", "schedule", "autoMaterialize"},
+    "retention.schedule.purgeAfterDays": {"skipped", "success", "failure", "started"},
+    "retention.sensor.purgeAfterDays": {"skipped", "success", "failure", "started"},
+    "telemetry": {"enabled"},
+    # these may hold anything, but only this is read
+    "": {
+        *("global", "generatePostgresqlPasswordSecret", "generateCeleryConfigSecret", "rabbitmq"),
+        *("postgresql", "dagsterWebserver", "dagster-user-deployments", "dagsterDaemon", "redis"),
+        *("flower", "ingress", "imagePullSecrets", "computeLogManager", "scheduler", "runLauncher"),
+        *("pythonLogs", "busybox", "migrate", "telemetry", "serviceAccount", "retention"),
+        "additionalInstanceConfig",
+    },
+    "global": {
+        *("postgresqlSecretName", "dagsterHome", "serviceAccountName", "celeryConfigSecretName"),
+    },
+    "postgresql": {
+        *("image", "enabled", "postgresqlHost", "postgresqlUsername", "postgresqlPassword"),
+        *("postgresqlDatabase", "postgresqlParams", "postgresqlScheme", "service"),
+    },
+    "dagsterWebserver.service": {"type", "port", "annotations"},
+}
+USER_DEPLOYMENT = {
+    *("name", "image", "dagsterApiGrpcArgs", "codeServerArgs", "includeConfigInLaunchedRuns"),
+    *("deploymentNamespace", "port", "env", "envConfigMaps", "envSecrets", "annotations"),
+    *("nodeSelector", "affinity", "tolerations", "podSecurityContext", "securityContext"),
+    *("resources", "livenessProbe", "readinessProbe", "startupProbe", "labels", "volumeMounts"),
+    *("volumes", "schedulerName", "initContainers", "sidecarContainers", "deploymentStrategy"),
+    "serviceAccount",
+}
+
+
+def test_kubernetes_sets_only_what_the_chart_reads() -> None:
+    values = yaml.safe_load((DEPLOY / "kubernetes" / "values.yaml").read_text())
+    for path, allowed in CHART.items():
+        found = values
+        for name in filter(None, path.split(".")):
+            found = found[name]
+        assert set(found) <= allowed, path
+    (deployment,) = values["dagster-user-deployments"]["deployments"]
+    assert {"name", "image", "port"} <= set(deployment) <= USER_DEPLOYMENT
+    queue = values["dagsterDaemon"]["runCoordinator"]["config"]["queuedRunCoordinator"]
+    for limit in queue["tagConcurrencyLimits"]:
+        assert set(limit) == {"key", "value", "limit"}
+
+
+def test_kubernetes_keeps_ticks_as_long_as_the_committed_instance() -> None:
+    values = yaml.safe_load((DEPLOY / "kubernetes" / "values.yaml").read_text())
+    ours = yaml.safe_load((REPOSITORY / "dagster.yaml").read_text())
+    for kind in ("schedule", "sensor"):
+        kept = values["retention"][kind]["purgeAfterDays"]
+        assert kept == ours["retention"][kind]["purge_after_days"]
+    assert values["additionalInstanceConfig"] == {"freshness": ours["freshness"]}
+
+
 def test_kubernetes_has_the_lanes_of_the_committed_instance() -> None:
     values = yaml.safe_load((DEPLOY / "kubernetes" / "values.yaml").read_text())
     queue = values["dagsterDaemon"]["runCoordinator"]["config"]["queuedRunCoordinator"]
@@ -287,108 +353,21 @@ def test_an_address_that_is_not_this_machines_is_one_line(tmp_path: Path) -> Non
 
 # -- PostgreSQL and S3 -----------------------------------------------------------------------------
 
-BINARIES = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("/nowhere"))
-
-
-@dataclass
-class Postgres:
-    """A PostgreSQL server on loopback, in a folder of its own that its user can reach."""
-
-    folder: Path
-    port: int
-    process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def owner(self) -> list[str]:
-        """PostgreSQL does not run as root."""
-        return ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
-
-    def create(self) -> None:
-        if self.owner:
-            shutil.chown(self.folder, "postgres")
-        initdb = [str(BINARIES / "initdb"), "-D", str(self.folder / "data"), "-U", "hedge"]
-        subprocess.run(
-            [*self.owner, *initdb, "--auth=trust", "--no-sync"],
-            check=True,
-            capture_output=True,
-            cwd="/",
-        )
-        self.start()
-        with contextlib.closing(self.connect()) as connection, connection.cursor() as cursor:
-            cursor.execute((DEPLOY / "postgres.sql").read_text())
-
-    def start(self) -> None:
-        options = ["unix_socket_directories=", "listen_addresses=127.0.0.1", "fsync=off"]
-        given = [word for option in options for word in ("-c", option)]
-        server = [str(BINARIES / "postgres"), "-D", str(self.folder / "data"), "-p", str(self.port)]
-        self.process = subprocess.Popen(
-            [*self.owner, *server, *given],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd="/",
-        )
-        self.connect().close()
-
-    def connect(self) -> Any:
-        """A connection, as soon as the server answers."""
-        import psycopg2
-
-        address = f"host=127.0.0.1 port={self.port} user=hedge dbname=postgres"
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            with contextlib.suppress(psycopg2.OperationalError):
-                connection = psycopg2.connect(address)
-                connection.autocommit = True
-                return connection
-            time.sleep(0.1)
-        raise AssertionError("PostgreSQL does not answer")
-
-    def stop(self) -> None:
-        """As an operator restarts it: connections are cut."""
-        assert self.process is not None
-        number = (self.folder / "data" / "postmaster.pid").read_text().split()[0]
-        os.kill(int(number), signal.SIGINT)
-        self.process.wait(20)
-
-
-@pytest.fixture
-def postgres() -> Iterator[Postgres]:
-    if not BINARIES.exists() or (os.getuid() == 0 and shutil.which("runuser") is None):
-        pytest.skip("PostgreSQL's server is not installed")
-    folder = Path(tempfile.mkdtemp(prefix="hedge-postgres-"))
-    server = Postgres(folder, free_port())
-    try:
-        server.create()
-        yield server
-    finally:
-        if server.process is not None:
-            server.stop()
-        shutil.rmtree(folder)
-
 
 @pytest.mark.slow
 def test_everything_runs_on_postgres_and_s3_by_settings_only(
     tmp_path: Path, postgres: Postgres, s3: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bootstrap, a session in Dagster runs, housekeeping with a backup: state is in the servers."""
-    configuration = (DEPLOY / "dagster.postgres.yaml").read_text()
-    home = tmp_path / "dagster_home"
-    home.mkdir()
-    changed = configuration.replace("port: 5432", f"port: {postgres.port}")
-    (home / "dagster.yaml").write_text(changed)
-    server = f"postgresql+psycopg2://hedge:canary-password@127.0.0.1:{postgres.port}"
+    home = postgres.home(tmp_path / "dagster_home")
     variables = {
-        "POSTGRES_HOST": "127.0.0.1",
-        "POSTGRES_USER": "hedge",
-        "POSTGRES_PASSWORD": "canary-password",
-        "POSTGRES_DB": "postgres",
+        **postgres.variables,
         **s3,
         "DAGSTER_HOME": str(home),
         "HEDGE_DATA_URL": "s3://hedge/live",
         "HEDGE_BACKUP_URL": "s3://hedge/nightly",
         "HEDGE_SYMBOLS": "SIMQ",
         "HEDGE_CALENDAR": "24/7",  # as `hedge up` tells its processes
-        "MLFLOW_TRACKING_URI": f"{server}/mlflow",
     }
     said, errors = one_after_the_other(
         ("up", "--prepare", "--configuration", str(DEPLOY / "dagster.postgres.yaml")),

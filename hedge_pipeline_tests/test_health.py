@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import sqlite3
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,45 +79,13 @@ def test_nothing_is_wrong(changed: dict[str, Any]) -> None:
         ({"last_bar": None, "last_poll": None}, "for 90 min; nobody polls"),
         ({"daemon": NOW - 4 * MINUTE}, "daemon is silent for 4 min"),
         ({"daemon": NOW - 4 * MINUTE, "session": None, "opened": None}, "daemon is silent"),
+        ({"daemon": None, "unseen": "Dagster's database does not answer"}, "does not answer"),
     ],
 )
 def test_what_is_wrong_has_a_cause_and_a_next_step(changed: dict[str, Any], words: str) -> None:
     (trouble,) = health.live_troubles(facts(**changed), PATIENCE)
     assert words in trouble.message
     assert trouble.grave
-
-
-@pytest.mark.parametrize(
-    ("rows", "expected"),
-    [
-        ({"SCHEDULER": 0, "SENSOR": 0, "QUEUED_RUN_COORDINATOR": 30}, 30),
-        ({"SCHEDULER": 5, "SENSOR": 0, "QUEUED_RUN_COORDINATOR": 0, "BACKFILL": 99}, 5),
-        ({"SCHEDULER": 0}, None),
-        ({}, None),
-    ],
-)
-def test_the_slowest_required_daemon_counts(
-    tmp_path: Path, rows: dict[str, int], expected: int | None
-) -> None:
-    (tmp_path / "history").mkdir()
-    with closing(sqlite3.connect(tmp_path / "history" / "runs.db")) as runs, runs:
-        runs.execute("create table daemon_heartbeats (daemon_type text, timestamp text)")
-        for name, age in rows.items():
-            at = (NOW - age * MINUTE).replace(tzinfo=None)
-            runs.execute("insert into daemon_heartbeats values (?, ?)", (name, str(at)))
-    wanted = None if expected is None else NOW - expected * MINUTE
-    assert health.daemon_heartbeat(tmp_path) == wanted
-
-
-def test_a_real_daemon_heartbeat_is_read(tmp_path: Path) -> None:
-    from dagster._daemon.types import DaemonHeartbeat
-
-    (tmp_path / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
-    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
-        for name in health.DAEMONS:
-            instance.add_daemon_heartbeat(DaemonHeartbeat(NOW.timestamp(), name, None))
-    assert health.daemon_heartbeat(tmp_path) == NOW
-    assert health.daemon_heartbeat(tmp_path / "nothing") is None
 
 
 @pytest.mark.parametrize(("age", "told"), [(None, True), (25, False), (27, True)])

@@ -7,6 +7,7 @@ web UIs whose poll run is killed, and one without them that loses its power.
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import ipaddress
 import json
 import os
@@ -28,6 +29,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from hedge_pipeline import scratch
 from hedge_pipeline.live.supervision import Heartbeat
 from hedge_pipeline.market.tables import PREDICTION_LOG, RAW_QUOTES
 from hedge_pipeline.processes import REQUESTS
@@ -562,11 +564,17 @@ def test_a_killed_keeper_takes_every_process_with_it_and_a_new_start_is_possible
     service.wait_for("daemon", 60, lambda: service.running("dagster._daemon"))
     service.wait_for("code server", 60, lambda: service.running("dagster api grpc"))
     assert service.process is not None
+    (daemon,) = service.running("dagster._daemon")
+    folder = Path(service.processes()[daemon].split()[-1]).parent
+    scratch.sweep(dt.timedelta(0))
+    assert folder.exists()  # it is in use
     service.process.kill()
     deadline = time.monotonic() + 20
     while service.processes() and time.monotonic() < deadline:
         time.sleep(0.2)
     assert service.processes() == {}
+    scratch.sweep(dt.timedelta(0))
+    assert not folder.exists()
     service.start("--headless")
     service.wait_for("daemon", 60, lambda: service.running("dagster._daemon"))
     service.assert_ends_on(signal.SIGTERM)

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import os
 import shutil
+import signal
 import sqlite3
+import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,16 +20,31 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 import pytest
+from dagster._core.definitions.run_request import InstigatorType
+from dagster._core.remote_origin import (
+    RegisteredCodeLocationOrigin,
+    RemoteInstigatorOrigin,
+    RemoteRepositoryOrigin,
+)
+from dagster._core.scheduler.instigation import (
+    InstigatorState,
+    InstigatorStatus,
+    ScheduleInstigatorData,
+    TickData,
+    TickStatus,
+)
 
 from hedge_pipeline import control, stages, storage
 from hedge_pipeline.backup import Places
 from hedge_pipeline.learning import drift
 from hedge_pipeline.learning.training import TrainingPlan
 from hedge_pipeline.market.tables import PERFORMANCE, PREDICTION_LOG, PROMOTIONS, RAW_QUOTES
-from hedge_pipeline.resources import upkeep
+from hedge_pipeline.resources import housekeeping, upkeep
 from hedge_pipeline.resources.registry import MlflowRegistry, kept_versions
 from hedge_pipeline.stages import Deployment
-from hedge_pipeline_tests.replays import Demo, demo_in, replay_in
+from hedge_pipeline_tests.databases import free_port
+from hedge_pipeline_tests.replays import Demo, demo_in, environment, replay_in
+from hedge_pipeline_tests.runs import loop_at
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -217,6 +238,121 @@ def test_events_without_a_run_are_really_freed(instance: dg.DagsterInstance, hom
     assert instance.get_latest_materialization_event(dg.AssetKey("some_asset")) is not None
 
 
+def ticks_of(instance: dg.DagsterInstance, state: InstigatorState) -> list[float]:
+    found = instance.get_ticks(state.instigator_origin_id, state.selector_id)
+    return [tick.timestamp for tick in found]
+
+
+def written_down(instance: dg.DagsterInstance, name: str, at: dt.datetime) -> InstigatorState:
+    """Five hundred looks of a schedule within five hundred minutes, as the daemon records them."""
+    origin = RemoteInstigatorOrigin(
+        RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("hedge_pipeline"), "__repository__"),
+        name,
+    )
+    state = InstigatorState(
+        origin,
+        InstigatorType.SCHEDULE,
+        InstigatorStatus.DECLARED_IN_CODE,
+        ScheduleInstigatorData("* * * * *"),
+    )
+    known = {x.instigator_origin_id for x in instance.all_instigator_state()}
+    if state.instigator_origin_id not in known:
+        instance.add_instigator_state(state)
+    for minute in range(500):
+        instance.create_tick(
+            TickData(
+                state.instigator_origin_id,
+                name,
+                InstigatorType.SCHEDULE,
+                TickStatus.SKIPPED,
+                (at + dt.timedelta(minutes=minute)).timestamp(),
+                skip_reason="closed, the next session opens on Monday " * 10,
+                selector_id=state.selector_id,
+            )
+        )
+    return state
+
+
+def backdate(database: Path, statement: str, at: dt.datetime, *values: str) -> None:
+    moment = at.astimezone(dt.UTC).replace(tzinfo=None).isoformat(sep=" ")
+    with contextlib.closing(sqlite3.connect(database)) as opened, opened:
+        assert opened.execute(statement, (moment, *values)).rowcount > 0
+
+
+def size(path: Path) -> int:
+    """Bytes of an SQLite file with what SQLite has put beside it."""
+    return sum(x.stat().st_size for x in path.parent.glob(f"{path.name}*"))
+
+
+def test_the_nightly_job_frees_what_is_older_than_the_setting_on_sqlite(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Ticks, run records, event files, compute logs and events without a run: the disk has it."""
+    lines = (home / "dagster.yaml").read_text().splitlines()
+    begin = next(i for i, line in enumerate(lines) if line.startswith("compute_logs:"))
+    del lines[begin : begin + 3]  # Dagster's own default writes them
+    (home / "dagster.yaml").write_text("\n".join(lines))
+    for name, value in {"HEDGE_DATA_URL": str(tmp_path / "data"), "HEDGE_MODE": "replay"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HEDGE_RUN_RETENTION_DAYS", "14")
+    now = dt.datetime.now(dt.UTC)
+    old, young = now - dt.timedelta(days=15), now - dt.timedelta(days=13)
+    runs = home / "history" / "runs"
+    databases = {
+        "ticks": home / "schedules" / "schedules.db",
+        "runs": home / "history" / "runs.db",
+        "index": runs / "index.db",
+        "runless": runs / ".db",
+    }
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        polling = written_down(instance, "polling_schedule", old)
+        renamed = written_down(instance, "a_schedule_of_an_earlier_version", old)
+        written_down(instance, "polling_schedule", young)
+        gone, kept = ([some_run(instance) for _ in range(number)] for number in (30, 2))
+        assert all(list((home / "storage" / x / "compute_logs").iterdir()) for x in gone)
+        text = dg.MetadataValue.text("x" * 5_000)
+        for _ in range(100):
+            event = dg.AssetMaterialization("some_asset", metadata={"text": text})
+            instance.report_runless_asset_event(event)
+        for name in ("index", "runless"):
+            backdate(databases[name], "update event_logs set timestamp = ? where run_id = ''", old)
+        for run_id in gone:
+            backdate(
+                databases["runs"],
+                "update runs set create_timestamp = ? where run_id = ?",
+                old,
+                run_id,
+            )
+        instance.report_runless_asset_event(dg.AssetMaterialization("some_asset"))
+        before = {name: size(path) for name, path in databases.items()}
+        whole = sum(x.stat().st_size for x in home.rglob("*") if x.is_file())
+
+        work = dict(housekeeping.steps(instance, loop_at(now.isoformat())))
+        said = {name: work[name]() for name in ("runs", "ticks", "events")}
+
+        assert said["runs"] == "30 deleted"
+        assert said["events"] == "200 deleted"  # in two databases
+        assert instance.get_runs_count() == 2
+        for run_id in gone:
+            assert list(home.rglob(f"{run_id}*")) == []
+            assert events_in(home, run_id) == 0
+        for run_id in kept:
+            assert events_in(home, run_id) > 0
+            assert len(list(home.rglob(f"{run_id}*"))) >= 2
+        assert len(ticks_of(instance, polling)) == 500
+        assert min(ticks_of(instance, polling)) >= young.timestamp()
+        assert ticks_of(instance, renamed) == []
+        after = {name: size(path) for name, path in databases.items()}
+        for name in databases:
+            assert after[name] < before[name], name
+        assert after["ticks"] < before["ticks"] / 2
+        assert after["runless"] < before["runless"] / 4
+        left = sum(x.stat().st_size for x in home.rglob("*") if x.is_file())
+        assert left < whole / 3
+        # what is left works
+        assert instance.has_run(some_run(instance))
+
+
 def test_a_home_without_sqlite_has_nothing_to_free(tmp_path: Path) -> None:
     assert upkeep.delete_old_events(tmp_path, dt.datetime.now(dt.UTC)) == 0
 
@@ -257,6 +393,36 @@ def test_superfluous_versions_leave_mlflow_with_their_files_and_do_not_come_back
         assert database.execute("select count(*) from runs").fetchone() == (2,)
 
 
+@pytest.mark.slow
+def test_what_a_killed_publication_has_left_is_deleted_and_its_files_with_it(
+    demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill(*arguments: object, **named: object) -> None:
+        raise Killed
+
+    out = demo.copy(tmp_path / "out")
+    deployment = replay_in(out, ("SIMQ",))
+    for _ in range(2):
+        registry = mlflow_in(out, None)
+        monkeypatch.setattr(registry.client, "create_model_version", kill)
+        with pytest.raises(Killed):
+            registry.publish(deployment, "SIMQ")
+    registry = mlflow_in(out, None)
+    assert registry.publish(deployment, "SIMQ") == 4
+    assert len(sorted((out / "mlartifacts").rglob("*.ubj"))) == 6
+    assert registry.prune(deployment, "SIMQ") == 0  # somebody may be at work on them
+    assert registry.prune(deployment, "SIMQ", dt.timedelta(0)) == 2
+    assert registry.prune(deployment, "SIMQ", dt.timedelta(0)) == 0
+    assert upkeep.collect_garbage(registry.tracking_uri)
+    assert len(sorted((out / "mlartifacts").rglob("*.ubj"))) == 4
+    for version in registry.client.search_model_versions("name='hedge-SIMQ'"):
+        model = registry.client.get_logged_model(str(version.source).rpartition("/")[2])
+        assert Path(str(model.artifact_location).removeprefix("file://")).is_dir()
+
+
 def test_every_version_that_was_champion_is_kept(demo: Demo) -> None:
     ledger = replay_in(demo.out, ("SIMQ",)).ledger("SIMQ")
     entries: Any = ledger.entries
@@ -271,5 +437,47 @@ def test_every_version_that_was_champion_is_kept(demo: Demo) -> None:
     assert kept_versions(ledger, None) == {1, 2, 3, 4}
 
 
-def test_behind_a_server_the_collection_is_the_servers_matter() -> None:
+def test_behind_a_server_whose_database_is_not_known_the_collection_is_the_servers_matter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv(upkeep.STORE, raising=False)
     assert not upkeep.collect_garbage("http://127.0.0.1:5000")
+    monkeypatch.setenv(upkeep.STORE, "http://127.0.0.1:5000")  # as `hedge up` sets it then
+    assert not upkeep.collect_garbage("http://127.0.0.1:5000")
+
+
+@pytest.mark.slow
+def test_behind_a_server_whose_database_is_known_the_files_go_too(
+    demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the options of the server in the compose file."""
+    deployment = replay_in(demo.copy(tmp_path / "out"), ("SIMQ",))
+    store, artifacts, port = f"sqlite:///{tmp_path}/its own.db", tmp_path / "artifacts", free_port()
+    server = ("server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port))
+    places = ("--serve-artifacts", "--artifacts-destination", str(artifacts))
+    address = f"http://127.0.0.1:{port}"
+    with subprocess.Popen(
+        [sys.executable, "-m", "mlflow", *server, *places, "--backend-store-uri", store],
+        env=environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"),
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while True:
+                with contextlib.suppress(OSError):
+                    urllib.request.urlopen(f"{address}/health", timeout=5).close()
+                    break
+                assert time.monotonic() < deadline
+                time.sleep(0.3)
+            assert MlflowRegistry(address, plots=False).publish(deployment, "SIMQ") == 4
+            assert len(sorted(artifacts.rglob("*.ubj"))) == 4
+            assert MlflowRegistry(address, plots=False, newest=1).prune(deployment, "SIMQ") == 2
+            monkeypatch.setenv(upkeep.STORE, store)
+            assert upkeep.collect_garbage(address)
+            assert len(sorted(artifacts.rglob("*.ubj"))) == 2
+            assert MlflowRegistry(address, plots=False).versions("SIMQ") == {1, 4}
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,8 @@ import dagster as dg
 if TYPE_CHECKING:
     from hedge_pipeline.live.loop import Poll
     from hedge_pipeline.stages import ClosedSession, Deployment
+
+log = logging.getLogger(__name__)
 
 Metadata = Mapping[str, Any]
 
@@ -52,7 +56,7 @@ class LiveReport:
     A materialization takes about 4 kB in Dagster's database, so a report names what changed and no
     more, and every second one leaves out option chains and hedge levels: at most 2 kB per poll.
     The run's log says when a symbol stops answering and when it answers again: once, not at every
-    poll.
+    poll. While Dagster's database does not answer, polling goes on and the reports wait.
 
     Args:
         context: of the polling op.
@@ -68,6 +72,7 @@ class LiveReport:
         self._every = every
         self._due = deployment.clock()
         self._polls: list[Poll] = []
+        self._untold: deque[dg.AssetMaterialization] = deque()
         self._silent: dict[str, dt.datetime] = {}
         self._with_hedges = True
 
@@ -103,10 +108,17 @@ class LiveReport:
             self._polls = [poll for poll in self._polls if poll.session != label]
             shown = pictures.live(self._deployment, label, own, hedges=self._with_hedges)
             self._with_hedges = not self._with_hedges
-            for asset, metadata in shown.items():
-                self._context.log_event(
-                    dg.AssetMaterialization(asset_key=asset, partition=label, metadata=metadata)
-                )
+            self._untold += (
+                dg.AssetMaterialization(asset_key=asset, partition=label, metadata=metadata)
+                for asset, metadata in shown.items()
+            )
+        try:
+            while self._untold:
+                self._context.log_event(self._untold[0])
+                self._untold.popleft()
+        except Exception as error:  # every storage has errors of its own
+            reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
+            log.warning("Dagster takes no report, it is told later; polling goes on: %s", reason)
 
 
 def report_session(context: dg.OpExecutionContext, deployment: Deployment, label: str) -> None:

@@ -27,19 +27,22 @@ if TYPE_CHECKING:
     from hedge_pipeline.resources.loop import LoopResource
 
 COMPACTED_SESSIONS = 10
+ABANDONED = dt.timedelta(days=1)
 
 
 def steps(instance: dg.DagsterInstance, loop: LoopResource) -> list[tuple[str, Callable[[], str]]]:
     """Names and work; each says what it did. The backup comes last and holds the result."""
     settings, deployment = load_settings(), loop.deployment
-    found = places(settings)
+    found, backup = places(settings), settings.backup_url.get_secret_value()
     home = Path(instance.root_directory)
     old = dt.datetime.now(dt.UTC) - dt.timedelta(days=settings.run_retention_days)
     return [
         ("broken files", lambda: _quarantined(deployment)),
+        ("temporary files", lambda: f"{storage.sweep(found, backup, ABANDONED)} removed"),
         ("compaction", lambda: _compacted(deployment)),
         ("tables", lambda: _forgotten(deployment, settings)),
         ("runs", lambda: f"{upkeep.delete_old_runs(instance, home, old)} deleted"),
+        ("ticks", lambda: f"of {upkeep.delete_old_ticks(instance, old)} schedules and sensors"),
         ("events", lambda: f"{upkeep.delete_old_events(home, old)} deleted"),
         ("MLflow", lambda: _pruned(loop, settings)),
         ("backup", lambda: _saved(found, settings)),

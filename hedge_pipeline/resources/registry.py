@@ -13,12 +13,13 @@ import logging
 import math
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from hedge_pipeline import insight, stages
+from hedge_pipeline import insight, scratch, stages
 from hedge_pipeline.learning import gate
 from hedge_pipeline.learning.training import ModelError
 from hedge_pipeline.market.tables import PERFORMANCE, PROMOTIONS
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ABANDONED = dt.timedelta(days=1)
 VERSION_TAG = "hedge.version"
 SCORED_TAG = "hedge.scored_through"
 SIGNALS_TAG = "hedge.signals"
@@ -187,8 +189,13 @@ class MlflowRegistry:
         self._log_plots(self._runs[(symbol, newest)], card, deployment, symbol)
         self._newest_drawn[symbol] = newest
 
-    def prune(self, deployment: Deployment, symbol: str) -> int:
+    def prune(
+        self, deployment: Deployment, symbol: str, abandoned: dt.timedelta = ABANDONED
+    ) -> int:
         """Deletes the versions that are not kept, with their runs; returns how many.
+
+        A publication that was killed has left models that no version names: they go too, and count,
+        once they are old enough to be nobody's work.
 
         The files of the store stay, and so do the scores in `performance`. What is deleted takes
         room until MLflow's garbage collection, see `resources/upkeep.py`.
@@ -215,7 +222,30 @@ class MlflowRegistry:
                     self.client.delete_model_version(model_name(symbol), number)
                 self._registered.pop(key, None)
                 self._runs.pop(key, None)
-        return len(owned - kept)
+            orphans = self._delete_orphans(symbol, abandoned)
+        return len(owned - kept) + orphans
+
+    def _delete_orphans(self, symbol: str, abandoned: dt.timedelta) -> int:
+        """Deletes models without a version that are at least so old; returns how many."""
+        versions = self.client.search_model_versions(f"name='{model_name(symbol)}'")
+        named = {str(version.source).rpartition("/")[2] for version in versions}
+        before = 1000 * (time.time() - abandoned.total_seconds())
+        orphans, token = [], None
+        while True:
+            page = self.client.search_logged_models(
+                [self._experiments[symbol]], page_token=token, max_results=50
+            )
+            orphans += [
+                model.model_id
+                for model in page
+                if model.model_id not in named and model.creation_timestamp <= before
+            ]
+            token = page.token
+            if not token:
+                break
+        for model_id in orphans:
+            self.client.delete_logged_model(model_id)
+        return len(orphans)
 
     def versions(self, symbol: str) -> frozenset[int]:
         """Our versions that are registered.
@@ -445,8 +475,8 @@ class MlflowRegistry:
             pip_requirements=[f"xgboost=={xgboost.__version__}"],
             model_format="ubj",
         )
-        with tempfile.TemporaryDirectory() as folder:
-            card = Path(folder) / "model_card.json"
+        with scratch.folder() as folder:
+            card = folder / "model_card.json"
             card.write_bytes(model.card.to_json())
             self.client.log_artifact(run_id, str(card))
         return str(info.model_uri), str(info.model_id)

@@ -1,4 +1,4 @@
-"""What Dagster and MLflow keep for ever by themselves, freed: old runs, events, deleted models.
+"""What Dagster and MLflow keep for ever by themselves, freed: runs, ticks, events, deleted models.
 
 `DagsterInstance.delete_run` frees no file of the SQLite storage, so its files are removed and its
 databases vacuumed here. In PostgreSQL the server does that itself.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -63,6 +64,24 @@ def _remove_orphans(instance: dg.DagsterInstance, home: Path) -> None:
                 path.with_name(f"{path.name}{ending}").unlink(missing_ok=True)
 
 
+def delete_old_ticks(instance: dg.DagsterInstance, before: dt.datetime) -> int:
+    """Deletes what schedules and sensors left at every look, also those that exist no longer.
+
+    Dagster itself purges only the ticks of what still ticks, by `retention` in dagster.yaml.
+
+    Args:
+        instance: whose.
+        before: aware.
+
+    Returns:
+        Of how many schedules and sensors.
+    """
+    known = instance.all_instigator_state()
+    for state in known:
+        instance.purge_ticks(state.instigator_origin_id, state.selector_id, before.timestamp())
+    return len(known)
+
+
 def delete_old_events(home: Path, before: dt.datetime) -> int:
     """Deletes events without a run from the SQLite storage and gives the room back.
 
@@ -100,11 +119,17 @@ def _shrink(path: Path, statement: str | None = None, *values: str) -> int:
     return count
 
 
+# the database is not on the command line, where others could read its password
+_GARBAGE = "import sys; from mlflow.cli import cli; cli(['gc', *sys.stdin.read().splitlines()])"
+STORE = "MLFLOW_BACKEND_STORE_URI"
+
+
 def collect_garbage(tracking_uri: str) -> bool:
     """Removes from MLflow's own database and disk what was deleted there.
 
     Args:
-        tracking_uri: a database; behind a server the collection is the server's matter.
+        tracking_uri: a database, or a server; MLFLOW_BACKEND_STORE_URI names the server's database,
+            without it the collection is the server's matter.
 
     Returns:
         Whether it was done.
@@ -112,10 +137,14 @@ def collect_garbage(tracking_uri: str) -> bool:
     Raises:
         RegistryError: MLflow refuses.
     """
-    if "://" not in tracking_uri or tracking_uri.startswith(("http:", "https:")):
+    remote = tracking_uri.startswith(("http:", "https:"))
+    store = os.environ.get(STORE, "") if remote else tracking_uri
+    if "://" not in store or store.startswith(("http:", "https:")):
         return False
+    given = ["--backend-store-uri", store, *(["--tracking-uri", tracking_uri] if remote else [])]
     done = subprocess.run(
-        [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", tracking_uri],
+        [sys.executable, "-c", _GARBAGE],
+        input="\n".join(given),
         capture_output=True,
         text=True,
         timeout=600,

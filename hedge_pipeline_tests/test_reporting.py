@@ -1,0 +1,58 @@
+"""What the polls tell Dagster is told later if its database does not take it now."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from hedge_pipeline.assets import pictures
+from hedge_pipeline.assets.reporting import LiveReport
+from hedge_pipeline.live.loop import Poll
+from hedge_pipeline.stages import Deployment
+from hedge_pipeline_tests.replays import replay_in
+
+NOW = dt.datetime(2026, 3, 9, 15, 0, tzinfo=dt.UTC)
+
+
+@dataclass
+class Context:
+    """Stands for the polling op's; takes so many events and then none."""
+
+    takes: int
+    told: list[tuple[str, int]] = field(default_factory=list)
+
+    def log_event(self, event: dg.AssetMaterialization) -> None:
+        if len(self.told) >= self.takes:
+            raise RuntimeError("too many retries for DB connection")
+        bars = event.metadata["bars"].value
+        assert isinstance(bars, int)
+        self.told.append((event.asset_key.to_user_string(), bars))
+
+
+def test_a_report_that_is_not_taken_ends_no_polling_and_is_told_once_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def live(
+        deployment: Deployment, label: str, polls: list[Poll], *, hedges: bool
+    ) -> dict[str, dict[str, Any]]:
+        bars = {"bars": sum(poll.bars for poll in polls)}
+        return {"raw_quotes": bars, "features": bars}
+
+    monkeypatch.setattr(pictures, "live", live)
+    context: Any = Context(takes=1)
+    report = LiveReport(context, replay_in(tmp_path), dt.timedelta(0))
+    poll = Poll(NOW, "2026-03-09", bars=3, predictions=3, outcomes=0, failures={}, seconds=0.1)
+    report.add(poll)  # the database goes away between two events
+    report.add(poll)
+    assert context.told == [("raw_quotes", 3)]
+    assert "polling goes on: too many retries" in caplog.text
+    context.takes = 100
+    report.flush()
+    assert context.told == [(name, 3) for name in ("raw_quotes", "features")] * 2
+    report.flush()
+    assert len(context.told) == 4
