@@ -190,6 +190,9 @@ def _session(
         stages.mature_outcomes(deployment, label)
     with stopwatch.measure("fold"):
         folds = stages.fold_all(deployment, deployment.symbols)
+    if train and deployment.pooled:
+        with stopwatch.measure("train"):
+            stages.train_pool(deployment, hour=deployment.retrain_hour or 0)
     # symbols share nothing at night; XGBoost works outside the interpreter's lock
     with stopwatch.measure("train"), ThreadPoolExecutor(_NIGHTS_AT_ONCE) as pool:
         cards = dict(
