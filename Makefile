@@ -31,9 +31,9 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 
 lock: $(STAMP)
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra s3 --extra postgres --generate-hashes --no-strip-extras --python-version 3.11 --no-header -o requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra s3 --extra postgres --extra dask --generate-hashes --no-strip-extras --python-version 3.11 --no-header -o requirements.lock
 	sed -E -n 's/^([A-Za-z0-9._-]+)(\[[^]]*\])?(==[^ ]+).*/\1\3/p' requirements.lock > deploy/.constraints
-	$(BIN)/uv pip compile pyproject.toml deploy/extra.in --extra s3 --extra postgres -c deploy/.constraints --no-emit-package xgboost --no-emit-package nvidia-nccl-cu12 --generate-hashes --no-strip-extras --python-version 3.11 --no-header --no-annotate -o deploy/requirements.lock
+	$(BIN)/uv pip compile pyproject.toml deploy/extra.in --extra s3 --extra postgres --extra dask -c deploy/.constraints --no-emit-package xgboost --no-emit-package nvidia-nccl-cu12 --generate-hashes --no-strip-extras --python-version 3.11 --no-header --no-annotate -o deploy/requirements.lock
 	rm deploy/.constraints
 
 clean:

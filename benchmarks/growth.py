@@ -138,7 +138,7 @@ def measure(sessions: int, folder: Path) -> dict[str, float]:
     found = {
         "stored_sessions": float(len(deployment.store.sessions(RAW_QUOTES))),
         "status_ms": milliseconds(lambda: status(deployment)),
-        "sensor_ms": milliseconds(lambda: stages.retraining_decision(deployment, symbol, hour=None)),
+        "sensor_ms": milliseconds(lambda: stages.retraining_decision(deployment, symbol, hour=2)),
         "training_set_ms": milliseconds(training_set),
         "session_metadata_ms": milliseconds(lambda: pictures.session(deployment, newest)),
         "symbol_metadata_ms": milliseconds(lambda: pictures.models(deployment, symbol)),

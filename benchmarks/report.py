@@ -14,13 +14,13 @@ from rich.table import Table
 PACKAGES = ("numpy", "pandas", "pyarrow", "xgboost", "mlflow", "dagster")
 
 
-def show(title: str, found: dict[str, float], out: Path) -> None:
+def show(title: str, found: dict[str, float], out: Path, *, digits: int = 1) -> None:
     """Prints the numbers and writes them with the machine they were measured on."""
     table = Table(title=title, title_justify="left")
     table.add_column("measure")
     table.add_column("value", justify="right")
     for name, value in found.items():
-        table.add_row(name, f"{value:,.1f}")
+        table.add_row(name, f"{value:,.{digits}f}")
     Console().print(table)
     record = {
         "title": title,

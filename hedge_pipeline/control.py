@@ -6,7 +6,7 @@ Overrides say which version is served; they never touch the evidence, the verdic
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hedge_pipeline import stages
@@ -184,7 +184,8 @@ def freeze(deployment: Deployment, models: Store, version: int, first: str) -> d
     shelf = ModelShelf(models)
     cards = {}
     for symbol in deployment.symbols:
-        card = shelf.load(symbol, version).card
+        # a version of the pool is a version of the symbol's own here
+        card = replace(shelf.load(symbol, version).card, members=())
         if card.guard_failure:
             raise StageError(f"{symbol}: version {version} was rejected: {card.guard_failure}")
         deployment.shelf.put_content(symbol, version, shelf.content(symbol, version))

@@ -5,6 +5,7 @@ Reads the store, writes nothing, decides nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from hedge_pipeline.learning import calibration, paired
 from hedge_pipeline.learning.gate import logit
 from hedge_pipeline.learning.paired import Paired, SessionPair
+from hedge_pipeline.market.calendar import to_datetime64
 from hedge_pipeline.market.tables import OUTCOMES, PREDICTION_LOG
 from hedge_pipeline.stages import Deployment
 
@@ -38,20 +40,24 @@ def retraining_value(
     """
     known = {} if known is None else known
     sessions = deployment.store.sessions(OUTCOMES)[-last:]
-    for label in (x for x in sessions if x not in known):
-        log, outcomes = _session(deployment, symbol, label)
-        known[label] = paired.pair(log, outcomes)
-    pairs = [known[label] for label in sessions]
+    unknown = [label for label in sessions if label not in known]
+    if unknown:
+        columns = ("symbol", "bar_ts", "decided_at", "role", "mode", "model_version", "prob_up")
+        log, outcomes = _rows(deployment, symbol, unknown, columns)
+        opens = [to_datetime64(deployment.calendar.session(label).opens) for label in unknown]
+        pairs = paired.pair(log, outcomes, np.array(opens, dtype="datetime64[us]"))
+        known |= dict(zip(unknown, pairs, strict=True))
+    found = [known[label] for label in sessions]
     for label in sessions[-1:]:  # it may not be over
         del known[label]
-    return paired.compare(pairs)
+    return paired.compare(found)
 
 
 def calibration_slope(
     deployment: Deployment, symbol: str, label: str, version: int, role: str
 ) -> float:
     """Slope of the trusted log-odds of one version in one session; NaN if it said nothing."""
-    rows = _scored(deployment, symbol, label, role)
+    rows = _scored(deployment, symbol, [label], role)
     rows = rows[rows["model_version"] == version]
     base = rows["base_rate"].to_numpy(dtype=np.float64)
     said = logit(rows["prob_up"].to_numpy(dtype=np.float64)) - logit(base)
@@ -62,7 +68,7 @@ def probability_spread(
     deployment: Deployment, symbol: str, label: str, version: int, role: str
 ) -> float:
     """Standard deviation of one version's trusted probability in a session; 0 if it made none."""
-    log, _ = _session(deployment, symbol, label)
+    log, _ = _rows(deployment, symbol, [label])
     made = log[(log["role"] == role) & (log["model_version"] == version) & log["prob_up"].notna()]
     return float(np.std(made["prob_up"].to_numpy(dtype=np.float64))) if len(made) else 0.0
 
@@ -71,24 +77,35 @@ def served_probabilities(
     deployment: Deployment, symbol: str, last: int = RECENT
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Served probabilities of up and what became of them, newest sessions, [n] each."""
-    labels = deployment.store.sessions(OUTCOMES)[-last:]
-    parts = [_scored(deployment, symbol, label, "served") for label in labels]
-    probability = [part["prob_up"].to_numpy(dtype=np.float64) for part in parts]
-    up = [part["actual_direction"].to_numpy(dtype=np.float64) for part in parts]
-    return np.concatenate([np.empty(0), *probability]), np.concatenate([np.empty(0), *up])
+    rows = _scored(deployment, symbol, deployment.store.sessions(OUTCOMES)[-last:], "served")
+    return (
+        rows["prob_up"].to_numpy(dtype=np.float64),
+        rows["actual_direction"].to_numpy(dtype=np.float64),
+    )
 
 
-def _scored(deployment: Deployment, symbol: str, label: str, role: str) -> pd.DataFrame:
-    log, outcomes = _session(deployment, symbol, label)
+def _scored(deployment: Deployment, symbol: str, labels: Sequence[str], role: str) -> pd.DataFrame:
+    log, outcomes = _rows(deployment, symbol, labels)
     log = log[(log["role"] == role) & log["prob_up"].notna()]
     known = outcomes.loc[outcomes["actual_direction"].notna(), ["bar_ts", "actual_direction"]]
     return log.merge(known, on="bar_ts")
 
 
-def _session(deployment: Deployment, symbol: str, label: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    log = deployment.store.read(PREDICTION_LOG, [label], symbols=[symbol])
-    outcomes = deployment.store.read(OUTCOMES, [label], symbols=[symbol])
-    return (
-        log[log["mode"].isin(deployment.evidence_modes)],
-        outcomes[outcomes["horizon_bars"] == deployment.horizon],
+def _rows(
+    deployment: Deployment,
+    symbol: str,
+    labels: Sequence[str],
+    columns: Sequence[str] | None = None,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Predictions that count as evidence, and outcomes of the horizon."""
+    log = deployment.store.read(
+        PREDICTION_LOG,
+        labels,
+        symbols=[symbol],
+        columns=columns,
+        only={"mode": deployment.evidence_modes},
     )
+    outcomes = deployment.store.read(
+        OUTCOMES, labels, symbols=[symbol], only={"horizon_bars": [deployment.horizon]}
+    )
+    return log, outcomes

@@ -188,23 +188,44 @@ def _session(
         stages.log_predictions(deployment, label)
     with stopwatch.measure("outcomes"):
         stages.mature_outcomes(deployment, label)
+    with stopwatch.measure("fold"):
+        folds = stages.fold_all(deployment, deployment.symbols)
+    if train and deployment.pooled:
+        with stopwatch.measure("train"):
+            stages.train_pool(deployment, hour=deployment.retrain_hour or 0)
     # symbols share nothing at night; XGBoost works outside the interpreter's lock
-    with ThreadPoolExecutor(_NIGHTS_AT_ONCE) as pool:
-        nights = list(
-            pool.map(
-                lambda symbol: _night(deployment, label, symbol, stopwatch, train),
+    with stopwatch.measure("train"), ThreadPoolExecutor(_NIGHTS_AT_ONCE) as pool:
+        cards = dict(
+            zip(
                 deployment.symbols,
+                pool.map(lambda symbol: _train_if_due(deployment, symbol), deployment.symbols)
+                if train
+                else [None] * len(deployment.symbols),
+                strict=True,
             )
         )
+    with stopwatch.measure("judge"):
+        verdicts = _judge(deployment)
     with stopwatch.measure("score"):
         scores = stages.score_session(deployment, label, deployment.symbols)
+    newest = {
+        symbol: own[-1] if own and own[-1].session == label else None
+        for symbol, own in folds.items()
+    }
     if registry is not None:
         with stopwatch.measure("registry"):
-            _publish(deployment, label, registry, {symbol: fold for symbol, fold, _, _ in nights})
+            _publish(deployment, label, registry, newest)
             stopwatch.registry_mb = max(stopwatch.registry_mb, registry.memory_mb())
     return [
-        Night(label, symbol, fold, verdicts, card, scores[scores["symbol"] == symbol])
-        for symbol, fold, verdicts, card in nights
+        Night(
+            label,
+            symbol,
+            newest[symbol],
+            verdicts[symbol],
+            cards[symbol],
+            scores[scores["symbol"] == symbol],
+        )
+        for symbol in deployment.symbols
     ]
 
 
@@ -224,20 +245,20 @@ def _publish(
             registry.draw(deployment, symbol)
 
 
-def _night(
-    deployment: Deployment, label: str, symbol: str, stopwatch: Stopwatch, train: bool
-) -> tuple[str, stages.Fold | None, list[dict[str, object]], ModelCard | None]:
-    with stopwatch.measure("fold"):
-        folds = stages.fold_evidence(deployment, symbol)
-        decision = stages.retraining_decision(deployment, symbol, hour=deployment.retrain_hour or 0)
-    card = None
-    if train and decision.retrain:
-        with stopwatch.measure("train"):
-            card = stages.train_candidate(deployment, symbol).card
-    with stopwatch.measure("fold"):
-        verdicts = stages.judge(deployment, symbol)
-    fold = folds[-1] if folds and folds[-1].session == label else None
-    return symbol, fold, verdicts, card
+def _train_if_due(deployment: Deployment, symbol: str) -> ModelCard | None:
+    decision = stages.retraining_decision(deployment, symbol, hour=deployment.retrain_hour or 0)
+    return stages.train_candidate(deployment, symbol).card if decision.retrain else None
+
+
+def _judge(deployment: Deployment) -> dict[str, list[dict[str, object]]]:
+    """Verdicts by symbol; those of a session are one file, for nobody else judges here."""
+    deployment.ledgers(deployment.symbols)
+    found = {symbol: stages.pending_verdicts(deployment, symbol) for symbol in deployment.symbols}
+    entries = [entry for own in found.values() for entry in own]
+    for label in sorted({str(entry["session"]) for entry in entries}):
+        own = [entry for entry in entries if entry["session"] == label]
+        stages.append_entries(deployment, label, own)
+    return found
 
 
 def check_symbols(deployment: Deployment, label: str) -> None:

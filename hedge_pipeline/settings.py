@@ -97,6 +97,22 @@ class Settings(BaseSettings):
         le=1000,
         description="age at which a training row weighs half, sessions",
     )
+    model_scope: Literal["symbol", "pool"] = Field(
+        default="symbol",
+        alias="HEDGE_MODEL_SCOPE",
+        description="symbol: a model per symbol; pool: one model trained on all symbols' rows",
+    )
+    train_backend: Literal["local", "dask"] = Field(
+        default="local",
+        alias="HEDGE_TRAIN_BACKEND",
+        description="where models are fitted: local, or dask = on a Dask cluster (extra `dask`)",
+    )
+    dask_scheduler: str = Field(
+        default="",
+        alias="HEDGE_DASK_SCHEDULER",
+        validate_default=True,
+        description="address of the Dask scheduler, tcp://host:8786 or tls://host:8786",
+    )
     polling_interval: int = Field(
         default=60,
         alias="POLLING_INTERVAL",
@@ -378,6 +394,15 @@ class Settings(BaseSettings):
         least = info.data.get(name)
         if least is not None and value < least:
             raise ValueError(f"must not be below {alias}={least:g}")
+        return value
+
+    @field_validator("dask_scheduler")
+    @classmethod
+    def _scheduler_of_the_cluster(cls, value: str, info: ValidationInfo) -> str:
+        if value and not re.fullmatch(r"(tcp|tls|ws|wss)://[^\s/]+", value):
+            raise ValueError("is no address of a scheduler, such as tcp://host:8786")
+        if not value and info.data.get("train_backend") == "dask":
+            raise ValueError("HEDGE_TRAIN_BACKEND=dask needs the address, such as tcp://host:8786")
         return value
 
     @field_validator("behind_proxy")

@@ -10,8 +10,9 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -20,12 +21,18 @@ import numpy as np
 
 from hedge_pipeline import chains
 from hedge_pipeline.learning import drift, gate, labels, ledger, novelty, scoring, search
-from hedge_pipeline.learning.dataset import LabelledSessions, TrainingSet, assemble
+from hedge_pipeline.learning.dataset import (
+    LabelledSession,
+    LabelledSessions,
+    TrainingSet,
+    assemble,
+)
 from hedge_pipeline.learning.drift import Drift
 from hedge_pipeline.learning.gate import Event, GateRule, GateState, SessionEvidence
 from hedge_pipeline.learning.guards import guard
 from hedge_pipeline.learning.leaks import leaking
 from hedge_pipeline.learning.ledger import KnownLedgers, Ledger
+from hedge_pipeline.learning.pooling import POOL, SPOOL_FROM, PooledSessions, assemble_pool
 from hedge_pipeline.learning.retraining import Decision, RetrainingFacts, decide
 from hedge_pipeline.learning.search import SearchPlan, SearchRecord, SearchShelf
 from hedge_pipeline.learning.shelf import ModelShelf
@@ -33,6 +40,8 @@ from hedge_pipeline.learning.training import (
     Margins,
     ModelCard,
     ModelError,
+    Trainer,
+    TrainingFailed,
     TrainingPlan,
     contributions,
     fit,
@@ -86,8 +95,9 @@ if TYPE_CHECKING:
 
 SETTLING = dt.timedelta(minutes=15)
 _SERVED = {"role": ["served"]}
-# the mean over every eighth row says the same and costs an eighth
+# the mean over every eighth row says the same and costs an eighth; of many rows so many suffice
 _EXPLAIN_EVERY = 8
+_EXPLAINED_ROWS = 2_000
 # hedge levels take a few values a day: no window of sessions tells what is usual of them; and the
 # last bars before a close, which have no label, are in no training set
 _NEVER_NOVEL = tuple(
@@ -124,6 +134,11 @@ class Deployment:
         signal_rules: what makes a prediction a signal.
         evidence_prior: effective outcomes that outcomes at a level are weighed against.
         cost_bps: cost of a trade per side, basis points.
+        pooled: one model is trained on the rows of all symbols and serves each of them; base rate,
+            evidence and trust stay those of the symbol.
+        trainer: fits a training set elsewhere; None = here.
+        backend: where `trainer` fits, local or dask.
+        pool_lock: held while the pool is trained, for the threads of a replay.
         settled: (symbol, session) pairs known to be settled; a settled session stays so.
         level_evidence: what was seen at levels before the session asked for last.
         chains_done: how far the newest session's snapshots were read in this process, by symbol.
@@ -148,6 +163,10 @@ class Deployment:
     signal_rules: SignalRules = field(default_factory=SignalRules)
     evidence_prior: float = PRIOR
     cost_bps: float = 1.0
+    pooled: bool = False
+    trainer: Trainer | None = None
+    backend: str = "local"
+    pool_lock: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
     clock: Callable[[], dt.datetime] = field(default=lambda: dt.datetime.now(UTC))
     settled: set[tuple[str, str]] = field(default_factory=set, compare=False, repr=False)
     chains_done: dict[str, chains.ChainsDone] = field(
@@ -166,7 +185,8 @@ class Deployment:
     @cached_property
     def shelf(self) -> ModelShelf:
         """The models of the store."""
-        return ModelShelf(self.store, models_kept=max(64, 3 * len(self.symbols)))
+        kept = max(64, 3 * len(self.symbols))
+        return ModelShelf(self.store, pooled=self.pooled, models_kept=kept)
 
     @cached_property
     def searches(self) -> SearchShelf:
@@ -177,6 +197,11 @@ class Deployment:
     def labelled(self) -> LabelledSessions:
         """Training rows, remembered between trainings."""
         return LabelledSessions(self.store, self.horizon)
+
+    @cached_property
+    def labelled_pool(self) -> PooledSessions:
+        """Training rows of many symbols."""
+        return PooledSessions(self.store, self.horizon)
 
     def ledger(self, symbol: str) -> Ledger:
         """The symbol's promotion log as it is now."""
@@ -260,8 +285,19 @@ def deploy(
         ),
         evidence_prior=settings.evidence_prior,
         cost_bps=settings.cost_bps,
+        pooled=settings.model_scope == "pool",
+        trainer=_trainer(settings),
+        backend=settings.train_backend,
     )
     return replace(made, clock=clock) if clock else made
+
+
+def _trainer(settings: Settings) -> Trainer | None:
+    if settings.train_backend == "local":
+        return None
+    from hedge_pipeline.learning.dask_training import DaskTrainer
+
+    return DaskTrainer(settings.dask_scheduler)
 
 
 def _level_rules(settings: Settings) -> LevelRules:
@@ -769,19 +805,33 @@ def evidence_of(deployment: Deployment, symbol: str, label: str) -> SessionEvide
 
 def fold_evidence(deployment: Deployment, symbol: str) -> list[Fold]:
     """Folds the settled sessions and appends them to the promotion log."""
-    folds = pending_folds(deployment, symbol)
-    for fold in folds:
-        append_entry(deployment, fold.session, fold.entry)
+    return fold_all(deployment, [symbol])[symbol]
+
+
+def fold_all(deployment: Deployment, symbols: Sequence[str]) -> dict[str, list[Fold]]:
+    """The same for several symbols: a session of all of them is one file."""
+    deployment.ledgers(symbols)
+    folds = {symbol: pending_folds(deployment, symbol) for symbol in symbols}
+    for label in sorted({fold.session for own in folds.values() for fold in own}):
+        entries = [fold.entry for own in folds.values() for fold in own if fold.session == label]
+        append_entries(deployment, label, entries)
     return folds
 
 
 def append_entry(deployment: Deployment, session: str, entry: dict[str, object]) -> bool:
     """Appends to the promotion log; whether it did, False if there is such an entry already."""
+    return append_entries(deployment, session, [entry]) == 1
+
+
+def append_entries(
+    deployment: Deployment, session: str, entries: Sequence[dict[str, object]]
+) -> int:
+    """Appends to the promotion log what is not there; returns how many entries that were."""
     import pandas as pd
 
-    frame = pd.DataFrame([entry])
+    frame = pd.DataFrame(entries)
     frame["decided_at"] = pd.to_datetime(frame["decided_at"], utc=True)
-    return deployment.store.append(PROMOTIONS, session, frame) == 1
+    return deployment.store.append(PROMOTIONS, session, frame)
 
 
 # -- training --------------------------------------------------------------------------------------
@@ -803,38 +853,69 @@ def train_candidate(deployment: Deployment, symbol: str) -> Candidate:
     the guards; the result is part of its description. Equal data give no new version. Parameters
     come from the newest search before the cutoff, see `plan_of`.
 
+    While models are pooled the rows are those of all symbols, each in its own window, and the
+    candidate is a version of every symbol. The first symbol that asks trains it; for the others it
+    is there already, and a version that waits for the symbol's verdict comes before a newer one.
+
     Raises:
-        StageError: too few sessions or one class only.
+        StageError: too few sessions, one class only, or the trainer failed.
     """
-    plan, rule = deployment.plan, deployment.rule
-    log = deployment.ledger(symbol)
-    folds = pending_folds(deployment, symbol)
-    state = folds[-1].state if folds else log.state
-    sessions = training_window(deployment, symbol, state)
+    if not deployment.pooled:
+        state = _state(deployment, symbol)
+        wanted = dict.fromkeys(training_window(deployment, symbol, state), (symbol,))
+        return train_on(deployment, symbol, wanted, state.base_rate(deployment.rule))
+    with deployment.pool_lock:
+        newest = deployment.shelf.newest(symbol)
+        pool = pool_window(deployment)
+        waits = newest is not None and newest.version not in deployment.ledger(symbol).judged
+        if newest is not None and (waits or newest.cutoff == max(pool, default="")):
+            return Candidate(newest, new=False)
+        return train_on(deployment, symbol, pool, None)
+
+
+def train_on(
+    deployment: Deployment,
+    symbol: str,
+    wanted: Mapping[str, Sequence[str]],
+    climatology: float | None,
+) -> Candidate:
+    """Fits a candidate on whole sessions and puts it on the shelf; see `train_candidate`.
+
+    Args:
+        deployment: whose store, plan and trainer.
+        symbol: who asks.
+        wanted: symbols by session, sessions ascending.
+        climatology: base rate in force; None = that of each row's symbol in the training rows.
+
+    Raises:
+        StageError: too few sessions, one class only, or the trainer failed.
+    """
+    line, name = (POOL, "the pool") if deployment.pooled else (symbol, symbol)
+    plan, shelf, sessions = deployment.plan, deployment.shelf, tuple(wanted)
     if len(sessions) < plan.least_sessions:
         raise StageError(
-            f"{symbol}: {len(sessions)} of the {plan.least_sessions} sessions a training needs "
+            f"{name}: {len(sessions)} of the {plan.least_sessions} sessions a training needs "
             "have outcomes"
         )
-    plan, parameters_from = plan_of(deployment, symbol, sessions[-1])
+    plan, parameters_from = plan_of(deployment, line, sessions[-1])
     known_by = deployment.asked_at(deployment.calendar.session(sessions[-1]))
-    data = assemble(deployment.labelled, symbol, sessions, plan, deployment.horizon, known_by)
-    newest = deployment.shelf.newest(symbol)
+    data = training_rows(deployment, wanted, plan, known_by)
+    newest = shelf.newest(symbol)
     # descriptions lack the parameters that came later
     if newest and newest.data_hash == data.data_hash and TrainingPlan(**newest.plan) == plan:
         return Candidate(newest, new=False)
     try:
-        content, booster = fit(data, plan)
-    except ValueError as error:
-        raise StageError(f"{symbol}: {error}") from error
+        content, booster = (deployment.trainer or fit)(data, plan)
+    except (ValueError, TrainingFailed) as error:
+        raise StageError(f"{name}: {error}") from error
     base_rate = data.base_rate
     trained = margins(booster, data.features[data.recent], base_rate)
-    version = newest.version + 1 if newest else 1
+    version = shelf.next_version(symbol)
     known = len(sessions) >= novelty.LEAST_SESSIONS
-    lows, highs = novelty.ranges(data.features, _NEVER_NOVEL) if known else ((), ())
-    deployment.shelf.put_content(symbol, version, content)
+    lows, highs = novelty.ranges(data.sample(), _NEVER_NOVEL) if known else ((), ())
+    shelf.put_content(line, version, content)
     card = ModelCard(
-        symbol=symbol,
+        symbol=line,
         version=version,
         cutoff=sessions[-1],
         first_session=sessions[0],
@@ -848,21 +929,47 @@ def train_candidate(deployment: Deployment, symbol: str) -> Candidate:
         data_hash=data.data_hash,
         sha256=hashlib.sha256(content).hexdigest(),
         spread=float(np.std(trained)),
-        in_sample_skill=skill_in_nats(trained, data.labels[data.recent], base_rate),
+        in_sample_skill=skill_in_nats(
+            trained, data.labels[data.recent], data.base_rates(data.recent)
+        ),
         plan=asdict(plan),
         parameters_from=parameters_from,
         contributions=contributions(
-            booster, data.features[data.recent][::_EXPLAIN_EVERY], data.names
+            booster,
+            data.features[data.recent][:: max(_EXPLAIN_EVERY, len(trained) // _EXPLAINED_ROWS)],
+            data.names,
         ),
         lows=lows,
         highs=highs,
         gain={str(k): float(v) for k, v in booster.get_score(importance_type="total_gain").items()},
+        members=_members(wanted) if deployment.pooled else (),
+        backend=deployment.backend,
     )
-    failure = _guarded(deployment, card, trained, data, state.base_rate(rule), known_by)
+    failure = _guarded(deployment, card, trained, data, wanted, climatology, known_by)
     card = replace(card, guard_failure=failure)
-    if not deployment.shelf.put_card(card):
-        raise StageError(f"{symbol}: another training has version {version} already")
-    return Candidate(card, new=True)
+    if not shelf.put_card(card):
+        raise StageError(f"{name}: another training has version {version} already")
+    return Candidate(replace(card, symbol=symbol), new=True)
+
+
+def training_rows(
+    deployment: Deployment,
+    wanted: Mapping[str, Sequence[str]],
+    plan: TrainingPlan,
+    known_by: dt.datetime,
+) -> TrainingSet:
+    """The training rows; on disk if they are too many for memory."""
+    most = sum(map(len, wanted.values())) * deployment.calendar.full_session_bars
+    spooled, horizon = most > SPOOL_FROM, deployment.horizon
+    if deployment.pooled or spooled:
+        reader = deployment.labelled_pool
+        return assemble_pool(reader, wanted, plan, horizon, known_by, spooled=spooled)
+    (symbol,) = _members(wanted)
+    return assemble(deployment.labelled, symbol, tuple(wanted), plan, horizon, known_by)
+
+
+def _members(wanted: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    return tuple(sorted({symbol for symbols in wanted.values() for symbol in symbols}))
 
 
 def plan_of(deployment: Deployment, symbol: str, cutoff: str) -> tuple[TrainingPlan, str]:
@@ -884,26 +991,99 @@ def _guarded(
     card: ModelCard,
     trained: Margins,
     data: TrainingSet,
-    base_rate: float,
+    wanted: Mapping[str, Sequence[str]],
+    climatology: float | None,
     known_by: dt.datetime,
 ) -> str | None:
     """What the guards say of a candidate whose file is written, read back as it will be served."""
-    symbol, shelf = card.symbol, deployment.shelf
+    line, shelf = card.symbol, deployment.shelf
     try:
-        served = load_model(card, shelf.written(symbol, card.version, card.sha256))
+        served = load_model(card, shelf.written(line, card.version, card.sha256))
     except ModelError as error:
         return f"file: {error}"
     recent = data.sessions[-deployment.plan.least_sessions :]
-    labelled = [deployment.labelled.read(symbol, x).known_by(known_by) for x in recent]
-    times = np.concatenate([session.bar_ts for session in labelled])
-    rows = deployment.store.read(FEATURE_ROWS, recent, symbols=[symbol])
-    wanted = np.isin(rows["bar_ts"].dt.tz_localize(None).to_numpy(), times)
-    earlier = [shelf.card(symbol, x) for x in deployment.ledger(symbol).accepted[-5:]]
+    members = _members({label: wanted[label] for label in recent})
+    rows = deployment.store.read(FEATURE_ROWS, recent, symbols=members)
+    owners, times = rows["symbol"].to_numpy(), rows["bar_ts"].dt.tz_localize(None).to_numpy()
+    used = np.zeros(len(rows), dtype=np.bool_)
+    parts = [_labelled(deployment, label, wanted[label]) for label in recent]
+    for symbol in members:
+        labelled = [part[symbol].known_by(known_by) for part in parts if symbol in part]
+        known = np.concatenate([session.bar_ts for session in labelled])
+        used |= (owners == symbol) & np.isin(times, known)
+    if deployment.pooled:
+        cards = [shelf.card(line, x) for x in shelf.versions(line)[-6:]]
+        earlier = [x for x in cards if x.guard_failure is None][-5:]
+    else:
+        cards = [shelf.card(line, x) for x in deployment.ledger(line).accepted[-5:]]
+        earlier = [x for x in cards if not x.members]
     plan = TrainingPlan(**card.plan)
     # what other parameters said is not what is usual of these
     spreads = [x.spread for x in earlier if TrainingPlan(**x.plan) == plan]
-    logged = margins_of(rows[wanted], served)
-    return guard(card, logged, trained, data, base_rate, spreads)
+    logged = margins_of(rows[used], served)
+    base_rates = data.base_rates(data.recent) if climatology is None else climatology
+    return guard(card, logged, trained, data, base_rates, spreads)
+
+
+def _labelled(
+    deployment: Deployment, label: str, symbols: Sequence[str]
+) -> dict[str, LabelledSession]:
+    if deployment.pooled:
+        return deployment.labelled_pool.read(label, symbols)
+    return {symbol: deployment.labelled.read(symbol, label) for symbol in symbols}
+
+
+def _state(deployment: Deployment, symbol: str) -> GateState:
+    """The evidence with every settled session, folded yet or not."""
+    folds = pending_folds(deployment, symbol)
+    return folds[-1].state if folds else deployment.ledger(symbol).state
+
+
+def pool_window(deployment: Deployment) -> dict[str, tuple[str, ...]]:
+    """Sessions the pool would be trained on now with their symbols, ascending.
+
+    These are the last `window_sessions` that are settled for any symbol; a symbol is in those that
+    are settled for it, from the one on from which its evidence trusts the past.
+    """
+    since = {symbol: _state(deployment, symbol).train_from for symbol in deployment.symbols}
+    found: dict[str, tuple[str, ...]] = {}
+    for label in reversed(deployment.store.sessions(OUTCOMES)):
+        if len(found) == deployment.plan.window_sessions:
+            break
+        settled = settled_symbols(deployment, label)
+        if inside := tuple(x for x in settled if label >= (since[x] or "")):
+            found[label] = inside
+    return dict(reversed(found.items()))
+
+
+def settled_symbols(deployment: Deployment, label: str) -> tuple[str, ...]:
+    """Symbols for which the session is settled, see `settled_sessions`; each table is read once."""
+    known = deployment.settled
+    session = deployment.calendar.session(label)
+    if deployment.asked_at(session) < session.closes + _grace(deployment):
+        return ()
+    if any((symbol, label) not in known for symbol in deployment.symbols):
+        bars = deployment.store.read(RAW_QUOTES, [label], columns=("symbol",))
+        outcomes = deployment.store.read(OUTCOMES, [label], columns=("symbol", "horizon_bars"))
+        outcomes = outcomes[outcomes["horizon_bars"] == deployment.horizon]
+        matured = outcomes["symbol"].value_counts()
+        counted = bars["symbol"].value_counts()
+        known.update(
+            (str(symbol), label) for symbol, n in counted.items() if matured.get(symbol, 0) == n
+        )
+    return tuple(symbol for symbol in sorted(deployment.symbols) if (symbol, label) in known)
+
+
+def train_pool(deployment: Deployment, *, hour: int) -> Candidate | None:
+    """Trains the pool if a symbol asks for it; None if none does.
+
+    Raises:
+        StageError: see `train_candidate`.
+    """
+    for symbol in deployment.symbols:
+        if retraining_decision(deployment, symbol, hour=hour).retrain:
+            return train_candidate(deployment, symbol)
+    return None
 
 
 def training_window(deployment: Deployment, symbol: str, state: GateState) -> tuple[str, ...]:
@@ -959,10 +1139,10 @@ def search_hyperparameters(
         search.load_optuna()
     except search.SearchUnavailable as error:
         raise StageError(str(error)) from None
+    if deployment.pooled:
+        raise StageError("HEDGE_MODEL_SCOPE=pool: hyper-parameters are searched by symbol only")
     plan, least = deployment.plan, deployment.search_plan.least_sessions
-    folds = pending_folds(deployment, symbol)
-    state = folds[-1].state if folds else deployment.ledger(symbol).state
-    sessions = training_window(deployment, symbol, state)
+    sessions = training_window(deployment, symbol, _state(deployment, symbol))
     if len(sessions) < least:
         raise StageError(
             f"{symbol}: {len(sessions)} of the {least} sessions a search needs have outcomes"
@@ -1052,6 +1232,9 @@ def retraining_decision(
         in_flight: a training of the symbol runs or waits.
         min_samples: instead of MIN_SAMPLES_FOR_RETRAIN.
     """
+    newest = deployment.shelf.newest(symbol) if deployment.pooled and not in_flight else None
+    if newest and newest.version not in deployment.ledger(symbol).judged:
+        return Decision(True, f"{symbol}: version {newest.version} of the pool waits for a verdict")
     new = new_samples(deployment, symbol)
     needed = deployment.min_samples if min_samples is None else min_samples
     found = feature_drift(deployment, symbol) if 0 < new < needed else None
@@ -1113,19 +1296,23 @@ def judge(deployment: Deployment, symbol: str) -> list[dict[str, object]]:
 
     Returns the verdicts given here; one that another process gave meanwhile is not among them.
     """
+    # whoever comes second finds the verdict given; there is one by version, for ever
+    return [
+        entry
+        for entry in pending_verdicts(deployment, symbol)
+        if append_entry(deployment, str(entry["session"]), entry)
+    ]
+
+
+def pending_verdicts(deployment: Deployment, symbol: str) -> list[dict[str, object]]:
+    """Verdicts on the versions that have none yet; writes nothing."""
     log = deployment.ledger(symbol)
-    pending = sorted(set(deployment.shelf.versions(symbol)) - log.judged)
-    if not pending:
-        return []
-    state = log.state
+    state, rule = log.state, deployment.rule
     entries = []
-    for version in pending:
+    for version in sorted(set(deployment.shelf.versions(symbol)) - log.judged):
         card = deployment.shelf.card(symbol, version)
-        cutoff = deployment.calendar.session(card.cutoff)
-        entry = ledger.verdict_entry(card, state, deployment.rule, deployment.judged_at(cutoff))
-        # whoever comes second finds the verdict given; there is one by version, for ever
-        if append_entry(deployment, card.cutoff, entry):
-            entries.append(entry)
+        decided_at = deployment.judged_at(deployment.calendar.session(card.cutoff))
+        entries.append(ledger.verdict_entry(card, state, rule, decided_at))
     return entries
 
 
@@ -1249,7 +1436,7 @@ def close_session(deployment: Deployment, label: str) -> ClosedSession:
         outcomes = mature_outcomes(deployment, label)
         compact_session(deployment, label)
     deployment.store.compact(OPTION_CHAINS, label)
-    folds = {symbol: fold_evidence(deployment, symbol) for symbol in deployment.symbols}
+    folds = fold_all(deployment, deployment.symbols)
     if found.bars:
         score_session(deployment, label, deployment.symbols)
     _mark_closed(deployment, label)
@@ -1372,6 +1559,8 @@ def bootstrap(
 def _first_model(deployment: Deployment, symbol: str) -> str:
     fold_evidence(deployment, symbol)
     if deployment.shelf.newest(symbol) is not None:
+        if deployment.pooled:
+            judge(deployment, symbol)
         return "has a model already"
     try:
         card = train_candidate(deployment, symbol).card

@@ -3,7 +3,8 @@
 Layout `<url>/<table>/session=YYYY-MM-DD/<part>.parquet`, zstd, readable by any Parquet tool. A file
 is written under a temporary name, flushed and renamed, so it is there whole or not at all. Parts
 have deterministic names; readers keep the first row written for a key, so a step that was killed
-may simply run again. No table is known here: see `market/tables.py`.
+may simply run again. Only the sessions asked for are read; from a remote store several at once, and
+of large files only the columns asked for. No table is known here: see `market/tables.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +38,9 @@ CACHED_BYTES = 48 << 20
 BROKEN = ".broken-"
 _CACHED_SESSIONS = 512
 _CACHED_FILES = 4096
+# a request takes as long as some hundred kilobytes
+_WHOLE_BELOW = 256 << 10
+_REQUESTS_AT_ONCE = 8
 # ours, and those of MLflow, whose files may lie below the same folder
 _TEMPORARY = re.compile(r"\.(.+\.\d+\.\d+\.tmp|probe-\d+|artifact\.uploading\..+)")
 _FILE_SYSTEM_TICK = 12_000_000  # ns; a tick of Linux at 100 Hz is 10 ms
@@ -237,11 +242,11 @@ class Store:
             StoreError: a file is not a whole Parquet file of this table.
         """
         labels = self.sessions(table) if sessions is None else sorted(set(sessions))
-        pieces = [
-            piece
-            for label in labels
-            for piece in self._session(table, label, columns, only or {}, since)
-        ]
+
+        def of_session(label: str) -> list[pa.Table]:
+            return self._session(table, label, columns, only or {}, since)
+
+        pieces = [piece for found in self._each(of_session, labels) for piece in found]
         if not pieces:
             return table.empty()[list(columns or table.names)]
         rows = pa.concat_tables(pieces)
@@ -384,6 +389,24 @@ class Store:
 
     # -- inside --------------------------------------------------------------------------------
 
+    def _each(
+        self, read: Callable[[str], list[pa.Table]], labels: Sequence[str]
+    ) -> Iterable[list[pa.Table]]:
+        """What was read of each session, in order; a remote store answers several at once."""
+        if self._local or len(labels) < 2:
+            return map(read, labels)
+        with ThreadPoolExecutor(min(_REQUESTS_AT_ONCE, len(labels))) as pool:
+            return list(pool.map(read, labels))
+
+    def _needed(
+        self, table: Table, columns: Sequence[str] | None, only: Mapping[str, Collection[Any]]
+    ) -> list[str] | None:
+        """Columns to read of a remote file; None = it is read whole."""
+        if self._local or table.bulky or columns is None:
+            return None
+        needed = {*columns, *table.key, *only, *([table.first_by] if table.first_by else [])}
+        return [name for name in table.names if name in needed]
+
     def _folder(self, table: Table, session: str) -> PurePosixPath:
         return self._root / table.name / f"session={session}"
 
@@ -408,11 +431,12 @@ class Store:
         only: Mapping[str, Collection[Any]],
         since: dt.datetime | None,
     ) -> list[pa.Table]:
+        needed = self._needed(table, columns, only) if since is None else None
         for _attempt in range(5):
             parts = self._parts(table, session)
             if not parts:
                 return []
-            pieces = self._load_parts(table, parts, only)
+            pieces = self._load_parts(table, parts, only, needed)
             if pieces is None:  # compacted between listing and reading
                 continue
             if since is not None:
@@ -420,6 +444,8 @@ class Store:
                 found = _having(_first_rows(table, [_from_bar(x, since) for x in pieces]), only)
             elif table.bulky:
                 found = _first_rows(table, pieces)
+            elif needed is not None:
+                found = _having(_first_rows(table, pieces), only)
             else:
                 found = _having(self._merged(table, session, pieces), only)
             return [found.select(list(columns)) if columns else found]
@@ -440,7 +466,11 @@ class Store:
         return merged
 
     def _load_parts(
-        self, table: Table, parts: list[str], only: Mapping[str, Collection[Any]]
+        self,
+        table: Table,
+        parts: list[str],
+        only: Mapping[str, Collection[Any]],
+        needed: list[str] | None = None,
     ) -> list[pa.Table] | None:
         """Content of the files, from memory where they have not changed; None if one is gone."""
         pieces = []
@@ -451,9 +481,12 @@ class Store:
                 signature = self._signature(part)
                 known = self._files.get(part)
                 if known is None or known[0] != signature:
+                    if needed is not None and signature[-1] >= _WHOLE_BELOW:
+                        pieces.append(self._load_columns(table, part, needed))
+                        continue
                     known = (signature, self._checked(table, part))
                     self._files.put(part, known)
-                pieces.append(known[1])
+                pieces.append(known[1] if needed is None else known[1].select(needed))
         except FileNotFoundError:
             return None
         return pieces
@@ -468,11 +501,15 @@ class Store:
         self, table: Table, path: str, only: Mapping[str, Collection[Any]] | None = None
     ) -> pa.Table:
         rows = self._load(path, None, only)
-        if rows.schema.names != list(table.names) or rows.schema.types != table.arrow.types:
-            raise StoreError(
-                f"{path} has not the columns of {table.name}: it was written by another version"
-            )
+        _check_columns(table, path, rows.schema)
         return rows
+
+    def _load_columns(self, table: Table, path: str, columns: list[str]) -> pa.Table:
+        """Some columns of a remote file; the others are not transferred."""
+        with _whole_file(path), self._fs.open(path, "rb", cache_type="none") as remote:
+            file = pq.ParquetFile(remote, pre_buffer=True, page_checksum_verification=True)
+            _check_columns(table, path, file.schema_arrow)
+            return file.read(columns)
 
     def _load(
         self,
@@ -480,22 +517,13 @@ class Store:
         columns: list[str] | None,
         only: Mapping[str, Collection[Any]] | None = None,
     ) -> pa.Table:
-        try:
+        with _whole_file(path):
             content = pa.py_buffer(self._fs.cat_file(path))
             file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
             if not only:
                 return file.read(columns)
             rows = file.read_row_groups(_row_groups(file, only), columns)
             return _having(rows, only)
-        except FileNotFoundError:
-            raise
-        except PermissionError as error:
-            raise StoreError(f"{path} cannot be read: {error.strerror}") from error
-        except (pa.ArrowException, OSError) as error:  # Arrow tells of damaged pages by OSError
-            raise BrokenFile(
-                f"{path} is no whole Parquet file ({_first_line(error)}); move it away and "
-                "materialize its session again"
-            ) from error
 
     def _write(self, path: PurePosixPath, table: Table, rows: pd.DataFrame, *, first: bool) -> bool:
         """Writes a part; see `_put` for the answer."""
@@ -571,6 +599,29 @@ class Store:
             raise StoreError(
                 f"the data folder {self.url} {what}: {error.strerror or error}"
             ) from error
+
+
+@contextlib.contextmanager
+def _whole_file(path: str) -> Iterator[None]:
+    """Turns what a file that cannot be read raises into one line; a missing one stays missing."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except PermissionError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}") from error
+    except (pa.ArrowException, OSError) as error:  # Arrow tells of damaged pages by OSError
+        raise BrokenFile(
+            f"{path} is no whole Parquet file ({_first_line(error)}); move it away and "
+            "materialize its session again"
+        ) from error
+
+
+def _check_columns(table: Table, path: str, schema: pa.Schema) -> None:
+    if schema.names != list(table.names) or schema.types != table.arrow.types:
+        raise StoreError(
+            f"{path} has not the columns of {table.name}: it was written by another version"
+        )
 
 
 class _Memory:

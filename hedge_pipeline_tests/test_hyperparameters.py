@@ -274,7 +274,8 @@ def test_the_spread_of_other_parameters_is_not_what_is_usual(
             market.asked_at(market.calendar.session(card.cutoff)),
         )
         later = dt.datetime(2025, 1, 1, tzinfo=dt.UTC)
-        stages._guarded(market, card, np.empty(0), data, 0.5, later)
+        wanted = dict.fromkeys(data.sessions, (SYMBOL,))
+        stages._guarded(market, card, np.empty(0), data, wanted, 0.5, later)
     assert seen == [[cards[0].spread], []]
 
 

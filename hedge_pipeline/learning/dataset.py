@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import mmap
+import tempfile
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from hedge_pipeline.learning.gate import sigmoid
 from hedge_pipeline.market.calendar import to_datetime64
 from hedge_pipeline.market.tables import FEATURE_ROWS, OUTCOMES, feature_names
 
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from hedge_pipeline.store import Store
 
 _REMEMBERED = 4096
+_ROWS_AT_ONCE = 65_536
 
 
 class SplitRefused(ValueError):
@@ -74,6 +78,48 @@ class LabelledSession:
         )
 
 
+class Spool:
+    """Feature rows in an unnamed temporary file: they take disk and page cache, not memory.
+
+    The file goes with the process that made it, however that ends. It lies in TMPDIR.
+
+    Args:
+        width: number of features.
+    """
+
+    def __init__(self, width: int) -> None:
+        self._width = width
+        self._file = tempfile.TemporaryFile(prefix="hedge-rows-")  # noqa: SIM115
+        self._map: mmap.mmap | None = None
+
+    def add(self, features: npt.NDArray[np.float32]) -> None:
+        """Appends rows, float32 [rows, features]."""
+        self._file.write(np.ascontiguousarray(features, dtype=np.float32).tobytes())
+
+    def rows(self) -> npt.NDArray[np.float32]:
+        """Every row added, float32 [rows, features], read only; nothing can be added any more."""
+        self._file.flush()
+        if self._file.tell() == 0:
+            return np.empty((0, self._width), np.float32)
+        self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        return np.frombuffer(self._map, dtype=np.float32).reshape(-1, self._width)
+
+    def release(self) -> None:
+        """Lets go of the memory of what was read; it can be read again."""
+        if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive rows of a training set, see there."""
+
+    features: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.float64]
+    weights: npt.NDArray[np.float64]
+    base_margin: npt.NDArray[np.float64] | None
+
+
 @dataclass(frozen=True)
 class TrainingSet:
     """Rows for one fit, oldest session first.
@@ -86,6 +132,9 @@ class TrainingSet:
         sessions: labels of the sessions used.
         counts: rows of each session.
         data_hash: sha256 over names, values, labels and what the weights are made of.
+        base_margin: float64 [rows], log-odds of the base rate of the row's symbol; None = that of
+            all rows. Trees learn what lies above it.
+        spool: where the features lie if not in memory.
     """
 
     names: Sequence[str]
@@ -96,11 +145,38 @@ class TrainingSet:
     sessions: tuple[str, ...]
     counts: tuple[int, ...]
     data_hash: str
+    base_margin: npt.NDArray[np.float64] | None = None
+    spool: Spool | None = None
 
     @property
     def rows(self) -> int:
         """Number of rows."""
         return len(self.labels)
+
+    def base_rates(self, rows: slice) -> float | npt.NDArray[np.float64]:
+        """Base rate of each of the rows; one number where they have no base margin."""
+        if self.base_margin is None:
+            return self.base_rate
+        return np.asarray(sigmoid(self.base_margin[rows]))
+
+    def sample(self, most: int = 250_000) -> npt.NDArray[np.float32]:
+        """All feature rows, or every second, third, ... so that there are at most so many."""
+        step = -(-self.rows // most)
+        if step < 2:
+            return self.features
+        blocks = self.blocks(step * (_ROWS_AT_ONCE // step))
+        return np.concatenate([block.features[::step] for block in blocks])
+
+    def blocks(self, rows: int = _ROWS_AT_ONCE) -> Iterator[Block]:
+        """All rows in order, so many at once; of spooled features only one block is in memory."""
+        for first in range(0, self.rows, rows):
+            part = slice(first, first + rows)
+            features = self.features[part]
+            if self.spool is not None:
+                features = features.copy()
+                self.spool.release()
+            margin = None if self.base_margin is None else self.base_margin[part]
+            yield Block(features, self.labels[part], self.weights[part], margin)
 
     @property
     def base_rate(self) -> float:
@@ -183,10 +259,7 @@ def assemble(
     )
     labels = np.concatenate([np.empty(0), *(part.labels for part in parts)])
     recent = slice(sum(counts[: -plan.least_sessions]), None)
-    columns = ",".join(feature_names())
-    text = f"{columns};{horizon};{plan.half_life_sessions!r};" + ";".join(
-        f"{session}:{part.digest}" for session, part in zip(sessions, parts, strict=True)
-    )
+    digests = [f"{session}:{part.digest}" for session, part in zip(sessions, parts, strict=True)]
     return TrainingSet(
         feature_names(),
         features,
@@ -195,8 +268,15 @@ def assemble(
         recent,
         tuple(sessions),
         tuple(counts),
-        hashlib.sha256(text.encode()).hexdigest(),
+        data_hash(digests, plan, horizon),
     )
+
+
+def data_hash(digests: Sequence[str], plan: TrainingPlan, horizon: int) -> str:
+    """sha256 over the names of the features, what the weights are made of, and the rows."""
+    columns = ",".join(feature_names())
+    text = f"{columns};{horizon};{plan.half_life_sessions!r};" + ";".join(digests)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def split(data: TrainingSet, evaluation: npt.NDArray[np.bool_]) -> tuple[TrainingSet, TrainingSet]:
@@ -241,6 +321,7 @@ def _part(data: TrainingSet, first: int, last: int) -> TrainingSet:
         features=data.features[rows],
         labels=data.labels[rows],
         weights=data.weights[rows],
+        base_margin=None if data.base_margin is None else data.base_margin[rows],
         recent=slice(0, rows.stop - rows.start),
         sessions=data.sessions[first:last],
         counts=data.counts[first:last],

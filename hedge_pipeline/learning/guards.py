@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from hedge_pipeline.learning.dataset import TrainingSet
 from hedge_pipeline.learning.training import Margins, ModelCard, skill_in_nats
@@ -22,7 +23,7 @@ def guard(
     logged: Margins,
     trained: Margins,
     data: TrainingSet,
-    base_rate: float,
+    base_rate: float | npt.NDArray[np.float64],
     earlier_spreads: Sequence[float],
 ) -> str | None:
     """Why the candidate may not predict, None if it may.
@@ -33,7 +34,7 @@ def guard(
             back, the rows read from the features table.
         trained: the trainer's own margins on the same rows.
         data: the training rows; the guards look at the recent sessions.
-        base_rate: climatology in force, for the in-sample check.
+        base_rate: climatology in force, for the in-sample check; by row if it differs.
         earlier_spreads: margin spreads of the last accepted candidates.
     """
     if tuple(card.features) != tuple(data.names):

@@ -297,11 +297,17 @@ def session_evidence(
         modes: which modes count in this deployment.
         ledger: knows when a version was pinned.
     """
-    outcomes = store.read(OUTCOMES, [session.label], symbols=[symbol])
+    outcomes = store.read(
+        OUTCOMES,
+        [session.label],
+        symbols=[symbol],
+        columns=("symbol", "bar_ts", "horizon_bars", "actual_direction"),
+    )
     outcomes = outcomes[
         (outcomes["horizon_bars"] == horizon) & outcomes["actual_direction"].notna()
     ]
-    log = store.read(PREDICTION_LOG, [session.label], symbols=[symbol])
+    columns = ("symbol", "bar_ts", "decided_at", "role", "mode", "margin", "base_rate")
+    log = store.read(PREDICTION_LOG, [session.label], symbols=[symbol], columns=columns)
     pinned = ledger.pinned_at(_plain(log["decided_at"])) > 0
     tested = log["role"] == np.where(pinned, "newest", "served")
     log = log[tested & log["margin"].notna() & log["mode"].isin(modes)]

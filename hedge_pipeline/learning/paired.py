@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from hedge_pipeline.learning.gate import log_likelihood, logit
 
@@ -63,17 +64,26 @@ class Paired:
 
 
 def pair(
-    log: pd.DataFrame, outcomes: pd.DataFrame, first: str = "served", second: str = "baseline"
-) -> SessionPair:
-    """Compares two roles on one session of one symbol.
+    log: pd.DataFrame,
+    outcomes: pd.DataFrame,
+    opens: npt.NDArray[np.datetime64],
+    first: str = "served",
+    second: str = "baseline",
+) -> list[SessionPair]:
+    """Compares two roles on sessions of one symbol.
 
     Only bars count that both predicted, with different versions, and whose outcome is up or down.
 
     Args:
-        log: rows of `prediction_log` of the modes that count.
-        outcomes: rows of `outcomes`, one horizon.
+        log: rows of `prediction_log` of the modes that count: bar_ts, role, decided_at,
+            model_version, prob_up.
+        outcomes: rows of `outcomes`, one horizon: bar_ts, actual_direction.
+        opens: [sessions] datetime64[us] in UTC, ascending.
         first: role.
         second: role.
+
+    Returns:
+        One for each session.
     """
     columns = ["bar_ts", "model_version", "prob_up"]
     known = outcomes.loc[outcomes["actual_direction"].notna(), ["bar_ts", "actual_direction"]]
@@ -91,7 +101,11 @@ def pair(
         log_likelihood(logit(rows[name].to_numpy(dtype=np.float64)), up)
         for name in ("prob_up", "prob_up_second")
     )
-    return SessionPair(len(rows), float((one - other).sum()))
+    times = rows["bar_ts"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
+    place = np.searchsorted(opens, times, side="right") - 1
+    labels = np.bincount(place, minlength=len(opens))
+    gains = np.bincount(place, weights=one - other, minlength=len(opens))
+    return [SessionPair(int(n), float(x)) for n, x in zip(labels, gains, strict=True)]
 
 
 def compare(pairs: Sequence[SessionPair], *, draws: int = DRAWS, seed: int = 0) -> Paired:

@@ -1,4 +1,8 @@
-"""The models of a store: `models/<symbol>/<version>.json` and `<version>-<sha256>.ubj` beside it.
+"""The models of a store: `models/<line>/<version>.json` and `<version>-<sha256>.ubj` beside it.
+
+A line is a symbol, or the pool: a model of the pool is a version of every symbol. Numbers do not
+repeat between the pool and a symbol, so a version of a symbol means one file, whatever the scope
+was when it was trained.
 
 The description is written last and only if there is none, so a version exists whole or not at all,
 and of two trainings at once one gets the version. A file is named after its content: neither can
@@ -7,9 +11,12 @@ harm the other's. Loaded models are kept and their sha256 is checked once, when 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import threading
+from dataclasses import replace
 
+from hedge_pipeline.learning.pooling import POOL
 from hedge_pipeline.learning.training import Model, ModelCard, ModelError, load_model
 from hedge_pipeline.store import Store
 
@@ -19,37 +26,43 @@ class ModelShelf:
 
     Args:
         store: where they are.
+        pooled: new versions belong to the pool.
         models_kept: how many loaded models are remembered.
     """
 
-    def __init__(self, store: Store, models_kept: int = 64) -> None:
+    def __init__(self, store: Store, *, pooled: bool = False, models_kept: int = 64) -> None:
         self._store = store
+        self._pooled = pooled
         self._models_kept = models_kept
         self._lock = threading.Lock()
         self._models: dict[tuple[str, int], Model] = {}
         self._cards: dict[tuple[str, int], ModelCard] = {}
 
     def versions(self, symbol: str) -> tuple[int, ...]:
-        """Versions with a description, ascending."""
-        names = self._store.names(f"models/{symbol}")
-        return tuple(sorted(int(x.removesuffix(".json")) for x in names if x.endswith(".json")))
+        """Versions with a description, ascending; the pool's only while models are pooled."""
+        own = self._numbers(symbol)
+        return tuple(sorted(own | self._numbers(POOL))) if self._pooled else tuple(sorted(own))
+
+    def next_version(self, symbol: str) -> int:
+        """The number of a version trained now."""
+        lines = self._store.names("models") if self._pooled else (symbol, POOL)
+        return max((number for line in lines for number in self._numbers(line)), default=0) + 1
 
     def card(self, symbol: str, version: int) -> ModelCard:
-        """The description of a version.
+        """The description of a version; that of a pooled model says the symbol it is asked for.
 
         Raises:
             ModelError: there is none, or it cannot be read.
         """
         key = (symbol, version)
         if key not in self._cards:
-            content = self._bytes(symbol, _card_name(symbol, version), version)
-            self._cards[key] = ModelCard.from_json(content)
+            self._cards[key] = self._described(symbol, version)
         return self._cards[key]
 
     def newest(self, symbol: str) -> ModelCard | None:
-        """The newest version, rejected ones included; None if there is none."""
-        versions = self.versions(symbol)
-        return self.card(symbol, versions[-1]) if versions else None
+        """The newest version of the line that is trained now, rejected ones included; or None."""
+        numbers = self._numbers(POOL if self._pooled else symbol)
+        return self.card(symbol, max(numbers)) if numbers else None
 
     def content(self, symbol: str, version: int) -> bytes:
         """The UBJ file.
@@ -67,8 +80,14 @@ class ModelShelf:
         """
         key = (symbol, version)
         if key not in self._models:
-            card = ModelCard.from_json(self._bytes(symbol, _card_name(symbol, version), version))
-            self._models[key] = load_model(card, self._content(card))
+            card = self._described(symbol, version)
+            # one booster of the pool serves every symbol
+            shared = self._models.get((POOL, version)) if card.members else None
+            if shared is None or shared.card.sha256 != card.sha256:
+                shared = load_model(card, self._content(card))
+                if card.members:
+                    self._models[POOL, version] = shared
+            self._models[key] = replace(shared, card=card)
             with self._lock:
                 while len(self._models) > self._models_kept:
                     self._models.pop(next(iter(self._models)))
@@ -92,10 +111,23 @@ class ModelShelf:
 
         Returns whether it was written; False if another training has the version already.
         """
-        return self._store.create_bytes(_card_name(card.symbol, card.version), card.to_json())
+        return self._store.create_bytes(_card_name(_line(card), card.version), card.to_json())
 
     def _content(self, card: ModelCard) -> bytes:
-        return self.written(card.symbol, card.version, card.sha256)
+        return self.written(_line(card), card.version, card.sha256)
+
+    def _numbers(self, line: str) -> set[int]:
+        names = self._store.names(f"models/{line}")
+        return {int(x.removesuffix(".json")) for x in names if x.endswith(".json")}
+
+    def _described(self, symbol: str, version: int) -> ModelCard:
+        try:
+            return ModelCard.from_json(self._store.read_bytes(_card_name(symbol, version)))
+        except FileNotFoundError:
+            with contextlib.suppress(FileNotFoundError):
+                content = self._store.read_bytes(_card_name(POOL, version))
+                return replace(ModelCard.from_json(content), symbol=symbol)
+            raise ModelError(f"model {version} of {symbol} has no .json file") from None
 
     def _bytes(self, symbol: str, name: str, version: int) -> bytes:
         try:
@@ -103,6 +135,10 @@ class ModelShelf:
         except FileNotFoundError:
             ending = name.rpartition(".")[2]
             raise ModelError(f"model {version} of {symbol} has no .{ending} file") from None
+
+
+def _line(card: ModelCard) -> str:
+    return POOL if card.members else card.symbol
 
 
 def _card_name(symbol: str, version: int) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from hedge_pipeline.learning.gate import log_likelihood, logit
 if TYPE_CHECKING:
     import xgboost
 
-    from hedge_pipeline.learning.dataset import TrainingSet
+    from hedge_pipeline.learning.dataset import Block, TrainingSet
 
 Margins = npt.NDArray[np.float64]
 Matrix = npt.NDArray[np.float32]
@@ -31,6 +31,10 @@ _UBJ_OBJECT = b"{L"
 
 class ModelError(RuntimeError):
     """A model file is not what its description says."""
+
+
+class TrainingFailed(RuntimeError):
+    """The rows could not be fitted where they were sent; one line with the next step."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,8 @@ class ModelCard:
         in_sample_skill: log-loss of the base rate minus that of the model there, nats per label.
         guard_failure: why the candidate may not predict; None = it passed every guard.
         parameters_from: where the parameters of the plan come from, in words.
+        members: symbols whose rows a pooled model was trained on; empty = the model of one symbol.
+        backend: where it was fitted, local or dask.
     """
 
     symbol: str
@@ -120,6 +126,8 @@ class ModelCard:
     highs: tuple[float | None, ...] = ()
     guard_failure: str | None = None
     parameters_from: str = "the defaults"
+    members: tuple[str, ...] = ()
+    backend: str = "local"
 
     def to_json(self) -> bytes:
         """Readable JSON."""
@@ -173,25 +181,73 @@ def native_xgboost() -> Any:
     return xgboost
 
 
+Trainer = Callable[["TrainingSet", TrainingPlan], tuple[bytes, "xgboost.Booster"]]
+
+
+def check_classes(data: TrainingSet) -> None:
+    """Refuses rows nothing can be learned from.
+
+    Raises:
+        ValueError: one class only, or no rows.
+    """
+    if data.rows == 0 or len(np.unique(data.labels)) < 2:
+        raise ValueError("training needs both outcomes, up and down")
+
+
 def fit(data: TrainingSet, plan: TrainingPlan) -> tuple[bytes, xgboost.Booster]:
     """Fits one candidate; returns its UBJ bytes and the booster. Equal inputs, equal bytes.
+
+    Rows that lie on disk are fed block by block; the bytes are those of the same rows in memory.
 
     Raises:
         ValueError: one class only, or no rows.
     """
     xgboost = native_xgboost()
-    if data.rows == 0 or len(np.unique(data.labels)) < 2:
-        raise ValueError("training needs both outcomes, up and down")
-    matrix = xgboost.QuantileDMatrix(
-        data.features,
-        data.labels,
-        weight=data.weights,
-        feature_names=list(data.names),
-        max_bin=plan.bins,
-        nthread=1,
-    )
+    check_classes(data)
+    names = list(data.names)
+    if data.spool is None:
+        matrix = xgboost.QuantileDMatrix(
+            data.features,
+            data.labels,
+            weight=data.weights,
+            base_margin=data.base_margin,
+            feature_names=names,
+            max_bin=plan.bins,
+            nthread=1,
+        )
+    else:
+        matrix = xgboost.QuantileDMatrix(
+            _feed(xgboost, data.blocks, names), max_bin=plan.bins, nthread=1
+        )
     booster = xgboost.train(plan.xgboost_parameters(data.base_rate), matrix, plan.trees)
     return bytes(booster.save_raw("ubj")), booster
+
+
+def _feed(xgboost: Any, blocks: Callable[[], Iterator[Block]], names: list[str]) -> Any:
+    """The blocks as XGBoost asks for them; it goes through them several times."""
+
+    class Feed(xgboost.DataIter):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._left = blocks()
+            super().__init__(release_data=True)
+
+        def reset(self) -> None:
+            self._left = blocks()
+
+        def next(self, input_data: Callable[..., None]) -> bool:
+            block = next(self._left, None)
+            if block is None:
+                return False
+            input_data(
+                data=block.features,
+                label=block.labels,
+                weight=block.weights,
+                base_margin=block.base_margin,
+                feature_names=names,
+            )
+            return True
+
+    return Feed()
 
 
 def margins(
@@ -249,7 +305,9 @@ def load_model(described: ModelCard, content: bytes) -> Model:
     return Model(described, booster)
 
 
-def skill_in_nats(margin: Margins, labels: npt.NDArray[np.float64], base_rate: float) -> float:
+def skill_in_nats(
+    margin: Margins, labels: npt.NDArray[np.float64], base_rate: float | npt.NDArray[np.float64]
+) -> float:
     """Mean log-loss of the base rate minus that of base rate plus margin, nats per label."""
     base = logit(base_rate)
     return float(

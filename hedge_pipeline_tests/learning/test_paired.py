@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import datetime as dt
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from hedge_pipeline.learning.calibration import reliability, slope
 from hedge_pipeline.learning.paired import SessionPair, compare, pair
+from hedge_pipeline.market.calendar import to_datetime64
 from hedge_pipeline_tests.learning.conftest import MINUTE, log_rows, outcome_rows, session_on
 
 SESSION = session_on(4)
 UPS = [1, 0, None, 1, -1, 0]
+
+
+def of_one_session(log: pd.DataFrame) -> SessionPair:
+    (found,) = pair(log, outcome_rows(SESSION, UPS), np.array([to_datetime64(SESSION.opens)]))
+    return found
 
 
 def rows(
@@ -29,7 +37,7 @@ def rows(
 
 def test_the_gain_is_that_of_the_common_rows_with_an_outcome() -> None:
     log = rows([0.6, 0.6, 0.6, 0.6, 0.6, np.nan], [0.5, 0.5, 0.5, np.nan, 0.5, 0.5])
-    found = pair(log, outcome_rows(SESSION, UPS))
+    found = of_one_session(log)
     # bars 0 and 1: the others are flat, unlabelable, or only one stream spoke
     assert found.labels == 2
     assert found.gain == pytest.approx(np.log(0.6) + np.log(0.4) - 2 * np.log(0.5))
@@ -37,16 +45,24 @@ def test_the_gain_is_that_of_the_common_rows_with_an_outcome() -> None:
 
 def test_bars_predicted_by_the_same_version_tell_nothing() -> None:
     log = rows([0.6] * 6, [0.5] * 6, versions=(1, 1))
-    assert pair(log, outcome_rows(SESSION, UPS)) == SessionPair(0, 0.0)
+    assert of_one_session(log) == SessionPair(0, 0.0)
 
 
 def test_a_bar_with_two_served_versions_counts_once_with_the_first() -> None:
     log = rows([0.6] * 6, [0.5] * 6)
     late = log[log["role"] == "served"].assign(model_version=3, prob_up=0.9)
     log = pd.concat([log, late.assign(decided_at=late["decided_at"] + MINUTE)])
-    assert pair(log, outcome_rows(SESSION, UPS)) == pair(
-        rows([0.6] * 6, [0.5] * 6), outcome_rows(SESSION, UPS)
-    )
+    assert of_one_session(log) == of_one_session(rows([0.6] * 6, [0.5] * 6))
+
+
+def test_sessions_are_told_apart_by_their_opening() -> None:
+    log, outcomes = rows([0.6] * 6, [0.5] * 6), outcome_rows(SESSION, UPS)
+    day = dt.timedelta(days=1)
+    later = [frame.assign(bar_ts=frame["bar_ts"] + day) for frame in (log, outcomes)]
+    opens = np.array([to_datetime64(SESSION.opens + number * day) for number in (-1, 0, 1, 2)])
+    both = [pd.concat(frames) for frames in zip((log, outcomes), later, strict=True)]
+    alone = of_one_session(log)
+    assert pair(both[0], both[1], opens) == [SessionPair(0, 0.0), alone, alone, SessionPair(0, 0.0)]
 
 
 def test_the_interval_holds_the_mean_and_shrinks_with_sessions() -> None:

@@ -1,0 +1,84 @@
+"""This loop beside FreqAI's: the same bars, window, trees and one core, a retraining per day.
+
+FreqAI's loop runs in an environment of its own (`pip install "freqtrade[freqai]"`). Both fit 200
+trees of depth 4 on the last 28 days and predict the next one. FreqAI has 25 features here, this
+loop its own, and it also keeps the log, outcomes, evidence, guards and scores.
+
+    python -m benchmarks.peer --python ENVIRONMENT/bin/python --path bars.parquet --symbol QQQ
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.report import show
+from hedge_pipeline.learning.training import TrainingPlan
+from hedge_pipeline.opening import open_deployment
+from hedge_pipeline.replay import replay
+from hedge_pipeline.settings import load_settings
+
+LOOP = Path(__file__).with_name("peer_loop.py")
+PLAN = TrainingPlan(
+    window_sessions=28, trees=200, depth=4, rows_per_tree=0.8, columns_per_node=0.8, bins=256
+)
+
+
+def ours(path: Path, symbol: str, days: int, folder: Path) -> dict[str, float]:
+    """Wall and CPU seconds of the last days of a replay, with a training each day."""
+    settings = load_settings(
+        HEDGE_MODE="replay",
+        HEDGE_DATA_URL=str(folder),
+        HEDGE_SYMBOLS=symbol,
+        HEDGE_SOURCE="file",
+        HEDGE_SOURCE_PATH=str(path),
+        MIN_SAMPLES_FOR_RETRAIN="20",
+    )
+    deployment = replace(open_deployment(settings), plan=PLAN)
+    labels = deployment.source.sessions  # type: ignore[attr-defined]
+    replay(deployment, labels[:-days], train=False)
+    begun, used = time.perf_counter(), time.process_time()
+    replay(deployment, labels[-days:])
+    return {
+        "seconds": time.perf_counter() - begun,
+        "cpu_seconds": time.process_time() - used,
+        "models": float(len(deployment.shelf.versions(symbol))),
+    }
+
+
+def main() -> None:
+    """Runs the benchmark, both loops in turn and twice."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--python", type=Path, required=True, help="of the peer's environment")
+    parser.add_argument("--path", type=Path, required=True)
+    parser.add_argument("--symbol", default="QQQ")
+    parser.add_argument("--days", type=int, default=10)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/out/peer.json"))
+    arguments = parser.parse_args()
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    found: dict[str, float] = {}
+    days = arguments.days
+    for _ in range(2):
+        with tempfile.TemporaryDirectory() as folder:
+            mine = ours(arguments.path, arguments.symbol, days, Path(folder))
+        asked = [str(arguments.python), str(LOOP), str(arguments.path), arguments.symbol, str(days)]
+        answer = subprocess.run(asked, capture_output=True, text=True, check=True)
+        theirs = json.loads(answer.stdout.strip().splitlines()[-1])
+        for name, numbers in (("ours", mine), ("freqai", theirs)):
+            found[f"{name}_models"] = float(numbers["models"])
+            for measured in ("seconds", "cpu_seconds"):
+                key = f"{name}_{measured}_per_day"
+                taken = numbers[measured] / numbers["models"]
+                found[key] = min(found.get(key, taken), taken)
+    found["ours_over_freqai_cpu"] = (
+        found["ours_cpu_seconds_per_day"] / found["freqai_cpu_seconds_per_day"]
+    )
+    show("a day with its retraining, one core", found, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
