@@ -414,6 +414,7 @@ def up(
     """Run the service: polling, closing, retraining, and both web UIs. Ctrl-C stops all of it."""
     with _one_line():
         from hedge_pipeline import service
+        from hedge_pipeline.resources import views
 
         settings = _live_settings()
         if not configuration.exists():
@@ -425,8 +426,10 @@ def up(
         _tell_calendar(settings)
         if not headless:
             console.print(
-                f"Dagster http://{settings.bind}:{port}   MLflow http://{settings.bind}:{mlflow_port}",
+                f"Dagster http://{settings.bind}:{port}\n"
+                f"MLflow  http://{settings.bind}:{mlflow_port}/{views.HOME}",
                 highlight=False,
+                soft_wrap=True,
             )
         ports = service.Ports(port, mlflow_port)
         service.serve(settings, ports, configuration, headless=headless)
@@ -1058,12 +1061,14 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def _say_how_to_look(out: Path) -> None:
+    from hedge_pipeline.resources import views
+
     programs = Path(sys.executable).parent
     if programs.is_relative_to(Path.cwd()):
         programs = programs.relative_to(Path.cwd())
     _say(f"\nPlot against the truth: {out / 'demo.png'}")
-    _say("Look at the loop in Dagster (port 3000) and at every version in MLflow (port 5000, where")
-    _say("`Model training` at the top left shows them; the browser remembers it):")
+    _say("Look at the loop in Dagster, http://127.0.0.1:3000, and at every version in MLflow,")
+    _say(f"http://127.0.0.1:5000/{views.HOME} (`Model training`, not `GenAI`):")
     home = f"$PWD/{out}" if not out.is_absolute() else out
     _say(
         f"  DAGSTER_HOME={home}/dagster_home HEDGE_DATA_URL={out} HEDGE_MODE=replay "

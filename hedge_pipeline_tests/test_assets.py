@@ -30,6 +30,7 @@ from hedge_pipeline.market.tables import (
 )
 from hedge_pipeline.opening import open_deployment, open_registry
 from hedge_pipeline.replay import replay
+from hedge_pipeline.resources import views
 from hedge_pipeline.resources.registry import VERSION_TAG, model_name
 from hedge_pipeline.settings import load_settings
 from hedge_pipeline.store import Store
@@ -487,7 +488,7 @@ def test_with_mlflow_down_the_loop_goes_on_and_a_later_run_completes_the_view(
     monkeypatch.setenv("HEDGE_MLFLOW_URL", "http://there:5000")
     up = materialize(instance, ["champion_model"], "SIMQ", now=AFTER_FIVE)
     page = shown(up)[("champion_model", "SIMQ")]["mlflow_model"]
-    assert page == "http://there:5000/#/models/hedge-SIMQ"
+    assert page == f"http://there:5000/{views.page_of_model('hedge-SIMQ')}"
     assert verdicts(up)["mlflow_shows_every_version"].passed
     assert shown(up)[("champion_model", "SIMQ")]["mlflow"] == "up to date, 1 versions added"
 

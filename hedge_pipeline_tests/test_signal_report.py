@@ -355,7 +355,8 @@ def test_mlflow_shows_the_report_in_a_run_of_its_own(
 ) -> None:
     found, (run,) = publish(registry, scored)
     assert (run.info.run_name, run.info.status) == ("SIMQ signals", "FINISHED")
-    table = run.data.tags["mlflow.note.content"].splitlines()
+    said, _, *table = run.data.tags["mlflow.note.content"].splitlines()
+    assert said.endswith(" sessions")
     assert table[0].startswith("| group | signals | win rate |")
     assert table[2].startswith(f"| all | {found['overall']['signals']} |")
     assert run.data.tags["hedge.sessions"] == "4"
@@ -501,7 +502,7 @@ def test_the_asset_published_what_it_shows(asset: Shown, monkeypatch: pytest.Mon
     experiment = client.get_experiment_by_name(experiment_name("SIMQ"))
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
-    assert run.data.tags["mlflow.note.content"] == asset.metadata["groups"]
+    assert run.data.tags["mlflow.note.content"].endswith(f"\n\n{asset.metadata['groups']}")
     assert round(run.data.metrics["signals/win_rate"], 4) == asset.metadata["win_rate"]
 
 

@@ -14,6 +14,7 @@ from hedge_pipeline.resources.loop import LoopResource
     partitions_def=SYMBOLS,
     freshness_policy=FRESH_MODELS,
     group_name="learning",
+    owners=["team:research"],
     kinds={"mlflow"},
     deps=[
         trained_model,

@@ -13,6 +13,7 @@ from hedge_pipeline.resources.loop import LoopResource
     partitions_def=SESSIONS,
     freshness_policy=FRESH_SESSIONS,
     group_name="features",
+    owners=["team:research"],
     kinds={"parquet", "numpy"},
     deps=[dg.AssetDep(raw_quotes, partition_mapping=SINCE_YESTERDAY), hedge_levels],
     backfill_policy=dg.BackfillPolicy.single_run(),

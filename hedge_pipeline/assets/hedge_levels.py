@@ -12,6 +12,7 @@ from hedge_pipeline.resources.loop import LoopResource
 @dg.asset(
     partitions_def=SESSIONS,
     group_name="features",
+    owners=["team:market-data"],
     kinds={"parquet", "numpy"},
     deps=[option_chains, dg.AssetDep(raw_quotes, partition_mapping=SINCE_YESTERDAY)],
     backfill_policy=dg.BackfillPolicy.single_run(),

@@ -23,6 +23,7 @@ class SearchConfig(dg.Config):
 @dg.asset(
     partitions_def=SYMBOLS,
     group_name="learning",
+    owners=["team:research"],
     kinds={"optuna"},
     deps=[
         dg.AssetDep(features, partition_mapping=ALL_SESSIONS),

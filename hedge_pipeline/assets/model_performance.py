@@ -15,6 +15,7 @@ from hedge_pipeline.resources.loop import LoopResource
     partitions_def=SYMBOLS,
     freshness_policy=FRESH_MODELS,
     group_name="learning",
+    owners=["team:trading"],
     kinds={"mlflow"},
     deps=[
         champion_model,

@@ -10,6 +10,7 @@ from hedge_pipeline.resources.loop import LoopResource
 @dg.asset(
     partitions_def=SESSIONS,
     group_name="market",
+    owners=["team:market-data"],
     kinds={"parquet"},
     backfill_policy=dg.BackfillPolicy.single_run(),
 )

@@ -13,6 +13,7 @@ from hedge_pipeline.resources.loop import LoopResource
     partitions_def=SESSIONS,
     freshness_policy=FRESH_SESSIONS,
     group_name="predictions",
+    owners=["team:trading"],
     kinds={"parquet"},
     deps=[raw_quotes, prediction_log],
     backfill_policy=dg.BackfillPolicy.single_run(),

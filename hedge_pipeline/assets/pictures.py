@@ -1,4 +1,8 @@
-"""What each asset shows of itself in the UI: numbers under stable keys and one small picture."""
+"""What each asset shows of itself in the UI: numbers under stable keys and small pictures.
+
+What comes first is what a trader asks first. Dagster shows Markdown of fewer than a thousand
+characters at once (`glance` and the tables), longer ones, such as the larger pictures, on a click.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +44,22 @@ def quotes(
         shown["first_bar"] = bars["bar_ts"].min().isoformat()
         shown["last_bar"] = bars["bar_ts"].max().isoformat()
         if draw:
+            shown = {"glance": _glance(_relative(bars)), **shown}
             shown["price"] = _picture(plots.prices(bars, gaps, label))
     return shown
+
+
+def _relative(bars: pd.DataFrame) -> list[tuple[str, Any]]:
+    """Price of the first symbols by minute, percent of the first one."""
+    wide = bars.pivot(index="bar_ts", columns="symbol", values="close").sort_index()
+    return [(f"{name} %", 100 * (own / own.bfill().iloc[0] - 1)) for name, own in wide.items()]
+
+
+def _glance(lines: Sequence[tuple[str, Any]]) -> dg.MarkdownMetadataValue:
+    """The first three lines, at once to be seen on the asset's page."""
+    from hedge_pipeline.resources import plots
+
+    return dg.MetadataValue.md(plots.glance(lines[:3]))
 
 
 def chains(deployment: Deployment, label: str, found: CollectedChains) -> dict[str, Any]:
@@ -89,11 +107,14 @@ def levels(deployment: Deployment, label: str, *, draw: bool = True) -> dict[str
         shown["unusable"] = dg.MetadataValue.md(
             "\n".join(["| reason | rows |", "|---|---|", *lines])
         )
+    glances: dict[str, Any] = {}
     for symbol, own in usable.groupby("symbol", sort=True):
         newest = own.sort_values("available_at").iloc[-1]
         shown[f"{symbol}_gex_musd"] = round(float(newest["gex"]) / 1e6, 1)
         if not draw:
             continue
+        price = bars[bars["symbol"] == symbol].sort_values("bar_ts")
+        glances[f"{symbol}_glance"] = _glance(_between_walls(price, own))
         shown[f"{symbol}_levels"] = _picture(
             plots.levels(bars[bars["symbol"] == symbol], own, f"{symbol} {label}")
         )
@@ -102,7 +123,22 @@ def levels(deployment: Deployment, label: str, *, draw: bool = True) -> dict[str
             shown[f"{symbol}_gamma_profile"] = _picture(
                 plots.gamma_profile(*profile, newest, f"{symbol} {label}")
             )
-    return shown
+    return glances | shown
+
+
+def _between_walls(bars: pd.DataFrame, rows: pd.DataFrame) -> list[tuple[str, Any]]:
+    """Price of a symbol by minute, with the front walls as far as they were available."""
+    import pandas as pd
+
+    walls = rows[["available_at", "hp_support", "hp_resistance"]].sort_values("available_at")
+    joined = pd.merge_asof(
+        bars[["available_at", "close"]].sort_values("available_at"), walls, on="available_at"
+    )
+    return [
+        ("price", joined["close"]),
+        ("resistance", joined["hp_resistance"]),
+        ("support", joined["hp_support"]),
+    ]
 
 
 def signals(symbol: str, found: dict[str, Any]) -> dict[str, Any]:
@@ -186,6 +222,11 @@ def predictions(
     if abstained.any():
         shown["abstained_because"] = served.loc[abstained, "reason"].mode().iloc[0]
     if draw and (~abstained).any():
+        wide = served.drop_duplicates(["symbol", "bar_ts"], keep="last").pivot(
+            index="bar_ts", columns="symbol", values="prob_up"
+        )
+        lines = [(f"{name} P(up)", own) for name, own in wide.sort_index().items()]
+        shown = {"glance": _glance(lines), **shown}
         shown["probability"] = _picture(plots.probabilities(served[~abstained], label))
     return shown
 
@@ -208,11 +249,24 @@ def outcomes(deployment: Deployment, label: str, new: int, *, draw: bool = True)
     }
     if len(rows):
         base = (rows["base_rate"] > 0.5).astype(int) == rows["actual_direction"]
-        shown["accuracy"] = round(float(rows["hit"].mean()), 4)
-        shown["base_rate_accuracy"] = round(float(base.mean()), 4)
+        rates = {
+            "accuracy": round(float(rows["hit"].mean()), 4),
+            "base_rate_accuracy": round(float(base.mean()), 4),
+        }
+        shown = rates | ({"by_hour": _hits_by_hour(rows)} if draw else {}) | shown
         if draw:
             shown["hits"] = _picture(plots.hits_by_hour(rows, label))
     return shown
+
+
+def _hits_by_hour(rows: pd.DataFrame) -> dg.MarkdownMetadataValue:
+    """Predictions and hit rate of every hour, as a table."""
+    by_hour = rows.groupby(rows["bar_ts"].dt.hour)["hit"].agg(["count", "mean"])
+    lines = [
+        f"| {hour}:00 | {count:.0f} | {mean:.3f} |" for hour, count, mean in by_hour.itertuples()
+    ]
+    head = ["| hour, UTC | predictions | hit rate |", "|---|---|---|"]
+    return dg.MetadataValue.md("\n".join([*head, *lines]))
 
 
 def candidate(found: Candidate) -> dict[str, Any]:
@@ -226,13 +280,22 @@ def candidate(found: Candidate) -> dict[str, Any]:
         "rows": card.rows,
         "effective_rows": round(card.effective_rows, 1),
         "window": f"{card.first_session} to {card.cutoff} ({card.sessions} sessions)",
+        "strongest_features": _strongest(card.gain),
         "in_sample_skill_nats": round(card.in_sample_skill, 5),
         "margin_spread": round(card.spread, 4),
         "guards": card.guard_failure or "passed",
         "parameters_from": card.parameters_from,
-        "sha256": card.sha256,
         "importance": _picture(plots.importance(card.gain, card.symbol)),
+        "sha256": card.sha256,
     }
+
+
+def _strongest(gain: dict[str, float], most: int = 8) -> dg.MarkdownMetadataValue:
+    """The features that gained most, as a table."""
+    total = sum(gain.values()) or 1.0
+    best = sorted(gain.items(), key=lambda item: -item[1])[:most]
+    lines = [f"| {name} | {100 * value / total:.1f} |" for name, value in best]
+    return dg.MetadataValue.md("\n".join(["| feature | share of gain, % |", "|---|---|", *lines]))
 
 
 def champion(deployment: Deployment, symbol: str, folds: int, verdicts: int) -> dict[str, Any]:
@@ -249,8 +312,13 @@ def champion(deployment: Deployment, symbol: str, folds: int, verdicts: int) -> 
         if last is None
         else f"version {last['model_version']}, {last['event']}: {last['reason']}"
     )
+    folds_given = ledger.entries[ledger.entries["kind"] == "fold"].sort_values("session")
+    course = folds_given["evidence"] / math.log(10)
+    needed = math.log10(rule.needed_evidence)
+    lines = [("evidence (log10)", course), ("proven above", [needed] * len(course))]
     return {
         "verdict": verdict,
+        **({"glance": _glance(lines)} if len(course) else {}),
         "skill": state.status.value,
         "evidence": round(math.exp(min(state.log_evidence, 27.0)), 3),
         "log_evidence": round(state.log_evidence, 4),
@@ -273,17 +341,17 @@ def performance(deployment: Deployment, symbol: str, sessions: int) -> dict[str,
 
     sums = deployment.store.read(PERFORMANCE, symbols=[symbol])
     served = sums[(sums["role"] == "served") & sums["mode"].isin(deployment.evidence_modes)]
-    shown: dict[str, Any] = {
-        "sessions_scored": sessions,
-        "sessions": served["session"].nunique(),
+    words: dict[str, Any] = {
+        "does_retraining_help": insight.retraining_value(deployment, symbol).in_words(),
         "feature_drift": stages.feature_drift(deployment, symbol).in_words(),
         "performance_drift": stages.performance_drift(deployment, symbol).in_words(),
-        "does_retraining_help": insight.retraining_value(deployment, symbol).in_words(),
+        "sessions": served["session"].nunique(),
+        "sessions_scored": sessions,
     }
     score = scoring.score(served, deployment.horizon)
     if score.n == 0:
-        return shown | {"note": "no prediction that counts as evidence has matured yet"}
-    return shown | {
+        return {"note": "no prediction that counts as evidence has matured yet"} | words
+    numbers = {
         "accuracy": round(score.value, 4),
         "accuracy_low": round(score.lo, 4),
         "accuracy_high": round(score.hi, 4),
@@ -292,10 +360,46 @@ def performance(deployment: Deployment, symbol: str, sessions: int) -> dict[str,
         "base_log_loss": round(score.base_log_loss, 6),
         "skill_1e4_nats": round(score.skill, 3),
         "labels": score.n,
-        "reliability": _picture(plots.reliability(deployment, symbol)),
+    }
+    return {
+        "in_words": scored_in_words(numbers),
+        "glance": _glance(_accuracies(served)),
+        **numbers,
+        **words,
+        "versions": _version_table(deployment, served),
         "by_session": _picture(plots.scores(served, symbol, deployment.horizon)),
         "log_loss_by_session": _picture(plots.gains(served, symbol)),
+        "reliability": _picture(plots.reliability(deployment, symbol)),
     }
+
+
+def _accuracies(served: pd.DataFrame, sessions: int = 10) -> list[tuple[str, Any]]:
+    """Accuracy and the base rate's over the last ten sessions, by session."""
+    sums = served.groupby("session", sort=True)[["hits", "base_hits", "labels"]].sum()
+    moving = sums[sums["labels"] > 0].rolling(sessions, min_periods=1).sum()
+    return [
+        (f"accuracy of {sessions} sessions", moving["hits"] / moving["labels"]),
+        ("base rate", moving["base_hits"] / moving["labels"]),
+    ]
+
+
+def _version_table(
+    deployment: Deployment, served: pd.DataFrame, most: int = 8
+) -> dg.MarkdownMetadataValue:
+    """Accuracy of the newest versions that have outcomes, with intervals, newest first."""
+    from hedge_pipeline.learning import scoring
+
+    head = ["| version | outcomes | accuracy | 95 % | base rate |", "|---|---|---|---|---|"]
+    lines = []
+    known = served[served["labels"] > 0]
+    for version in sorted(known["model_version"].unique(), reverse=True)[:most]:
+        own = known[known["model_version"] == version]
+        one = scoring.score(own, deployment.horizon, draws=500)
+        lines.append(
+            f"| {version} | {one.n} | {one.value:.3f} | {one.lo:.3f} to {one.hi:.3f} | "
+            f"{one.base_rate:.3f} |"
+        )
+    return dg.MetadataValue.md("\n".join([*head, *lines]))
 
 
 def trained_in_words(found: Candidate) -> str:

@@ -11,6 +11,7 @@ from hedge_pipeline.resources.loop import LoopResource
     partitions_def=SESSIONS,
     freshness_policy=FRESH_SESSIONS,
     group_name="market",
+    owners=["team:market-data"],
     kinds={"parquet"},
     backfill_policy=dg.BackfillPolicy.single_run(),
 )

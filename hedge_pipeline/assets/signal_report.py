@@ -14,6 +14,7 @@ from hedge_pipeline.resources.loop import LoopResource
 @dg.asset(
     partitions_def=SYMBOLS,
     group_name="learning",
+    owners=["team:trading"],
     kinds={"mlflow"},
     deps=[
         model_performance,

@@ -15,6 +15,7 @@ ALL_SESSIONS = dg.AllPartitionMapping()
     partitions_def=SYMBOLS,
     freshness_policy=FRESH_MODELS,
     group_name="learning",
+    owners=["team:research"],
     kinds={"xgboost"},
     deps=[
         dg.AssetDep(features, partition_mapping=ALL_SESSIONS),

@@ -290,12 +290,17 @@ def in_markdown(found: dict[str, Any]) -> str:
             name,
             str(group["signals"]),
             _or_dash(group["win_rate"], 3),
-            f"{_or_dash(group['lo'], 3)} to {_or_dash(group['hi'], 3)}",
+            _ends(group["lo"], group["hi"], 3),
             _or_dash(group["profit_factor"], 2),
-            f"{_or_dash(group['profit_factor_lo'], 2)} to {_or_dash(group['profit_factor_hi'], 2)}",
+            _ends(group["profit_factor_lo"], group["profit_factor_hi"], 2),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _ends(low: float | None, high: float | None, digits: int) -> str:
+    known = low is not None or high is not None
+    return f"{_or_dash(low, digits)} to {_or_dash(high, digits)}" if known else "-"
 
 
 def _or_dash(value: float | None, digits: int) -> str:

@@ -23,6 +23,7 @@ from hedge_pipeline import insight, scratch, stages
 from hedge_pipeline.learning import gate
 from hedge_pipeline.learning.training import ModelError
 from hedge_pipeline.market.tables import PERFORMANCE, PROMOTIONS
+from hedge_pipeline.resources import views
 from hedge_pipeline.stages import Deployment
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class MlflowRegistry:
         self._newest_drawn: dict[str, int] = {}
         self._aliases: dict[str, dict[str, str]] = {}
         self._tags: dict[str, dict[str, str]] = {}
+        self._descriptions: dict[str, str] = {}
         self._pairs: dict[str, dict[str, SessionPair]] = {}
         self._refused: dict[str, str] = {}
 
@@ -146,16 +148,19 @@ class MlflowRegistry:
         from hedge_pipeline.levels.trades import in_markdown
         from hedge_pipeline.resources import plots
 
+        overall = found["overall"]
         with self._reachable():
             self._open(symbol)
             run_id = self._signal_run(symbol)
-            self.client.set_tag(run_id, "mlflow.note.content", in_markdown(found))
+            words = f"{overall['signals']} signals in {found['sessions']} sessions"
+            note = f"{words}\n\n{in_markdown(found)}"
+            self.client.set_tag(run_id, "mlflow.note.content", note)
             self.client.set_tag(run_id, "hedge.sessions", str(found["sessions"]))
             self.client.log_dict(run_id, found, "signal_report.json")
             if found["predictions_scored"]:
                 figure = plots.confidence(found["reliability"], symbol)
                 self.client.log_figure(run_id, figure, "reliability.png")
-            if found["overall"]["scored"]:
+            if overall["scored"]:
                 figure = plots.false_positives(found["by_session"], symbol)
                 self.client.log_figure(run_id, figure, "false_positives.png")
             metrics = _signal_metrics(deployment, found)
@@ -261,15 +266,17 @@ class MlflowRegistry:
         """Pages of MLflow's UI on a published symbol; none if its address is not known."""
         if not self.ui_url or symbol not in self._experiments:
             return {}
-        experiment = f"{self.ui_url}/#/experiments/{self._experiments[symbol]}"
+        experiment = self._experiments[symbol]
         found = {
-            "mlflow_model": f"{self.ui_url}/#/models/{model_name(symbol)}",
-            "mlflow_versions": experiment,
+            "mlflow_model": views.page_of_model(model_name(symbol)),
+            "mlflow_versions": views.page_of_runs(experiment),
+            "mlflow_charts": views.page_of_runs(experiment, charts=True),
         }
         versions = [version for owner, version in self._runs if owner == symbol]
         if versions:
-            found["mlflow_run"] = f"{experiment}/runs/{self._runs[(symbol, max(versions))]}"
-        return found
+            newest = self._runs[(symbol, max(versions))]
+            found["mlflow_run"] = views.page_of_run(experiment, newest)
+        return {name: f"{self.ui_url}/{page}" for name, page in found.items()}
 
     def ping(self) -> str:
         """The address, if MLflow answers there.
@@ -341,15 +348,16 @@ class MlflowRegistry:
             experiment = self.client.create_experiment(name, artifact_location=location)
         else:
             experiment = found.experiment_id
+        told = {} if found is None else found.tags
+        tags = views.experiment_tags(symbol, experiment, model_name(symbol), self.dagster_url)
+        for tag, value in tags.items():
+            if told.get(tag) != value:
+                self.client.set_experiment_tag(experiment, tag, value)
         try:
             registered = self.client.get_registered_model(model_name(symbol))
         except MlflowException:
-            registered = self.client.create_registered_model(
-                model_name(symbol),
-                description=f"Direction of {symbol}. `champion` is set only while skill is "
-                "proven; `challenger` is the newest accepted version, which predicts; `pinned` the "
-                "one an operator serves instead.",
-            )
+            registered = self.client.create_registered_model(model_name(symbol))
+        self._descriptions[symbol] = registered.description or ""
         self._aliases[symbol] = {k: str(v) for k, v in registered.aliases.items()}
         self._tags[symbol] = {k: str(v) for k, v in registered.tags.items()}
         self._read_published(symbol, experiment)
@@ -546,6 +554,10 @@ class MlflowRegistry:
             if self._tags[symbol].get(name) != value:
                 self.client.set_registered_model_tag(model_name(symbol), name, value)
         self._tags[symbol] = wanted
+        words = _model_description(ledger, wanted, self._experiments[symbol], self.dagster_url)
+        if self._descriptions[symbol] != words:
+            self.client.update_registered_model(model_name(symbol), words)
+            self._descriptions[symbol] = words
 
     def _publish_aliases(self, ledger: Ledger) -> None:
         symbol = ledger.symbol
@@ -565,6 +577,35 @@ class MlflowRegistry:
         for alias in {"challenger", "champion", "pinned"} & set(present) - set(wanted):
             self.client.delete_registered_model_alias(model_name(symbol), alias)
         self._aliases[symbol] = wanted
+
+
+def _model_description(
+    ledger: Ledger, summary: dict[str, str], experiment: str, dagster_url: str
+) -> str:
+    """Which version is champion and why, what holds of the symbol, and where to look further."""
+    verdicts = ledger.entries[ledger.entries["kind"] == "verdict"].sort_values("model_version")
+    champion, pinned = ledger.champion, ledger.pinned
+    if champion is None:
+        lines = [f"**No champion**: {summary['hedge.evidence']}."]
+    else:
+        own = verdicts.loc[verdicts["model_version"] == champion, "reason"]
+        reason = own.iloc[-1] if len(own) else summary["hedge.evidence"]
+        lines = [f"**Champion: version {champion}**. {reason}."]
+    if pinned is not None:
+        lines.append(f"Version {pinned} is served: an operator has pinned it.")
+    lines += [
+        f"{summary['hedge.retraining'].capitalize()}.",
+        "`champion` is set only while skill is proven; `challenger` is the newest accepted "
+        "version, which predicts; `pinned` the one an operator serves instead.",
+    ]
+    links = (
+        f"[versions]({views.page_of_runs(experiment)}), "
+        f"[live accuracy over sessions]({views.page_of_runs(experiment, charts=True)})"
+    )
+    if dagster_url:
+        page = f"{dagster_url}/assets/champion_model?view=partitions&partition={ledger.symbol}"
+        links += f", [Dagster]({page})"
+    return "\n\n".join([*lines, links])
 
 
 def kept_versions(ledger: Ledger, newest: int | None) -> frozenset[int]:

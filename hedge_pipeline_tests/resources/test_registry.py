@@ -34,7 +34,7 @@ from hedge_pipeline.market.tables import (
     PROMOTIONS,
     feature_names,
 )
-from hedge_pipeline.resources import plots
+from hedge_pipeline.resources import plots, views
 from hedge_pipeline.resources.registry import (
     SIGNALS_TAG,
     MlflowRegistry,
@@ -489,12 +489,54 @@ def test_where_the_uis_are_known_each_has_links_to_the_other(
     page = "http://there:3000/runs/0123456789"
     assert run.data.tags["dagster.url"] == page
     assert run.data.tags["mlflow.note.content"].endswith(f"[Dagster run 01234567]({page})")
-    versions = f"http://there:5000/#/experiments/{run.info.experiment_id}"
+    experiment = run.info.experiment_id
+    kind = "workflowType=machine_learning"
+    versions = f"http://there:5000/#/experiments/{experiment}/runs"
+    table = f"{versions}?viewStateShareKey={views.VIEW}&{kind}"
     assert linked.links("SIMQ") == {
-        "mlflow_model": "http://there:5000/#/models/hedge-SIMQ",
-        "mlflow_versions": versions,
-        "mlflow_run": f"{versions}/runs/{run.info.run_id}",
+        "mlflow_model": f"http://there:5000/#/models/hedge-SIMQ?{kind}",
+        "mlflow_versions": table,
+        "mlflow_charts": f"{table}&compareRunsMode=CHART",
+        "mlflow_run": f"{versions}/{run.info.run_id}?{kind}",
     }
+    shown = linked.client.get_experiment(experiment).tags["mlflow.note.content"]
+    assert "(http://there:3000/assets/model_performance?view=partitions&partition=SIMQ)" in shown
+    model = linked.client.get_registered_model("hedge-SIMQ")
+    assert "(http://there:3000/assets/champion_model?view=partitions&" in model.description
+
+
+def test_an_experiment_has_a_view_whose_columns_and_charts_are_metrics_of_its_runs(
+    published: MlflowRegistry,
+) -> None:
+    experiment = published.client.get_experiment_by_name(experiment_name("SIMQ"))
+    assert experiment is not None
+    tags = experiment.tags
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+    assert views.page_of_runs(experiment.experiment_id, charts=True) in tags["mlflow.note.content"]
+    view = json.loads(tags[f"mlflow.sharedViewState.{views.VIEW}"])
+    metrics = {
+        name
+        for run in published.client.search_runs([experiment.experiment_id])
+        for name in run.data.metrics
+    }
+    columns = {x.removeprefix("metrics.").strip("`") for x in view["selectedColumns"][:-1]}
+    # fewer than five sessions of one version have no interval of skill
+    assert columns - metrics <= {"live_total/skill_1e4_nats_lo", "live_total/skill_1e4_nats_hi"}
+    assert {chart["metricKey"] for chart in view["compareRunCharts"]} <= metrics
+    section = {chart["metricSectionId"] for chart in view["compareRunCharts"]}
+    assert section == {view["compareRunSections"][0]["uuid"]}
+
+
+def test_the_registered_model_says_which_version_is_champion_and_why(
+    deployment: Deployment, registry: MlflowRegistry
+) -> None:
+    registry.publish(deployment, "SIMQ")
+    before = registry.client.get_registered_model("hedge-SIMQ").description
+    assert before.startswith("**No champion**: evidence ")
+    say(deployment, "SIMQ", Skill.PROVEN, DEMO_SESSIONS)
+    registry.publish(deployment, "SIMQ")
+    after = registry.client.get_registered_model("hedge-SIMQ").description
+    assert after.startswith("**Champion: version 4**. ")
 
 
 def test_the_ui_of_a_tracking_server_is_at_its_address_without_the_password() -> None:
