@@ -410,6 +410,7 @@ def up(
     prepare: Annotated[
         bool, typer.Option("--prepare", help="only make DAGSTER_HOME ready, then end")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run the service: polling, closing, retraining, and both web UIs. Ctrl-C stops all of it."""
     with _one_line():
@@ -421,16 +422,22 @@ def up(
             raise SettingsError(f"{configuration} is not here: run this in the project's folder")
         if prepare:
             left_over = service.prepare(service.dagster_home(settings), configuration)
-            _say(f"{left_over} runs were left over and are reported as failed")
+            if as_json:
+                _print_json({"left_over_runs": left_over})
+            else:
+                _say(f"{left_over} runs were left over and are reported as failed")
             return
-        _tell_calendar(settings)
-        if not headless:
-            console.print(
-                f"Dagster http://{settings.bind}:{port}\n"
-                f"MLflow  http://{settings.bind}:{mlflow_port}/{views.HOME}",
-                highlight=False,
-                soft_wrap=True,
-            )
+        pages = {
+            "dagster": f"http://{settings.bind}:{port}",
+            "mlflow": f"http://{settings.bind}:{mlflow_port}/{views.HOME}",
+        }
+        if as_json:
+            _print_json({} if headless else pages)
+            sys.stdout.flush()
+        else:
+            _tell_calendar(settings)
+            if not headless:
+                _say(f"Dagster {pages['dagster']}\nMLflow  {pages['mlflow']}")
         ports = service.Ports(port, mlflow_port)
         service.serve(settings, ports, configuration, headless=headless)
 

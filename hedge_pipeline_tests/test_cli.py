@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 from hedge_pipeline import cli, stages
@@ -25,19 +26,7 @@ from hedge_pipeline_tests.replays import (
     rows_of,
 )
 
-COMMANDS = (
-    "replay",
-    "demo",
-    "status",
-    "doctor",
-    "retrain",
-    "search",
-    "import-legacy",
-    "storage",
-    "health",
-    "backup",
-    "restore",
-)
+COMMANDS = tuple(vars(typer.main.get_command(cli.app))["commands"])
 CHECKS = ["configuration", "calendar", "store", "source", "mlflow", "clock", "files"]
 CHECKS += ["model-SIMQ", "model-SIMN", "persistence", "backup", "daemon", "trainings"]
 UNREADABLE = ["store", "mlflow", "files", "model-SIMQ", "model-SIMN"]
