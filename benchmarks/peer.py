@@ -1,8 +1,9 @@
 """This loop beside FreqAI's: the same bars, window, trees and one core, a retraining per day.
 
 FreqAI's loop runs in an environment of its own (`pip install "freqtrade[freqai]"`). Both fit 200
-trees of depth 4 on the last 28 days and predict the next one. FreqAI has 25 features here, this
-loop its own, and it also keeps the log, outcomes, evidence, guards and scores.
+trees of depth 4 on 25 features of the last 28 days and predict the next one; of this loop's
+features the others are unknown to the training. This loop also keeps the log, outcomes, evidence,
+guards and scores. What XGBoost itself takes (the matrix and the training) is timed inside both.
 
     python -m benchmarks.peer --python ENVIRONMENT/bin/python --path bars.parquet --symbol QQQ
 """
@@ -15,17 +16,32 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from benchmarks.replay import Timed
 from benchmarks.report import show
-from hedge_pipeline.learning.training import TrainingPlan
+from hedge_pipeline.learning.training import TrainingPlan, native_xgboost
 from hedge_pipeline.opening import open_deployment
 from hedge_pipeline.replay import replay
 from hedge_pipeline.settings import load_settings
 
+FEATURES = 25
 LOOP = Path(__file__).with_name("peer_loop.py")
 PLAN = TrainingPlan(
     window_sessions=28, trees=200, depth=4, rows_per_tree=0.8, columns_per_node=0.8, bins=256
 )
+
+
+class FewFeatures(Timed):
+    """Builds the matrix from the first features; the others are unknown."""
+
+    def __call__(self, features: Any, *arguments: Any, **more: Any) -> Any:
+        """See `QuantileDMatrix`."""
+        known = features.copy()
+        known[:, FEATURES:] = np.nan
+        return super().__call__(known, *arguments, **more)
 
 
 def ours(path: Path, symbol: str, days: int, folder: Path) -> dict[str, float]:
@@ -41,11 +57,16 @@ def ours(path: Path, symbol: str, days: int, folder: Path) -> dict[str, float]:
     deployment = replace(open_deployment(settings), plan=PLAN)
     labels = deployment.source.sessions  # type: ignore[attr-defined]
     replay(deployment, labels[:-days], train=False)
+    xgboost = native_xgboost()
+    train, matrix = Timed(xgboost.train), FewFeatures(xgboost.QuantileDMatrix)
+    xgboost.train, xgboost.QuantileDMatrix = train, matrix
     begun, used = time.perf_counter(), time.process_time()
     replay(deployment, labels[-days:])
+    xgboost.train, xgboost.QuantileDMatrix = train.call, matrix.call
     return {
         "seconds": time.perf_counter() - begun,
         "cpu_seconds": time.process_time() - used,
+        "xgboost_cpu_seconds": train.cpu + matrix.cpu,
         "models": float(len(deployment.shelf.versions(symbol))),
     }
 
@@ -70,7 +91,7 @@ def main() -> None:
         theirs = json.loads(answer.stdout.strip().splitlines()[-1])
         for name, numbers in (("ours", mine), ("freqai", theirs)):
             found[f"{name}_models"] = float(numbers["models"])
-            for measured in ("seconds", "cpu_seconds"):
+            for measured in ("seconds", "cpu_seconds", "xgboost_cpu_seconds"):
                 key = f"{name}_{measured}_per_day"
                 taken = numbers[measured] / numbers["models"]
                 found[key] = min(found.get(key, taken), taken)

@@ -37,6 +37,7 @@ WARM_UP = 5
 DAYS = 8
 TRAINED = 8
 WITH_CHAINS = 31
+QUIET = {"loggers": {"console": {"config": {"log_level": "ERROR"}}}}
 
 
 class AcceleratedClock:
@@ -104,9 +105,9 @@ def measure(polls: int, symbols: int, folder: Path) -> dict[str, float]:
 
     (folder / "dagster").mkdir()
     with dg.DagsterInstance.local_temp(str(folder / "dagster")) as instance:
-        idle.execute_in_process(instance=instance)
+        idle.execute_in_process(instance=instance, run_config=QUIET)
         before = history(folder)
-        poll_market.execute_in_process(instance=instance)
+        poll_market.execute_in_process(instance=instance, run_config=QUIET)
     events, files = (np.array(history(folder)) - before) / len(seen)
     seconds = np.array([poll.seconds for poll in seen[WARM_UP:] if poll.predictions])
     thirds = np.array_split(seconds, 3)

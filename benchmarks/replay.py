@@ -21,10 +21,12 @@ from typing import Any
 
 from benchmarks.report import show
 from hedge_pipeline.learning.training import native_xgboost
+from hedge_pipeline.market.tables import FEATURE_ROWS, OUTCOMES, PREDICTION_LOG, RAW_QUOTES
 from hedge_pipeline.opening import open_deployment
 from hedge_pipeline.replay import peak_rss_mb, replay
 from hedge_pipeline.resources.publishing import BackgroundRegistry
 from hedge_pipeline.settings import load_settings
+from hedge_pipeline.stages import Deployment
 
 EPOCH = "2024-01-02"
 
@@ -51,6 +53,17 @@ class Timed:
 def cpu_seconds() -> float:
     """CPU time of this process and of its children that have ended."""
     return sum(os.times()[:4])
+
+
+def stored_bytes(deployment: Deployment) -> int:
+    """Size of the tables whose rows belong to predictions: log, features, bars, outcomes."""
+    tables = (RAW_QUOTES, FEATURE_ROWS, PREDICTION_LOG, OUTCOMES)
+    return sum(deployment.store.size(table) for table in tables)
+
+
+def predictions(deployment: Deployment) -> int:
+    """Rows of the log."""
+    return len(deployment.store.read(PREDICTION_LOG, columns=("role",)))
 
 
 def measure(options: dict[str, Any], sessions: int, *, with_registry: bool) -> dict[str, float]:
@@ -84,6 +97,7 @@ def measure(options: dict[str, Any], sessions: int, *, with_registry: bool) -> d
         "allowed_seconds": 1.2 * train.seconds + 30,
         "bookkeeping_ms_per_symbol_session": 1e3 * (seconds - bare) / nights,
         "bookkeeping_cpu_ms_per_symbol_session": 1e3 * (used - train.cpu - matrix.cpu) / nights,
+        "bytes_per_1000_predictions": 1e3 * stored_bytes(deployment) / predictions(deployment),
         "peak_rss_mb": peak_rss_mb(stopwatch),
         "own_peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         **{f"{name}_seconds": value for name, value in stopwatch.seconds.items()},

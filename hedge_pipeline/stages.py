@@ -63,6 +63,7 @@ from hedge_pipeline.market.calendar import UTC, Session, SessionCalendar
 from hedge_pipeline.market.features import (
     FEATURES,
     HEDGE_FEATURES,
+    Previous,
     compute_features,
     no_previous,
     remember,
@@ -140,6 +141,7 @@ class Deployment:
         backend: where `trainer` fits, local or dask.
         pool_lock: held while the pool is trained, for the threads of a replay.
         settled: (symbol, session) pairs known to be settled; a settled session stays so.
+        memories: what the session before the one asked for last leaves behind.
         level_evidence: what was seen at levels before the session asked for last.
         chains_done: how far the newest session's snapshots were read in this process, by symbol.
     """
@@ -170,6 +172,9 @@ class Deployment:
     clock: Callable[[], dt.datetime] = field(default=lambda: dt.datetime.now(UTC))
     settled: set[tuple[str, str]] = field(default_factory=set, compare=False, repr=False)
     chains_done: dict[str, chains.ChainsDone] = field(
+        default_factory=dict, compare=False, repr=False
+    )
+    memories: dict[str, tuple[tuple[Any, ...], tuple[str, ...], Previous]] = field(
         default_factory=dict, compare=False, repr=False
     )
     level_evidence: dict[str, tuple[dict[str, Any], int, dict[str, LevelEvidence]]] = field(
@@ -409,7 +414,8 @@ def store_bars(deployment: Deployment, label: str, bars: pd.DataFrame) -> pd.Dat
     known = deployment.store.read(RAW_QUOTES, [label], columns=RAW_QUOTES.key, since=first)
     new = without(bars, known, RAW_QUOTES.key)
     # another process may have been faster
-    return new if deployment.store.append(RAW_QUOTES, label, new) else new.iloc[:0]
+    added = deployment.store.append(RAW_QUOTES, label, new, known=known)
+    return new if added else new.iloc[:0]
 
 
 def _watched_live(deployment: Deployment, session: Session) -> frozenset[str]:
@@ -492,7 +498,7 @@ def build_missing_features(
     session = deployment.calendar.session(label)
     times = missing["bar_ts"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
     frame = features_of(deployment, label, int(session.index_of(times).min()))
-    return deployment.store.append(FEATURE_ROWS, label, frame)
+    return deployment.store.append(FEATURE_ROWS, label, frame, known=rows)
 
 
 def features_of(deployment: Deployment, label: str, first: int = 0) -> pd.DataFrame:
@@ -508,14 +514,7 @@ def features_of(deployment: Deployment, label: str, first: int = 0) -> pd.DataFr
     if stored.empty:
         raise StageError(f"raw_quotes has no bars of {label}: materialize raw_quotes first")
     symbols = tuple(sorted(stored["symbol"].unique()))
-    before = deployment.calendar.previous(label)
-    memory = no_previous(len(symbols))
-    if before is not None:
-        earlier = deployment.store.read(RAW_QUOTES, [before])
-        # what was filled in after today's open was not known to today's first predictions
-        earlier = earlier[earlier["available_at"] < pd.Timestamp(session.opens)]
-        grid = on_grid(earlier, symbols, deployment.calendar.session(before))
-        memory = remember(grid, int(PREVIOUS_SESSION_SHARE * grid.close.shape[1]))
+    memory = _memory(deployment, session, symbols)
     times = stored["bar_ts"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
     columns = session.index_of(times)
     wanted = columns >= first
@@ -532,6 +531,26 @@ def features_of(deployment: Deployment, label: str, first: int = 0) -> pd.DataFr
     block = pd.DataFrame(values[rows, columns[wanted] - first], columns=list(feature_names()))
     keys = new[["symbol", "bar_ts", "available_at"]].reset_index(drop=True)
     return FEATURE_ROWS.conform(pd.concat([keys, block], axis=1))
+
+
+def _memory(deployment: Deployment, session: Session, symbols: tuple[str, ...]) -> Previous:
+    """What the session before leaves behind; read again if its files have changed."""
+    import pandas as pd
+
+    before = deployment.calendar.previous(session.label)
+    if before is None:
+        return no_previous(len(symbols))
+    files = deployment.store.signatures(RAW_QUOTES, before)
+    known = deployment.memories.get(before)
+    if known is None or known[:2] != (files, symbols):
+        earlier = deployment.store.read(RAW_QUOTES, [before])
+        # what was filled in after today's open was not known to today's first predictions
+        earlier = earlier[earlier["available_at"] < pd.Timestamp(session.opens)]
+        grid = on_grid(earlier, symbols, deployment.calendar.session(before))
+        memory = remember(grid, int(PREVIOUS_SESSION_SHARE * grid.close.shape[1]))
+        deployment.memories.clear()
+        deployment.memories[before] = known = files, symbols, memory
+    return known[2]
 
 
 def levels_in_force(deployment: Deployment, label: str, rows: pd.DataFrame) -> pd.DataFrame:

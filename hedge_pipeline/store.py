@@ -80,10 +80,23 @@ class Store:
 
     # -- writing ---------------------------------------------------------------------------
 
-    def append(self, table: Table, session: str, frame: pd.DataFrame) -> int:
+    def append(
+        self,
+        table: Table,
+        session: str,
+        frame: pd.DataFrame,
+        *,
+        known: pd.DataFrame | None = None,
+    ) -> int:
         """Adds the rows whose key is not stored yet; returns how many that were.
 
         Of two processes that add the same keys at once one adds them and the other adds none.
+
+        Args:
+            table: which table.
+            session: ISO date.
+            frame: rows of the session.
+            known: keys that are stored, read just before; None = they are read now.
 
         Raises:
             StoreError: the folder cannot be written or holds a broken file.
@@ -92,8 +105,9 @@ class Store:
             return 0
         new = _by_key(table, frame)
         if not table.bulky:
-            since = new["bar_ts"].min().to_pydatetime() if "bar_ts" in table.key else None
-            known = self.read(table, [session], columns=table.key, since=since)
+            if known is None:
+                since = new["bar_ts"].min().to_pydatetime() if "bar_ts" in table.key else None
+                known = self.read(table, [session], columns=table.key, since=since)
             new = without(new, known, table.key)
         if new.empty:
             return 0
@@ -297,6 +311,12 @@ class Store:
                     found[label] = (entry.stat().st_mtime_ns,)
         return found
 
+    def signatures(self, table: Table, session: str) -> tuple[Any, ...]:
+        """What is different once a file of the session was added, replaced or removed."""
+        with contextlib.suppress(FileNotFoundError):  # compacted between listing and looking
+            return tuple(self._signature(part) for part in self._parts(table, session))
+        return (object(),)
+
     def is_recent(self, fingerprint: tuple[Any, ...], seen_ns: int) -> bool:
         """Whether a change right after the fingerprint was seen could have left it the same.
 
@@ -436,12 +456,11 @@ class Store:
             parts = self._parts(table, session)
             if not parts:
                 return []
-            pieces = self._load_parts(table, parts, only, needed)
+            pieces = self._load_parts(table, parts, only, needed, since)
             if pieces is None:  # compacted between listing and reading
                 continue
             if since is not None:
-                pieces = [piece for piece in pieces if _newest_bar(piece) >= since]
-                found = _having(_first_rows(table, [_from_bar(x, since) for x in pieces]), only)
+                found = _having(_first_rows(table, pieces, since), only)
             elif table.bulky:
                 found = _first_rows(table, pieces)
             elif needed is not None:
@@ -471,8 +490,12 @@ class Store:
         parts: list[str],
         only: Mapping[str, Collection[Any]],
         needed: list[str] | None = None,
+        since: dt.datetime | None = None,
     ) -> list[pa.Table] | None:
-        """Content of the files, from memory where they have not changed; None if one is gone."""
+        """Content of the files, from memory where they have not changed; None if one is gone.
+
+        Files whose every bar begins before `since` are left out.
+        """
         pieces = []
         try:
             if table.bulky:
@@ -484,9 +507,11 @@ class Store:
                     if needed is not None and signature[-1] >= _WHOLE_BELOW:
                         pieces.append(self._load_columns(table, part, needed))
                         continue
-                    known = (signature, self._checked(table, part))
+                    rows = self._checked(table, part)
+                    known = (signature, rows, _newest_bar(rows))
                     self._files.put(part, known)
-                pieces.append(known[1] if needed is None else known[1].select(needed))
+                if since is None or known[2] is None or known[2] >= since:
+                    pieces.append(known[1] if needed is None else known[1].select(needed))
         except FileNotFoundError:
             return None
         return pieces
@@ -667,16 +692,12 @@ def _protocols(filesystem: Any) -> tuple[str, ...]:
     return (protocol,) if isinstance(protocol, str) else tuple(protocol)
 
 
-def _newest_bar(rows: pa.Table) -> dt.datetime:
-    """Start of the latest bar of a part; a part is never empty."""
-    newest: dt.datetime = pc.max(rows["bar_ts"]).as_py()
+def _newest_bar(rows: pa.Table) -> dt.datetime | None:
+    """Start of the latest bar; None = the table has no bars."""
+    if "bar_ts" not in rows.schema.names:
+        return None
+    newest: dt.datetime | None = pc.max(rows["bar_ts"]).as_py()
     return newest
-
-
-def _from_bar(rows: pa.Table, since: dt.datetime) -> pa.Table:
-    """The bars that begin then or later."""
-    first = pa.scalar(since, rows.schema.field("bar_ts").type)
-    return rows.filter(pc.greater_equal(rows["bar_ts"], first))
 
 
 def _having(rows: pa.Table, only: Mapping[str, Collection[Any]]) -> pa.Table:
@@ -781,20 +802,31 @@ def _ascends(rows: pd.DataFrame, key: Sequence[str]) -> bool:
     return bool(grows.all())
 
 
-def _first_rows(table: Table, pieces: list[pa.Table]) -> pa.Table:
-    """One row per key, the first written, sorted by key."""
+def _first_rows(table: Table, pieces: list[pa.Table], since: dt.datetime | None = None) -> pa.Table:
+    """One row per key, the first written, sorted by key; of bars those from `since` on."""
     if not pieces:
         return table.arrow.empty_table()
     rows = pa.concat_tables(pieces)
+    if since is not None:
+        first = pa.scalar(since, rows.schema.field("bar_ts").type)
+        rows = rows.filter(pc.greater_equal(rows["bar_ts"], first))
     if len(pieces) == 1:
         return rows
     order = [(name, "ascending") for name in table.key]
-    frame = rows.append_column("_position", pa.array(range(rows.num_rows), pa.int64()))
-    first = [(table.first_by, "ascending")] if table.first_by else []
-    frame = frame.sort_by([*order, *first, ("_position", "ascending")])
-    keys = frame.select(list(table.key)).to_pandas()
-    keep = ~keys.duplicated(keep="first").to_numpy()
-    return frame.filter(pa.array(keep)).drop_columns(["_position"])
+    frame = rows.append_column("_position", pa.array(np.arange(rows.num_rows)))
+    first_by = [(table.first_by, "ascending")] if table.first_by else []
+    frame = frame.sort_by([*order, *first_by, ("_position", "ascending")])
+    if frame.num_rows < 2:
+        return frame.drop_columns(["_position"])
+    same = None
+    for name in table.key:
+        column = frame[name].combine_chunks()
+        equal = pc.equal(column[1:], column[:-1])
+        same = equal if same is None else pc.and_(same, equal)
+    if pc.any(same).as_py():
+        later = pc.invert(pc.fill_null(same, False))
+        frame = frame.filter(pa.concat_arrays([pa.array([True]), later]))
+    return frame.drop_columns(["_position"])
 
 
 def _pandas_type(kind: pa.DataType) -> Any:

@@ -597,11 +597,11 @@ class ShortLived(Store):
         super().__init__(url)
         self.left = appends
 
-    def append(self, table: Table, session: str, frame: pd.DataFrame) -> int:
+    def append(self, table: Table, session: str, frame: pd.DataFrame, **more: Any) -> int:
         if self.left == 0:
             raise Killed
         self.left -= 1
-        return super().append(table, session, frame)
+        return super().append(table, session, frame, **more)
 
 
 @pytest.mark.parametrize("appends", range(6))

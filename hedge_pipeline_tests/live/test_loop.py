@@ -22,7 +22,7 @@ from hedge_pipeline.learning.shelf import ModelShelf
 from hedge_pipeline.levels.joining import NO_CHAIN
 from hedge_pipeline.levels.signals import NO_LEVEL
 from hedge_pipeline.live import loop
-from hedge_pipeline.live.loop import AFTER_FINAL, Fetcher, next_poll, poll
+from hedge_pipeline.live.loop import AFTER_FINAL, REACH, Fetcher, Poll, Work, next_poll, poll
 from hedge_pipeline.live.predicting import LATE_BAR, NO_MODEL
 from hedge_pipeline.live.supervision import Heartbeat
 from hedge_pipeline.market.calendar import Session
@@ -34,6 +34,7 @@ from hedge_pipeline.market.tables import (
     PREDICTION_LOG,
     RAW_QUOTES,
     TABLES,
+    Table,
     feature_names,
 )
 from hedge_pipeline.store import Store
@@ -846,3 +847,43 @@ def test_whatever_becomes_of_the_newest_the_pinned_version_is_served_in_time(
     newest = found.rows(PREDICTION_LOG, HALF_DAY, "SIMA", "newest")
     assert len(newest) == (0 if fault == "raises" else 6)
     assert newest["prediction"].notna().all() == (fault != "refused")
+
+
+# -- what a poll looks at --------------------------------------------------------------------------
+
+
+def test_after_its_first_poll_a_run_looks_at_the_newest_bars_only(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A poll must not cost more at the end of a session than at its beginning."""
+    found = watch(folder, FakeMarket(), at(60, 1))
+    work = Work(found.deployment)
+
+    def poll_at(minute: int) -> Poll:
+        moment = at(minute, 1)
+        now = replace(found.deployment, clock=lambda: moment)
+        return poll(now, Fetcher(now, 20.0), SESSION, replace(work, deployment=now))
+
+    assert poll_at(60).predictions
+    work.whole = False
+    looked: list[tuple[str, dt.datetime | None]] = []
+    read = Store.read
+
+    def noted(self: Store, table: Table, *given: Any, **more: Any) -> pd.DataFrame:
+        looked.append((table.name, more.get("since")))
+        return read(self, table, *given, **more)
+
+    monkeypatch.setattr(Store, "read", noted)
+    assert poll_at(61).predictions
+    growing = {table.name for table in (FEATURE_ROWS, PREDICTION_LOG, OUTCOMES)}
+    since = [since for name, since in looked if name in growing]
+    assert len(since) > 5
+    assert min(x for x in since if x is not None) >= at(61 - 2 * REACH - 11)
+    assert None not in since
+
+
+def test_a_bar_that_comes_late_is_served_however_old_it_is(folder: Path) -> None:
+    market = FakeMarket(holes={("SIMA", at(3)): at(60)})
+    found = watch(folder, market, at(12, 1))
+    found.run(until=at(62, 2))
+    assert len(found.served(HALF_DAY, "SIMA")) == len(found.served(HALF_DAY, "SIMB"))
