@@ -214,7 +214,7 @@ def test_a_materialization_launched_in_the_ui_lands(uis: Uis, page: Any) -> None
     page.get_by_role("button", name="Materialize").first.click()
     page.get_by_text("Select a partition or create one").click()
     page.locator("text=SIMQ >> visible=true").last.click()
-    page.get_by_text("Partition selection").click()  # away from the list
+    page.get_by_text("Launch runs to materialize").click()  # away from the list
     page.get_by_role("button", name="Launch").last.click()
     query = "{runsOrError {... on Runs {results {status assetSelection {path}}}}}"
     deadline = time.monotonic() + 90

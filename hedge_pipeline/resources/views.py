@@ -52,9 +52,9 @@ def experiment_tags(symbol: str, experiment: str, model: str, dagster_url: str) 
         dagster_url: of Dagster's UI; empty = not known.
     """
     words = (
-        f"Will {symbol} be higher when the horizon is over? One run per trained version: "
-        f"[table]({page_of_runs(experiment)}), "
-        f"[live accuracy over sessions]({page_of_runs(experiment, charts=True)}), "
+        f"Will {symbol} be higher when the horizon is over? "
+        f"[Versions]({page_of_runs(experiment)}), "
+        f"[accuracy over sessions]({page_of_runs(experiment, charts=True)}), "
         f"[champion]({page_of_model(model)})"
     )
     if dagster_url:
@@ -73,7 +73,7 @@ def _view() -> dict[str, Any]:
     charts += [_chart("BAR", name) for name in _BARS]
     section = {"uuid": VIEW, "name": "live, by session and version", "display": True}
     return {
-        "selectedColumns": [*columns, "attributes.`Description`"],
+        "selectedColumns": [*columns, "tags.`hedge.verdict`"],
         "columnWidths": dict.fromkeys(columns, 150),
         "runsHiddenMode": "SHOW_ALL",
         "isAccordionReordered": True,  # keeps our section first
