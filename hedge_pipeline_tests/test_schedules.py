@@ -363,13 +363,13 @@ CLOCKS: list[FakeClock] = []
 def test_the_poll_job_ends_at_its_time_box_and_reports_what_it_stored(
     instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, data: Path
 ) -> None:
-    """Ten minutes of a day long gone; the clock passes only in the loop's sleep."""
+    """A quarter of an hour of a day long gone; the clock passes only in the loop's sleep."""
 
     def sleep(seconds: float) -> None:
         CLOCKS[-1].sleep(seconds)
 
     monkeypatch.setattr(jobs, "time", SimpleNamespace(sleep=sleep))
-    monkeypatch.setenv("HEDGE_POLL_RUN_MINUTES", "10")
+    monkeypatch.setenv("HEDGE_POLL_RUN_MINUTES", "15")
     resource = PassingLoop(
         source=SourceResource(),
         store=StoreResource(),
@@ -379,7 +379,7 @@ def test_the_poll_job_ends_at_its_time_box_and_reports_what_it_stored(
     definitions = dg.Definitions(jobs=[jobs.poll_market], resources={"loop": resource})
     result = definitions.resolve_job_def("poll_market").execute_in_process(instance=instance)
     assert result.success
-    assert len(Store(str(data)).read(RAW_QUOTES, ["2024-01-03"])) == 12
+    assert len(Store(str(data)).read(RAW_QUOTES, ["2024-01-03"])) == 17
     made = [
         event.step_materialization_data.materialization
         for event in result.get_asset_materialization_events()
@@ -390,7 +390,7 @@ def test_the_poll_job_ends_at_its_time_box_and_reports_what_it_stored(
         for found in made
         if found.asset_key.to_user_string() == "raw_quotes"
     ]
-    assert rows == [2, 8, 12]  # at once, every five minutes, and at the end
+    assert rows == [2, 15, 17]  # at once, every twelve polls, and at the end
     beat = Heartbeat.read(Store(str(data)))
     assert beat is not None
     assert beat.run_id == result.run_id
