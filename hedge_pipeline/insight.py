@@ -42,7 +42,7 @@ def retraining_value(
     sessions = deployment.store.sessions(OUTCOMES)[-last:]
     unknown = [label for label in sessions if label not in known]
     if unknown:
-        columns = ("symbol", "bar_ts", "decided_at", "role", "mode", "model_version", "prob_up")
+        columns = ("bar_ts", "decided_at", "role", "mode", "model_version", "prob_up")
         log, outcomes = _rows(deployment, symbol, unknown, columns)
         opens = [to_datetime64(deployment.calendar.session(label).opens) for label in unknown]
         pairs = paired.pair(log, outcomes, np.array(opens, dtype="datetime64[us]"))

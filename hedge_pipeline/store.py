@@ -257,16 +257,15 @@ class Store:
         """
         labels = self.sessions(table) if sessions is None else sorted(set(sessions))
 
+        wanted = {**(only or {}), **({} if symbols is None else {"symbol": symbols})}
+
         def of_session(label: str) -> list[pa.Table]:
-            return self._session(table, label, columns, only or {}, since)
+            return self._session(table, label, columns, wanted, since)
 
         pieces = [piece for found in self._each(of_session, labels) for piece in found]
         if not pieces:
             return table.empty()[list(columns or table.names)]
-        rows = pa.concat_tables(pieces)
-        if symbols is not None:
-            rows = rows.filter(pc.is_in(rows["symbol"], pa.array(list(symbols), pa.string())))
-        frame: pd.DataFrame = rows.to_pandas(types_mapper=_pandas_type)
+        frame: pd.DataFrame = pa.concat_tables(pieces).to_pandas(types_mapper=_pandas_type)
         return frame
 
     def distinct(self, table: Table, session: str, columns: Sequence[str]) -> pd.DataFrame:
@@ -459,14 +458,13 @@ class Store:
             pieces = self._load_parts(table, parts, only, needed, since)
             if pieces is None:  # compacted between listing and reading
                 continue
-            if since is not None:
-                found = _having(_first_rows(table, pieces, since), only)
-            elif table.bulky:
-                found = _first_rows(table, pieces)
-            elif needed is not None:
-                found = _having(_first_rows(table, pieces), only)
+            if since is not None or table.bulky or needed is not None:
+                found = _first_rows(table, pieces, since)
             else:
-                found = _having(self._merged(table, session, pieces), only)
+                found = self._merged(table, session, pieces)
+            if not table.bulky:  # whose files were filtered as they were read
+                asked = {*(columns or table.names), *only}
+                found = _having(found.select([x for x in found.schema.names if x in asked]), only)
             return [found.select(list(columns)) if columns else found]
         raise StoreError(f"{self._folder(table, session)} changes faster than it can be read")
 

@@ -119,7 +119,7 @@ def postgres() -> Iterator[Postgres]:
 def running() -> Iterator[Postgres]:
     """A fresh server until the end of the block; skips where there is none."""
     if not BINARIES.exists() or (os.getuid() == 0 and shutil.which("runuser") is None):
-        pytest.skip("PostgreSQL's server is not installed")
+        pytest.skip("PostgreSQL's server is not installed (Debian: postgresql)")
     folder = Path(tempfile.mkdtemp(prefix="hedge-postgres-"))
     server = Postgres(folder, free_port())
     try:

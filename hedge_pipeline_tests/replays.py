@@ -175,3 +175,13 @@ def assert_equal_tables(
             check_exact=True,
             obj=table.name,
         )
+
+
+def one_session_of(demo: Demo, out: Path) -> None:
+    """Copies a session of a demo with its models, MLflow's database and an empty Dagster home."""
+    for part in sorted(demo.out.glob("*/session=2024-01-03")):
+        shutil.copytree(part, out / part.relative_to(demo.out))
+    shutil.copytree(demo.out / "models" / "SIMQ", out / "models" / "SIMQ")
+    shutil.copy(demo.out / "mlflow.db", out)
+    (out / "dagster_home").mkdir()
+    (out / "dagster_home" / "dagster.yaml").write_text("telemetry: {enabled: false}\n")

@@ -35,6 +35,7 @@ from hedge_pipeline_tests.replays import (
     demo_in,
     environment,
     hedge,
+    one_session_of,
     replay_in,
     settings_in,
 )
@@ -54,13 +55,9 @@ def places_in(out: Path) -> Places:
 def small(tmp_path: Path, demo: Demo) -> Places:
     """A session of the demo with its models, MLflow database and a Dagster home."""
     out = tmp_path / "data"
-    for part in sorted(demo.out.glob("*/session=2024-01-03")):
-        shutil.copytree(part, out / part.relative_to(demo.out))
-    shutil.copytree(demo.out / "models" / "SIMQ", out / "models" / "SIMQ")
-    shutil.copy(demo.out / "mlflow.db", out)
+    one_session_of(demo, out)
     runs = out / "dagster_home" / "history" / "runs"
     runs.mkdir(parents=True)
-    (out / "dagster_home" / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
     for name in (".db", "index.db", "../runs.db"):
         with contextlib.closing(sqlite3.connect(runs / name)) as database, database:
             database.execute("pragma journal_mode=wal")

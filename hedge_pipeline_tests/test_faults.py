@@ -206,7 +206,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         check=False,
     )
     if mounted.returncode:
-        pytest.skip("file systems cannot be mounted here")
+        pytest.skip("a full disk needs the right to mount a small one")
     try:
         yield folder
     finally:

@@ -37,6 +37,7 @@ from hedge_pipeline_tests.replays import (
     assert_equal_tables,
     demo_in,
     environment,
+    one_session_of,
     replay_in,
     rows_of,
 )
@@ -180,12 +181,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
 def saved(demo: Demo, tmp_path: Path) -> Path:
     """A session of the demo with models and MLflow's database."""
     out = tmp_path / "data"
-    for part in sorted(demo.out.glob("*/session=2024-01-03")):
-        shutil.copytree(part, out / part.relative_to(demo.out))
-    shutil.copytree(demo.out / "models" / "SIMQ", out / "models" / "SIMQ")
-    shutil.copy(demo.out / "mlflow.db", out)
-    (out / "dagster_home").mkdir()
-    (out / "dagster_home" / "dagster.yaml").write_text("telemetry: {enabled: false}\\n")
+    one_session_of(demo, out)
     return out
 
 
@@ -312,14 +308,19 @@ def assert_same(out: Path, wanted: Path) -> None:
     assert names[0] == names[1]
 
 
+def disturbed_and_not(story: str, polled: Path, folder: Path) -> tuple[Path, Path, list[str]]:
+    """Two copies in which the work was done: killed all along, and at one go; and the kills."""
+    out, wanted = folder / "out", folder / "wanted"
+    for copy in (out, wanted):
+        shutil.copytree(polled, copy)
+    run(story, wanted, folder / "nowhere", folder / "none", "undisturbed")
+    return out, wanted, run(story, out, folder / "nowhere", folder / "notes")
+
+
 def test_a_close_killed_all_along_ends_as_if_nothing_had_happened(
     polled: Path, tmp_path: Path
 ) -> None:
-    out, wanted = tmp_path / "out", tmp_path / "wanted"
-    for folder in (out, wanted):
-        shutil.copytree(polled, folder)
-    run("close", wanted, tmp_path / "nowhere", tmp_path / "none", "undisturbed")
-    known = run("close", out, tmp_path / "nowhere", tmp_path / "notes")
+    out, wanted, known = disturbed_and_not("close", polled, tmp_path)
     touched = {line.split(f"{out}/")[1].split("/")[0] for line in known}
     assert touched >= {"raw_quotes", "features", "prediction_log", "outcomes", "promotions"}
     assert touched >= {"performance", "live"}
@@ -330,11 +331,7 @@ def test_a_close_killed_all_along_ends_as_if_nothing_had_happened(
 def test_a_compaction_killed_before_every_change_loses_and_doubles_no_row(
     polled: Path, tmp_path: Path
 ) -> None:
-    out, wanted = tmp_path / "out", tmp_path / "wanted"
-    for folder in (out, wanted):
-        shutil.copytree(polled, folder)
-    run("compaction", wanted, tmp_path / "nowhere", tmp_path / "none", "undisturbed")
-    known = run("compaction", out, tmp_path / "nowhere", tmp_path / "notes")
+    out, wanted, known = disturbed_and_not("compaction", polled, tmp_path)
     assert {line.split()[0] for line in known} >= {"open", "os.rename", "os.remove"}
     assert_equal_tables(Store(str(out)), Store(str(polled)))
     assert_same(out, wanted)

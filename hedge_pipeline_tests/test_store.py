@@ -265,6 +265,9 @@ def test_a_read_can_be_narrowed_to_sessions_symbols_and_columns(url: str) -> Non
     assert list(found.columns) == ["symbol", "low"]
     assert found["symbol"].tolist() == ["B"] * 4
     assert store.read(RAW_QUOTES, [DAY], symbols=("C",)).empty
+    # what is asked for need not be shown
+    alone = store.read(RAW_QUOTES, [DAY], symbols=("B",), columns=("close",))
+    assert alone["close"].equals(store.read(RAW_QUOTES, [DAY], symbols=("B",))["close"])
     assert len(store.read(RAW_QUOTES, [])) == 0
 
 

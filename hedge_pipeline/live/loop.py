@@ -171,7 +171,7 @@ class Work:
         whole, companions = False, 0
         try:
             companions = stages.log_companions(self.deployment, session.label, since)
-        except Exception:
+        except Exception:  # a broken model or store: said here, asked again at the next poll
             log.exception("%s: baseline or newest could not be asked", session.label)
             whole = True
         since = self.since(session, first, REACH + self.deployment.horizon)

@@ -1079,7 +1079,7 @@ def test_a_refusal_in_yahoo_s_words_is_told_in_them_unless_yahoo_is_ill(
 def recorded(folder: Path, name: str) -> dict[str, Any]:
     found = sorted((folder / "yahoo_json").glob(f"{name}*"))
     if not found:
-        pytest.skip("no recorded answers")
+        pytest.skip(f"no recorded answer {name} beside the real market data")
     content: dict[str, Any] = json.loads(found[0].read_text())
     return content
 
