@@ -73,6 +73,12 @@ class Settings(BaseSettings):
         alias="HEDGE_HISTORY_START",
         description="first session that can be materialized",
     )
+    backfill_sessions: int | None = Field(
+        default=None,
+        alias="HEDGE_BACKFILL_SESSIONS",
+        ge=1,
+        description="sessions of one run of a backfill; empty = all of them",
+    )
     bar_seconds: int = Field(
         default=60,
         alias="HEDGE_BAR_SECONDS",

@@ -113,6 +113,10 @@ class StageError(RuntimeError):
     """A stage cannot do its work; the message is one line with the next step."""
 
 
+class NothingStored(StageError):
+    """A session has no rows of what the stage works on."""
+
+
 @dataclass(frozen=True)
 class Deployment:
     """Everything the stages need to know: where, what, and by which rules.
@@ -512,7 +516,7 @@ def features_of(deployment: Deployment, label: str, first: int = 0) -> pd.DataFr
     session = deployment.calendar.session(label)
     stored = deployment.store.read(RAW_QUOTES, [label])
     if stored.empty:
-        raise StageError(f"raw_quotes has no bars of {label}: materialize raw_quotes first")
+        raise NothingStored(f"raw_quotes has no bars of {label}: materialize raw_quotes first")
     symbols = tuple(sorted(stored["symbol"].unique()))
     memory = _memory(deployment, session, symbols)
     times = stored["bar_ts"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
@@ -602,7 +606,7 @@ def log_served(
     """
     features = deployment.store.read(FEATURE_ROWS, [label], since=since)
     if features.empty:
-        raise StageError(f"features has no rows of {label}: materialize features first")
+        raise NothingStored(f"features has no rows of {label}: materialize features first")
     known = deployment.store.read(
         PREDICTION_LOG, [label], columns=("symbol", "bar_ts"), only=_SERVED, since=since
     )
@@ -725,7 +729,7 @@ def mature_outcomes(deployment: Deployment, label: str, since: dt.datetime | Non
     """
     stored = deployment.store.read(RAW_QUOTES, [label], since=since)
     if stored.empty:
-        raise StageError(f"raw_quotes has no bars of {label}: materialize raw_quotes first")
+        raise NothingStored(f"raw_quotes has no bars of {label}: materialize raw_quotes first")
     session = deployment.calendar.session(label)
     known = labels.mature(
         stored,
