@@ -4,7 +4,9 @@ A service of its own is started for each number of runs at once, as `hedge up` d
 schedules stopped; the backfill is asked for over the web UI's own interface, cut into runs of some
 sessions each (`HEDGE_BACKFILL_SESSIONS`), and runs are worked on so many at a time as the instance
 allows. The tables of all of them must be equal. CPU seconds are those of all processes of the
-service, the daemon and the UI included; the steps' own seconds are what Dagster measured.
+service, the daemon and the UI included. On a machine that others use, too, wall time says little:
+so the kernel is asked how long every run waited for a core (`/proc/<pid>/schedstat`), and what the
+runs would take on free cores is their wall time without that, laid end to end, so many at once.
 
 The market is simulated, so nothing waits for a network. Without option chains, unless asked for:
 simulating those takes longer than everything else.
@@ -25,6 +27,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -75,10 +78,41 @@ query Status($id: String!) {
 STEPS = """
 query Steps($id: String!) {
   runsOrError(filter: {tags: [{key: "dagster/backfill", value: $id}]}) {
-    ... on Runs { results { runId status startTime endTime stepStats { startTime endTime } } }
+    ... on Runs { results { runId status startTime endTime } }
   }
 }
 """
+
+
+class RunTimes:
+    """Samples how long the runs of a service waited for a core, by run, in a thread.
+
+    Only the main thread of a run counts, which does all but some of Arrow's work.
+    """
+
+    def __init__(self) -> None:
+        self.waited: dict[str, float] = {}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+
+    def __enter__(self) -> RunTimes:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        while not self._over.wait(0.5):
+            for folder in Path("/proc").glob("[0-9]*"):
+                # ended meanwhile, or somebody else's
+                with contextlib.suppress(OSError, ValueError, IndexError):
+                    name, run_id = (folder / "cmdline").read_text().strip("\0 ").split()[1:3]
+                    if name == "__ASSET_JOB":
+                        self.waited[run_id] = (
+                            int((folder / "schedstat").read_text().split()[1]) / 1e9
+                        )
 
 
 class Ui:
@@ -161,13 +195,15 @@ def service(folder: Path, variables: dict[str, str], at_once: int) -> Iterator[U
             shutil.rmtree(sockets, ignore_errors=True)
 
 
-def backfill(ui: Ui, labels: Sequence[str], assets: Sequence[str]) -> dict[str, float]:
+def backfill(
+    ui: Ui, labels: Sequence[str], assets: Sequence[str], at_once: int
+) -> dict[str, float]:
     """Asks for a backfill, waits for its end.
 
     Returns:
-        `seconds` until the last run ended, `runs`, `step_seconds` of all steps added up, and
-        `working_seconds`, in which at least one run was under way: the daemon looks at a backfill
-        every half minute only.
+        `seconds` until the last run ended, `runs`; `working_seconds`, in which at least one run was
+        under way: the daemon looks at a backfill every half minute only; `waited_seconds` for a
+        core, of all runs; and `free_seconds`, what the runs would take on free cores.
 
     Raises:
         SystemExit: it fails.
@@ -177,22 +213,40 @@ def backfill(ui: Ui, labels: Sequence[str], assets: Sequence[str]) -> dict[str, 
     launched = ui.ask(LAUNCH, backfill={"assetSelection": selection, "partitionNames": labels})
     if "backfillId" not in launched:
         raise SystemExit(f"no backfill: {launched}")
-    while True:
-        found = ui.ask(STATUS, id=launched["backfillId"])
-        if found["status"] not in ("REQUESTED", "COMPLETING"):
-            break
-        time.sleep(2)
+    with RunTimes() as times:
+        while True:
+            found = ui.ask(STATUS, id=launched["backfillId"])
+            if found["status"] not in ("REQUESTED", "COMPLETING"):
+                break
+            time.sleep(2)
     runs = ui.ask(STEPS, id=launched["backfillId"])["results"]
     bad = [run["runId"] for run in runs if run["status"] != "SUCCESS"]
     if bad or found["status"] != "COMPLETED_SUCCESS":
         raise SystemExit(f"the backfill ended as {found['status']}, {len(bad)} failed: {found}")
-    steps = [step for run in runs for step in run["stepStats"]]
+    runs.sort(key=lambda run: float(run["startTime"]))
+    taken = [run["endTime"] - run["startTime"] - times.waited.get(run["runId"], 0) for run in runs]
     return {
         "seconds": max(run["endTime"] for run in runs) - begun,
         "runs": float(len(runs)),
-        "step_seconds": sum(step["endTime"] - step["startTime"] for step in steps),
         "working_seconds": _covered([(run["startTime"], run["endTime"]) for run in runs]),
+        "waited_seconds": sum(times.waited.get(run["runId"], 0) for run in runs),
+        "free_seconds": _end_to_end(runs, taken, at_once),
     }
+
+
+def _end_to_end(runs: Sequence[Any], seconds: Sequence[float], at_once: int) -> float:
+    """How long runs of these lengths take, so many at once, in waves as they were asked for.
+
+    A run belongs to the next wave if it began after every run before it had ended.
+    """
+    total, until = 0.0, float("-inf")
+    lanes = [0.0] * at_once
+    for run, length in zip(runs, seconds, strict=True):
+        if run["startTime"] > until:
+            total, lanes = total + max(lanes), [0.0] * at_once
+        lanes[lanes.index(min(lanes))] += length
+        until = max(until, run["endTime"])
+    return total + max(lanes)
 
 
 def _covered(spans: Sequence[tuple[float, float]]) -> float:
@@ -222,14 +276,14 @@ def measure(folder: Path, given: argparse.Namespace, at_once: int) -> dict[str, 
     }
     used = _cpu_of_children()
     with service(folder, variables, at_once) as ui:
-        found = backfill(ui, labels, [*ASSETS, *CHAINS] if given.chains else ASSETS)
+        assets = [*ASSETS, *CHAINS] if given.chains else ASSETS
+        found = backfill(ui, labels, assets, at_once)
     used = _cpu_of_children() - used
     count = given.sessions * given.symbols
     return {
         **found,
         "cpu_seconds": used,
         "cpu_ms_per_symbol_session": 1e3 * used / count,
-        "step_ms_per_symbol_session": 1e3 * found["step_seconds"] / count,
     }
 
 
@@ -265,7 +319,7 @@ def main() -> None:
         rows = len(stores[0].read(RAW_QUOTES, columns=("symbol",)))
         found["bars"] = float(rows)
     for number in numbers[1:]:
-        for name in ("seconds", "working_seconds"):
+        for name in ("seconds", "working_seconds", "free_seconds"):
             first = found[f"{name} ({numbers[0]} at once)"]
             found[f"speed_up_by_{name} ({number} at once)"] = (
                 first / found[f"{name} ({number} at once)"]

@@ -9,6 +9,7 @@ copies of them on earlier days, so that every table has as many sessions as aske
 import argparse
 import datetime as dt
 import json
+import os
 import tempfile
 import time
 import warnings
@@ -21,8 +22,9 @@ import pandas as pd
 
 from benchmarks.poll import AcceleratedClock
 from benchmarks.report import show
-from hedge_pipeline import stages
+from hedge_pipeline import stages, storage
 from hedge_pipeline.assets import pictures
+from hedge_pipeline.backup import Places
 from hedge_pipeline.learning.dataset import assemble
 from hedge_pipeline.live.loop import Poll, run_loop
 from hedge_pipeline.market.tables import (
@@ -66,7 +68,7 @@ TABLES = (
 
 
 def filled(folder: Path, sessions: int) -> Deployment:
-    """A live deployment in the morning after so many stored sessions."""
+    """A live deployment in the morning after so many stored sessions and a night's housekeeping."""
     options = {
         "HEDGE_DATA_URL": str(folder),
         "HEDGE_SYMBOLS": "SIMQ",
@@ -89,7 +91,19 @@ def filled(folder: Path, sessions: int) -> Deployment:
             if len(rows):
                 replayed.store.replace(table, label, _moved(table, rows, original, label, shift))
     settings = load_settings(HEDGE_MODE="live", **options)
-    return replace(open_deployment(settings), clock=AcceleratedClock(START))
+    deployment = replace(open_deployment(settings), clock=AcceleratedClock(START))
+    _age(folder)
+    storage.condense(deployment)
+    storage.note_sizes(deployment, Places(str(folder), None, None))
+    return deployment
+
+
+def _age(folder: Path) -> None:
+    """Makes every file two days old: what is younger is summed up by no night."""
+    then = time.time() - 2 * 24 * 3600
+    for table in (PROMOTIONS, PERFORMANCE):
+        for path in (folder / table.name).rglob("*.parquet"):
+            os.utime(path, (then, then))
 
 
 def _moved(

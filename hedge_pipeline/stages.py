@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import itertools
 import json
 import threading
 import time
@@ -439,7 +440,7 @@ def _watched_after(deployment: Deployment, label: str) -> frozenset[str]:
     """Symbols somebody polled in a later session; in a replay nobody does."""
     if deployment.replay:
         return frozenset()
-    later = [x for x in deployment.store.sessions(RAW_QUOTES) if x > label]
+    later = itertools.takewhile(lambda x: x > label, deployment.store.newest_first(RAW_QUOTES))
     watched = (_watched_live(deployment, deployment.calendar.session(x)) for x in later)
     return frozenset().union(*watched)
 
@@ -754,7 +755,7 @@ def settled_sessions(
         last: at most so many, the newest ones.
     """
     found: list[str] = []
-    for label in reversed(deployment.store.sessions(OUTCOMES)):
+    for label in deployment.store.newest_first(OUTCOMES):
         if (after is not None and label <= after) or (last is not None and len(found) == last):
             break
         if _is_settled(deployment, symbol, label):
@@ -1070,7 +1071,7 @@ def pool_window(deployment: Deployment) -> dict[str, tuple[str, ...]]:
     """
     since = {symbol: _state(deployment, symbol).train_from for symbol in deployment.symbols}
     found: dict[str, tuple[str, ...]] = {}
-    for label in reversed(deployment.store.sessions(OUTCOMES)):
+    for label in deployment.store.newest_first(OUTCOMES):
         if len(found) == deployment.plan.window_sessions:
             break
         settled = settled_symbols(deployment, label)
