@@ -368,7 +368,9 @@ class Settings(BaseSettings):
             raise ValueError("a symbol is named twice")
         return symbols
 
-    @field_validator("retrain_hour", "retention_days", "disk_budget_mb", mode="before")
+    @field_validator(
+        "retrain_hour", "backfill_sessions", "retention_days", "disk_budget_mb", mode="before"
+    )
     @classmethod
     def _empty_is_none(cls, value: Any) -> Any:
         return None if value == "" else value
