@@ -101,7 +101,7 @@ def year(out: Path, sessions: int, runs: int, *, polled: bool) -> list[dict[str,
             if len(moments) > RUNS_KEPT_SESSIONS:
                 old = moments[-RUNS_KEPT_SESSIONS]
                 upkeep.delete_old_runs(instance, home, old)
-                upkeep.delete_old_events(home, old)
+                upkeep.delete_old_events(instance, home, old)
             areas = storage.report(deployment, places, None)["areas"]
             nights.append({x: areas[x] / 1e6 for x in AREAS} | {"memory": resident_mb()})
             if len(nights) % 21 == 0:
