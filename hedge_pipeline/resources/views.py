@@ -19,6 +19,7 @@ _COLUMNS = (
     "skill_1e4_nats_hi",
     "labels",
 )
+_SAME_FOR_ALL = ("accuracy", "skill_1e4_nats")
 _LINES = ("live/accuracy", "live/base_rate_accuracy", "live/skill_1e4_nats", "gate/evidence_log10")
 _BARS = ("live_total/accuracy", "live_total/skill_1e4_nats")
 
@@ -69,6 +70,7 @@ def experiment_tags(symbol: str, experiment: str, model: str, dagster_url: str) 
 
 def _view() -> dict[str, Any]:
     columns = [f"metrics.`live_total/{name}`" for name in _COLUMNS]
+    columns += [f"metrics.`out_of_time_total/{name}`" for name in _SAME_FOR_ALL]
     charts = [{**_chart("LINE", name), **_LINE, "selectedMetricKeys": [name]} for name in _LINES]
     charts += [_chart("BAR", name) for name in _BARS]
     section = {"uuid": VIEW, "name": "live, by session and version", "display": True}
