@@ -40,7 +40,7 @@ CACHED_BYTES = 48 << 20
 BROKEN = ".broken-"
 SETTLED = dt.timedelta(days=1)
 _ASIDE = "quarantined"
-_SUMMARIES = "summaries"
+_SUMMARIES = ".summaries"
 _SESSION = "_session"
 _CACHED_SESSIONS = 512
 _CACHED_FILES = 4096

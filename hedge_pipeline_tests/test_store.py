@@ -967,7 +967,7 @@ def test_a_summary_that_is_damaged_or_gone_is_done_without(tmp_path: Path, at_on
     for day in DAYS[:4]:
         store.append(PROMOTIONS, day, entries(0))
     store.sum_up(PROMOTIONS)
-    summary, wanted = tmp_path / "summaries" / "promotions.parquet", store.read(PLAIN)
+    summary, wanted = tmp_path / ".summaries" / "promotions.parquet", store.read(PLAIN)
     whole = summary.read_bytes()
     for length in (0, 5, len(whole) // 2, len(whole) - 1):
         summary.write_bytes(whole[:length])
