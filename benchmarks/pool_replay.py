@@ -41,7 +41,8 @@ def replayed(scope: str, folder: Path, path: str, symbols: str, sessions: int) -
     )
     deployment = open_deployment(settings)
     labels = getattr(deployment.source, "sessions")[:sessions]  # noqa: B009
-    replay(deployment, labels)
+    if labels:
+        replay(deployment, labels)
     sums = deployment.store.read(PERFORMANCE)
     sums = sums[(sums["role"] == "served") & (sums["model_version"] > 0) & (sums["labels"] > 0)]
     return sums.groupby(["symbol", "session"])[["labels", *LOSSES]].sum()
@@ -63,6 +64,9 @@ def main() -> None:
     parser.add_argument("--path", required=True)
     parser.add_argument("--symbols", help="default: all of the file")
     parser.add_argument("--sessions", type=int, default=61)
+    parser.add_argument(
+        "--folder", type=Path, help="keep the stores; what is there is gone on with, or compared"
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/pool_replay.json"))
     given = parser.parse_args()
     symbols = given.symbols or ",".join(
@@ -70,12 +74,11 @@ def main() -> None:
     )
     found: dict[str, float] = {}
     parts = {}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = given.folder or Path(temporary)
         for scope in SCOPES:
             begun, used = time.perf_counter(), time.process_time()
-            parts[scope] = replayed(
-                scope, Path(folder) / scope, given.path, symbols, given.sessions
-            )
+            parts[scope] = replayed(scope, folder / scope, given.path, symbols, given.sessions)
             found[f"{scope}: seconds"] = time.perf_counter() - begun
             found[f"{scope}: CPU seconds"] = time.process_time() - used
     both = parts["symbol"].join(parts["pool"], how="inner", lsuffix="_symbol", rsuffix="_pool")
