@@ -325,10 +325,11 @@ class Store:
         """
         return self._local and int(fingerprint[0]) > seen_ns - _FILE_SYSTEM_TICK
 
-    def size(self, table: Table) -> int:
-        """Bytes of the table's files."""
+    def size(self, table: Table, session: str | None = None) -> int:
+        """Bytes of the table's files, or of one session's; remote ones as they were last listed."""
+        folder = self._folder(table, session) if session else self._root / table.name
         try:
-            return int(self._fs.du(str(self._root / table.name)))
+            return int(self._fs.du(str(folder)))
         except FileNotFoundError:
             return 0
 

@@ -331,7 +331,7 @@ def test_retraining_by_hand_trains_once_says_the_verdict_and_publishes(
 
     second = invoke(*arguments, **with_new_outcomes)
     assert second.exit_code == 1
-    assert second.stderr == "error: nothing trained: SIMQ: 0 of 50 new samples\n"
+    assert second.stderr == "error: nothing trained: SIMQ has 0 new outcomes, 50 are needed\n"
     assert deployment.shelf.versions("SIMQ") == (1, 2, 3, 4, 5)
 
 
@@ -345,7 +345,7 @@ def test_retraining_by_hand_waits_for_as_many_outcomes_as_asked_for(
     arguments = ("retrain", "--symbol", "SIMQ", "--min-samples", str(new + 1))
     result = invoke(*arguments, **with_new_outcomes)
     assert result.exit_code == 1
-    said = f"error: nothing trained: SIMQ: {new} of {new + 1} new samples\n"
+    said = f"error: nothing trained: SIMQ has {new} new outcomes, {new + 1} are needed\n"
     assert result.stderr == said
 
 
