@@ -1075,15 +1075,15 @@ def _say_how_to_look(out: Path) -> None:
         programs = programs.relative_to(Path.cwd())
     _say(f"\nPlot against the truth: {out / 'demo.png'}")
     _say("Look at the loop in Dagster, http://127.0.0.1:3000, and at every version in MLflow,")
-    _say(f"http://127.0.0.1:5000/{views.HOME} (`Model training`, not `GenAI`):")
+    _say(f"http://127.0.0.1:5000/{views.HOME}:")
     home = f"$PWD/{out}" if not out.is_absolute() else out
     _say(
         f"  DAGSTER_HOME={home}/dagster_home HEDGE_DATA_URL={out} HEDGE_MODE=replay "
         f"{programs}/dagster dev -w workspace.yaml"
     )
     _say(
-        f"  MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {programs}/mlflow server --workers 1 "
-        f"--backend-store-uri sqlite:///{out}/mlflow.db"
+        f"  MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {programs}/mlflow server --app-name hedge "
+        f"--workers 1 --backend-store-uri sqlite:///{out}/mlflow.db"
     )
 
 

@@ -10,15 +10,19 @@ import json
 from typing import Any
 
 VIEW = "hedge"
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 _WORKFLOW = "workflowType=machine_learning"  # otherwise the UI opens as one for language models
 _COLUMNS = (
     "accuracy",
     "base_rate_accuracy",
     "skill_1e4_nats",
+    "labels",
     "skill_1e4_nats_lo",
     "skill_1e4_nats_hi",
-    "labels",
 )
+_VERDICT = "tags.`hedge.verdict`"
+_BEFORE = {"attributes.`Run Name`": 210, "runDateAndNestInfo": 150, _VERDICT: 120}
+_LETTER = 8  # pixels of a header's letter
 _LINES = ("live/accuracy", "live/base_rate_accuracy", "live/skill_1e4_nats", "gate/evidence_log10")
 _BARS = ("live_total/accuracy", "live_total/skill_1e4_nats")
 
@@ -63,18 +67,19 @@ def experiment_tags(symbol: str, experiment: str, model: str, dagster_url: str) 
     return {
         "mlflow.note.content": words,
         "mlflow.experimentKind": "custom_model_development",
-        f"mlflow.sharedViewState.{VIEW}": json.dumps(_view()),
+        VIEW_TAG: json.dumps(_view()),
     }
 
 
 def _view() -> dict[str, Any]:
-    columns = [f"metrics.`live_total/{name}`" for name in _COLUMNS]
+    columns = {f"metrics.`live_total/{x}`": 45 + _LETTER * (11 + len(x)) for x in _COLUMNS}
     charts = [{**_chart("LINE", name), **_LINE, "selectedMetricKeys": [name]} for name in _LINES]
     charts += [_chart("BAR", name) for name in _BARS]
     section = {"uuid": VIEW, "name": "live, by session and version", "display": True}
     return {
-        "selectedColumns": [*columns, "tags.`hedge.verdict`"],
-        "columnWidths": dict.fromkeys(columns, 150),
+        "selectedColumns": [_VERDICT, *columns],
+        "columnOrder": [*_BEFORE, *columns],  # a width counts only with a place
+        "columnWidths": {**_BEFORE, **columns},
         "runsHiddenMode": "SHOW_ALL",
         "isAccordionReordered": True,  # keeps our section first
         "compareRunSections": [
