@@ -40,7 +40,7 @@ SYMBOL_ASSETS = ("champion_model", "model_performance")
 TABLES_SHOWN = {
     "outcomes": "hit rate",
     "features": "NULL, %",
-    "trained_model": "share of gain, %",
+    "trained_model": "share of ups",
     "signal_report": "profit factor",
 }
 

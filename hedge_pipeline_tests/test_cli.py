@@ -262,7 +262,11 @@ MISTAKES: dict[str, tuple[tuple[str, ...], dict[str, str], str]] = {
         {"HEDGE_CALENDAR": "XNYS"},
         "SIMQ: 0 of the 35 sessions a search needs have outcomes",
     ),
-    "a training of nothing": (("retrain", "--symbol", "SIMQ"), {}, "nothing trained: SIMQ: 0 of 1"),
+    "a training of nothing": (
+        ("retrain", "--symbol", "SIMQ"),
+        {},
+        "nothing trained: SIMQ has 0 new outcomes, 1 are needed",
+    ),
 }
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from hedge_pipeline.chains import CollectedChains
+    from hedge_pipeline.insight import TriedModels
     from hedge_pipeline.live.loop import Poll
     from hedge_pipeline.resources.registry import MlflowRegistry
     from hedge_pipeline.stages import Candidate, CollectedSession, Deployment, Searched
@@ -45,7 +46,8 @@ def quotes(
         shown["first_bar"] = bars["bar_ts"].min().isoformat()
         shown["last_bar"] = bars["bar_ts"].max().isoformat()
         if draw:
-            shown = {"glance": _glance(_relative(bars)), **shown}
+            at_once = {"glance": _glance(_relative(bars)), "volume": _glance(_volumes(bars))}
+            shown = at_once | shown
             shown["price"] = _picture(plots.prices(bars, gaps, label))
     return shown
 
@@ -65,6 +67,12 @@ def _relative(bars: pd.DataFrame) -> list[tuple[str, Any]]:
     """Price of the first symbols by minute, percent of the first one."""
     wide = bars.pivot(index="bar_ts", columns="symbol", values="close").sort_index()
     return [(f"{name} %", 100 * (own / own.bfill().iloc[0] - 1)) for name, own in wide.items()]
+
+
+def _volumes(bars: pd.DataFrame) -> list[tuple[str, Any]]:
+    """Shares of the first symbols by five minutes."""
+    by_time = bars.groupby([bars["bar_ts"].dt.floor("5min"), "symbol"])["volume"].sum().unstack()
+    return [(f"{name} shares in 5 min", own) for name, own in by_time.items()]
 
 
 def _glance(lines: Sequence[tuple[str, Any]]) -> dg.MarkdownMetadataValue:
@@ -203,21 +211,19 @@ def features(deployment: Deployment, label: str, rows: int, *, draw: bool = True
     frame = deployment.store.read(FEATURE_ROWS, [label], columns=feature_names())
     unknown = (100 * frame.isna().mean()).sort_values(ascending=False)
     lines = [f"| {name} | {share:.1f} |" for name, share in unknown.items() if share > 0]
-    table = "\n".join(["| feature | NULL, % |", "|---|---|", *lines[:12]])
+    table = "\n".join(["| feature | NULL, % |", "|---|---|", *lines[:8]])
+    moves = insight.feature_moves(deployment, label, deployment.symbols[:3])
     shown: dict[str, Any] = {
-        "dagster/row_count": rows,
+        "drift": _drift_table(moves) if moves else "too few sessions to tell",
         "null_share_pct": round(float(unknown.mean()), 3),
+        "most_unknown": dg.MetadataValue.md(table),
+        "dagster/row_count": rows,
         "bytes": deployment.store.size(FEATURE_ROWS, label),
         "schema_hash": FEATURE_ROWS.schema_hash,
-        "most_unknown": dg.MetadataValue.md(table),
     }
-    moves = insight.feature_moves(deployment, label, deployment.symbols[:3])
-    if not moves:
-        return {**shown, "drift": "too few sessions to tell"}
     for symbol, own in moves.items():
         shown[f"{symbol}_drift_standard_errors"] = round(max(map(abs, own.values())), 2)
-    shown["drift"] = _drift_table(moves)
-    if draw:
+    if moves and draw:
         shown["drift_by_feature"] = _picture(plots.feature_moves(moves, label))
     return shown
 
@@ -341,9 +347,13 @@ def candidate(deployment: Deployment, found: Candidate) -> dict[str, Any]:
 
     card = found.card
     tried = insight.tried_models(deployment, card.symbol)
-    reliability = {}
+    said: dict[str, Any] = {"reliability_of": "no version has met an outcome yet"}
     if tried is not None:
-        reliability["reliability"] = _picture(plots.tried(tried, card.symbol))
+        said = {
+            "said_and_happened": _said_and_happened(tried),
+            "reliability_of": tried.in_words(),
+            "reliability": _picture(plots.tried(tried, card.symbol)),
+        }
     return {
         "version": card.version,
         "new": found.new,
@@ -356,11 +366,23 @@ def candidate(deployment: Deployment, found: Candidate) -> dict[str, Any]:
         "guards": card.guard_failure or "passed",
         "parameters_from": card.parameters_from,
         "importance": _picture(plots.importance(card.gain, card.symbol)),
-        **reliability,
-        "reliability_of": tried.in_words() if tried else "no version has met an outcome yet",
+        **said,
         "bytes": len(deployment.shelf.content(card.symbol, card.version)),
         "sha256": card.sha256,
     }
+
+
+def _said_and_happened(tried: TriedModels, bins: int = 5) -> dg.MarkdownMetadataValue:
+    """Probability of up that models said against the share of ups, as a table."""
+    from hedge_pipeline.learning.calibration import reliability
+
+    one = reliability(tried.probability, tried.up, bins)
+    lines = [
+        f"| {said:.3f} | {share:.3f} | {count} |"
+        for said, share, count in zip(one.predicted, one.observed, one.count, strict=True)
+    ]
+    head = ["| P(up) that was said | share of ups | outcomes |", "|---|---|---|"]
+    return dg.MetadataValue.md("\n".join([*head, *lines]))
 
 
 def _strongest(gain: dict[str, float], most: int = 8) -> dg.MarkdownMetadataValue:
