@@ -57,6 +57,7 @@ def build_polling_schedule(settings: Settings, timezone: str) -> dg.ScheduleDefi
         cron_schedule="* * * * *",
         execution_timezone=timezone,
         default_status=default_status(settings),
+        description="Keeps one `poll_market` run alive while the exchange is open.",
     )
     def polling_schedule(
         context: dg.ScheduleEvaluationContext, loop: LoopResource
@@ -104,6 +105,7 @@ def build_close_schedule(settings: Settings, timezone: str) -> dg.ScheduleDefini
         cron_schedule="*/10 * * * *",
         execution_timezone=timezone,
         default_status=default_status(settings),
+        description="Requests `close_session` while a session that is over is not closed.",
     )
     def close_session_schedule(
         context: dg.ScheduleEvaluationContext, loop: LoopResource

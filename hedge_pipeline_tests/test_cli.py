@@ -283,6 +283,28 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(tmp_path: Path, mistake
     assert {path.name for path in tmp_path.rglob("*")} == {"bars.csv"}
 
 
+CALLED_WRONGLY = {
+    "nonsense": "No such command 'nonsense'; see `hedge --help`",
+    "status --nix": "No such option: --nix; see `hedge status --help`",
+    "retrain": "Missing option '--symbol'; see `hedge retrain --help`",
+    "demo --sessions 1": "Invalid value for '--sessions': Input should be greater than or equal "
+    "to 6; see `hedge demo --help`",
+}
+
+
+@pytest.mark.parametrize("command", CALLED_WRONGLY)
+def test_a_wrong_call_is_one_line_with_the_next_step(command: str) -> None:
+    result = invoke(*command.split())
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"error: {CALLED_WRONGLY[command]}\n"
+
+
+def test_without_a_command_there_is_help() -> None:
+    result = invoke()
+    assert result.exit_code == 2
+    assert "Usage: " in result.output and "error" not in result.output
+
+
 @pytest.mark.parametrize("command", ["status", "retrain --symbol SIMQ", "import-legacy old"])
 def test_a_replay_is_not_taken_for_live_data(demo: Demo, command: str) -> None:
     result = invoke(*command.split(), HEDGE_DATA_URL=str(demo.out))

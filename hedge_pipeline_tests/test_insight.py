@@ -62,9 +62,9 @@ def test_the_feature_that_moved_is_the_one_that_is_shown(moved: Deployment) -> N
     assert worst["SIMQ"] == MOVED
     assert found["SIMQ"][MOVED] > FEATURE_LIMIT > abs(found["SIMN"][MOVED])
     shown = pictures.features(moved, label, 120)
-    assert shown["SIMQ_drift_standard_errors"] == round(found["SIMQ"][MOVED], 2)
-    assert shown["SIMN_drift_standard_errors"] == round(abs(found["SIMN"][worst["SIMN"]]), 2)
-    assert f"| SIMQ {MOVED} | {found['SIMQ'][MOVED]:+.1f} | drift |" in shown["drift"].md_str
+    assert shown["SIMQ_drift_se"] == round(found["SIMQ"][MOVED], 2)
+    assert shown["SIMN_drift_se"] == round(abs(found["SIMN"][worst["SIMN"]]), 2)
+    assert f"| SIMQ {MOVED} | {found['SIMQ'][MOVED]:+.1f}, drift |" in shown["drift"].md_str
     assert len(shown["drift"].md_str) < 1000  # Dagster shows it without a click
     assert shown["drift_by_feature"].md_str.startswith("![plot](data:image/png")
 
@@ -87,7 +87,7 @@ def test_too_few_sessions_say_so_and_show_no_number(moved: Deployment) -> None:
     label = sessions_of(moved, SESSIONS)[23]
     shown = pictures.features(moved, label, 120)
     assert shown["drift"] == "too few sessions to tell"
-    assert not [name for name in shown if "standard_errors" in name]
+    assert not [name for name in shown if name.endswith("_se")]
 
 
 def test_the_models_that_were_tried_had_not_learned_from_what_they_predicted(

@@ -72,7 +72,7 @@ def _relative(bars: pd.DataFrame) -> list[tuple[str, Any]]:
 def _volumes(bars: pd.DataFrame) -> list[tuple[str, Any]]:
     """Shares of the first symbols by five minutes."""
     by_time = bars.groupby([bars["bar_ts"].dt.floor("5min"), "symbol"])["volume"].sum().unstack()
-    return [(f"{name} shares in 5 min", own) for name, own in by_time.items()]
+    return [(f"{name} shares/5 min", own) for name, own in by_time.items()]
 
 
 def _glance(lines: Sequence[tuple[str, Any]]) -> dg.MarkdownMetadataValue:
@@ -222,7 +222,7 @@ def features(deployment: Deployment, label: str, rows: int, *, draw: bool = True
         "schema_hash": FEATURE_ROWS.schema_hash,
     }
     for symbol, own in moves.items():
-        shown[f"{symbol}_drift_standard_errors"] = round(max(map(abs, own.values())), 2)
+        shown[f"{symbol}_drift_se"] = round(max(map(abs, own.values())), 2)
     if moves and draw:
         shown["drift_by_feature"] = _picture(plots.feature_moves(moves, label))
     return shown
@@ -234,12 +234,12 @@ def _drift_table(
     """What moved most of every symbol, and whether that is an alarm."""
     from hedge_pipeline.learning.drift import FEATURE_LIMIT
 
-    lines = [f"| last 5 sessions | standard errors (alarm: {FEATURE_LIMIT:g}) | |", "|---|---|---|"]
+    lines = ["| moved most in 5 sessions | standard errors |", "|---|---|"]
     for symbol, own in moves.items():
         worst = sorted(own.items(), key=lambda one: -abs(one[1]))[: most // len(moves)]
         for name, size in worst:
-            alarm = "drift" if abs(size) > FEATURE_LIMIT else ""
-            lines.append(f"| {symbol} {name} | {size:+.1f} | {alarm} |")
+            alarm = ", drift" if abs(size) > FEATURE_LIMIT else ""
+            lines.append(f"| {symbol} {name} | {size:+.1f}{alarm} |")
     return dg.MetadataValue.md("\n".join(lines))
 
 
@@ -357,18 +357,18 @@ def candidate(deployment: Deployment, found: Candidate) -> dict[str, Any]:
     return {
         "version": card.version,
         "new": found.new,
+        "guards": card.guard_failure or "passed",
+        **said,
+        "strongest_features": _strongest(card.gain),
         "rows": card.rows,
         "effective_rows": round(card.effective_rows, 1),
         "window": f"{card.first_session} to {card.cutoff} ({card.sessions} sessions)",
-        "strongest_features": _strongest(card.gain),
         "in_sample_skill_nats": round(card.in_sample_skill, 5),
         "margin_spread": round(card.spread, 4),
-        "guards": card.guard_failure or "passed",
         "parameters_from": card.parameters_from,
         "importance": _picture(plots.importance(card.gain, card.symbol)),
-        **said,
         "bytes": len(deployment.shelf.content(card.symbol, card.version)),
-        "sha256": card.sha256,
+        "sha256": card.sha256[:12],  # as in the name of the file
     }
 
 
@@ -444,7 +444,7 @@ def performance(deployment: Deployment, symbol: str, sessions: int) -> dict[str,
         "does_retraining_help": insight.retraining_value(deployment, symbol).in_words(),
         **{name: one.in_words() for name, one in moved.items()},
         **{
-            f"{name}_standard_errors": round(one.statistic, 2)
+            f"{name}_se": round(one.statistic, 2)  # standard errors
             for name, one in moved.items()
             if not math.isnan(one.statistic)
         },
@@ -562,9 +562,13 @@ def publish(registry: MlflowRegistry, deployment: Deployment, symbol: str, run: 
     return f"up to date, {added} versions added"
 
 
-def pages(registry: MlflowRegistry, symbol: str) -> dict[str, dg.UrlMetadataValue]:
-    """Links to a published symbol in MLflow: its model, its versions, and the newest one's run."""
-    return {name: dg.MetadataValue.url(page) for name, page in registry.links(symbol).items()}
+def published(
+    registry: MlflowRegistry, deployment: Deployment, symbol: str, run: str
+) -> dict[str, Any]:
+    """Publishes to MLflow; how it went, and links to model, versions and the newest one's run."""
+    said = publish(registry, deployment, symbol, run)
+    pages = {name: dg.MetadataValue.url(page) for name, page in registry.links(symbol).items()}
+    return {"mlflow": said, **pages}
 
 
 def _picture(figure: Any) -> dg.MarkdownMetadataValue:
