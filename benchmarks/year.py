@@ -1,24 +1,31 @@
 """A year of sessions at an accelerated clock: what the nightly housekeeping leaves on disk.
 
-Every session of the simulated market goes through the loop at once; then runs of Dagster are made
-and a night is kept as the job `housekeeping` does: rows, finished runs, events and MLflow's
-versions that are old are freed. Old is counted in sessions. Memory is that of this one process.
+With --polled every session of the simulated market is polled minute by minute by the live loop, at
+a clock that jumps over every pause, in runs of Dagster that report as they do live; then it is
+closed, and a candidate trained and judged. Without, every session goes through the loop at once and
+runs of Dagster only stand beside it. Each night is kept as the job `housekeeping` does: rows,
+finished runs, events and MLflow's versions that are old are freed. Old is counted in sessions.
+Memory is that of this one process. Interrupted, it reports the sessions until then.
 
     python -m benchmarks.year --sessions 252
+    python -m benchmarks.year --sessions 252 --polled
 """
 
 import argparse
+import contextlib
 import datetime as dt
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import dagster as dg
 
+from benchmarks.poll import INTERVAL, QUIET, AcceleratedClock
 from benchmarks.report import show
+from hedge_pipeline.stages import Deployment
 
 RETENTION_DAYS = 150
 RUNS_KEPT_SESSIONS = 10
@@ -46,13 +53,14 @@ def resident_mb() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def year(out: Path, sessions: int, runs: int) -> list[dict[str, float]]:
+def year(out: Path, sessions: int, runs: int, *, polled: bool) -> list[dict[str, float]]:
     """Runs the sessions; returns the sizes after each night, MB by area, and memory.
 
     Args:
         out: empty folder.
         sessions: how many.
-        runs: runs of Dagster in a session, each with thirty events.
+        runs: runs of Dagster in a session; each has thirty events, or polls its share.
+        polled: minute by minute by the live loop.
     """
     from hedge_pipeline import replay, storage
     from hedge_pipeline.backup import Places
@@ -63,9 +71,10 @@ def year(out: Path, sessions: int, runs: int) -> list[dict[str, float]]:
 
     settings = load_settings(
         HEDGE_DATA_URL=str(out / "data"),
-        HEDGE_MODE="replay",
+        HEDGE_MODE="live" if polled else "replay",
         HEDGE_SYMBOLS="SIMQ",
         HEDGE_SOURCE="simulated",
+        HEDGE_CALENDAR="XNYS",
     )
     home = out / "dagster_home"
     home.mkdir(parents=True)
@@ -79,13 +88,10 @@ def year(out: Path, sessions: int, runs: int) -> list[dict[str, float]]:
     labels = deployment.calendar.labels[:sessions]
     moments: list[dt.datetime] = []
     nights: list[dict[str, float]] = []
-    quiet = {"loggers": {"console": {"config": {"log_level": "ERROR"}}}}
     with dg.DagsterInstance.from_config(str(home)) as instance:
 
         def night(label: str) -> None:
             moments.append(dt.datetime.now(dt.UTC))
-            for _ in range(runs):
-                some_polls.execute_in_process(instance=instance, run_config=quiet)
             closes = deployment.calendar.session(label).closes
             storage.forget(replace(deployment, clock=lambda: closes), RETENTION_DAYS)
             if len(moments) % 5 == 0:
@@ -95,14 +101,82 @@ def year(out: Path, sessions: int, runs: int) -> list[dict[str, float]]:
             if len(moments) > RUNS_KEPT_SESSIONS:
                 old = moments[-RUNS_KEPT_SESSIONS]
                 upkeep.delete_old_runs(instance, home, old)
-                upkeep.delete_old_events(home, old)
+                upkeep.delete_old_events(instance, home, old)
             areas = storage.report(deployment, places, None)["areas"]
             nights.append({x: areas[x] / 1e6 for x in AREAS} | {"memory": resident_mb()})
             if len(nights) % 21 == 0:
                 print(label, {k: round(v, 1) for k, v in nights[-1].items()}, flush=True)
 
-        replay.replay(deployment, labels, advance=night)
+        def stand_in(label: str) -> None:
+            for _ in range(runs):
+                some_polls.execute_in_process(instance=instance, run_config=QUIET)
+            night(label)
+
+        with contextlib.suppress(KeyboardInterrupt):
+            if polled:
+                poll_sessions(deployment, labels, runs, instance, night)
+            else:
+                replay.replay(deployment, labels, advance=stand_in)
     return nights
+
+
+def poll_sessions(
+    opened: Deployment,
+    labels: Sequence[str],
+    runs: int,
+    instance: dg.DagsterInstance,
+    night: Callable[[str], None],
+) -> None:
+    """Polls, closes and learns, session after session.
+
+    Args:
+        opened: a live deployment.
+        labels: sessions, ascending.
+        runs: time boxes of a session, each a run of Dagster.
+        instance: where they run.
+        night: called after each session.
+    """
+    from hedge_pipeline import stages
+    from hedge_pipeline.assets.reporting import LiveReport
+    from hedge_pipeline.jobs import report_interval
+    from hedge_pipeline.live.loop import run_loop
+
+    clock = AcceleratedClock(opened.calendar.session(labels[0]).opens)
+    deployment = replace(opened, clock=clock)
+    until = clock()
+
+    @dg.op
+    def poll_until_the_time_box_ends(context: dg.OpExecutionContext) -> None:
+        report = LiveReport(context, deployment, report_interval(INTERVAL))
+        run_loop(
+            deployment,
+            run_id=context.run_id,
+            interval=INTERVAL,
+            until=until,
+            sleep=clock.sleep,
+            report=report.add,
+        )
+        report.flush()
+
+    @dg.job
+    def poll_market() -> None:
+        poll_until_the_time_box_ends()
+
+    for label in labels:
+        session = deployment.calendar.session(label)
+        clock.sleep((session.opens - clock()).total_seconds())
+        box = (session.closes - session.opens) / runs
+        for number in range(1, runs + 1):
+            # the last one stays until the last bar has come
+            until = session.opens + number * box if number < runs else session.closes + box
+            poll_market.execute_in_process(instance=instance, run_config=QUIET)
+        clock.sleep((session.closes + stages.SETTLING - clock()).total_seconds())
+        stages.close_session(deployment, label)
+        hour = deployment.retrain_hour or 0
+        if stages.retraining_decision(deployment, "SIMQ", hour=hour).retrain:
+            stages.train_candidate(deployment, "SIMQ")
+            stages.judge(deployment, "SIMQ")
+        night(label)
 
 
 def draw(nights: Sequence[dict[str, float]], path: Path) -> None:
@@ -128,16 +202,17 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--sessions", type=int, default=252)
     parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--polled", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/year"))
     arguments = parser.parse_args()
     begun = time.perf_counter()
-    nights = year(arguments.out, arguments.sessions, arguments.runs)
+    nights = year(arguments.out, arguments.sessions, arguments.runs, polled=arguments.polled)
     draw(nights, arguments.out / "year.png")
     middle, last = nights[len(nights) // 2], nights[-1]
     found = {f"{name}: middle of the year, MB": middle[name] for name in middle}
     found |= {f"{name}: last night, MB": last[name] for name in last}
     found |= {"minutes": (time.perf_counter() - begun) / 60}
-    show(f"{arguments.sessions} sessions", found, arguments.out / "year.json")
+    show(f"{len(nights)} sessions", found, arguments.out / "year.json")
 
 
 if __name__ == "__main__":

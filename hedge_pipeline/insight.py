@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -18,13 +18,18 @@ import pandas as pd
 from hedge_pipeline.learning import calibration, drift, paired
 from hedge_pipeline.learning.gate import logit, trusted_probability
 from hedge_pipeline.learning.paired import Paired, SessionPair
+from hedge_pipeline.learning.scoring import sums_of
+from hedge_pipeline.live.predicting import usual_margins
 from hedge_pipeline.market.calendar import to_datetime64
 from hedge_pipeline.market.tables import FEATURE_ROWS, OUTCOMES, PREDICTION_LOG, feature_names
 from hedge_pipeline.stages import Deployment
 from hedge_pipeline.store import Store
 
-Floats = npt.NDArray[np.float64]
+if TYPE_CHECKING:
+    from hedge_pipeline.learning.ledger import Ledger
+    from hedge_pipeline.learning.training import Model
 
+Floats = npt.NDArray[np.float64]
 RECENT = 250
 TRIED = 20
 
@@ -56,6 +61,60 @@ def retraining_value(
     for label in sessions[-1:]:  # it may not be over
         del known[label]
     return paired.compare(found)
+
+
+def out_of_time(
+    deployment: Deployment, ledger: Ledger, model: Model, sessions: Sequence[str]
+) -> pd.DataFrame:
+    """What a version says, asked afterwards, of sessions after its cutoff, whoever served them.
+
+    Unshrunk: the probability is that of the base rate in force at the bar and the whole margin, for
+    trust belongs to what was served. It abstains where it would have abstained.
+
+    Args:
+        deployment: whose tables.
+        ledger: promotion log of the symbol; base rates come from it.
+        model: the version, verified.
+        sessions: settled ones, ascending.
+
+    Returns:
+        One row by session: session, symbol, the sums of `scoring.sums_of`, and the slope of
+        calibration (NaN if it said nothing).
+    """
+    import pandas as pd
+
+    found = []
+    for label in sessions:
+        rows = deployment.store.read(FEATURE_ROWS, [label], symbols=[ledger.symbol])
+        happened = deployment.store.read(
+            OUTCOMES,
+            [label],
+            symbols=[ledger.symbol],
+            columns=("bar_ts", "actual_direction"),
+            only={"horizon_bars": [deployment.horizon]},
+        )
+        margin = usual_margins(rows, model)
+        moments = rows["available_at"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
+        base = ledger.in_force(moments).base_rate
+        prob = trusted_probability(base, margin, 1.0)
+        said = pd.DataFrame(
+            {
+                "bar_ts": rows["bar_ts"],
+                "prediction": np.where(np.isnan(margin), np.nan, prob > 0.5),
+                "prob_up": prob,
+                "base_rate": base,
+                "margin": margin,
+            }
+        ).merge(happened, on="bar_ts", how="left")
+        scored = said.dropna()
+        slope = calibration.slope(
+            scored["base_rate"].to_numpy(dtype=np.float64),
+            scored["margin"].to_numpy(dtype=np.float64),
+            scored["actual_direction"].to_numpy(dtype=np.float64),
+        )
+        sums = {"session": label, "symbol": ledger.symbol, **sums_of(said)}
+        found.append({**sums, "calibration_slope": slope})
+    return pd.DataFrame(found)
 
 
 def calibration_slope(

@@ -476,61 +476,63 @@ def build_features(deployment: Deployment, label: str) -> int:
     return deployment.store.replace(FEATURE_ROWS, label, frame)
 
 
-def build_missing_features(
-    deployment: Deployment, label: str, since: dt.datetime | None = None
-) -> int:
-    """Computes feature rows for the bars that have none yet; returns how many.
-
-    Args:
-        deployment: whose store.
-        label: the session.
-        since: only for bars that begin then or later.
+def build_missing_features(deployment: Deployment, label: str) -> int:
+    """Computes feature rows for the bars of a session that have none yet; returns how many.
 
     Raises:
         StageError: the session has no bars.
     """
-    keys = ("symbol", "bar_ts")
-    bars = deployment.store.read(RAW_QUOTES, [label], columns=keys, since=since)
-    rows = deployment.store.read(FEATURE_ROWS, [label], columns=keys, since=since)
-    missing = without(bars, rows)
+    rows = deployment.store.read(FEATURE_ROWS, [label], columns=FEATURE_ROWS.key)
+    stored = _stored_bars(deployment, label)
+    missing = without(stored, rows)
     if missing.empty:
         return 0
-    session = deployment.calendar.session(label)
-    times = missing["bar_ts"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
-    frame = features_of(deployment, label, int(session.index_of(times).min()))
+    frame, _levels = _feature_rows(deployment, label, stored, missing)
     return deployment.store.append(FEATURE_ROWS, label, frame, known=rows)
 
 
-def features_of(deployment: Deployment, label: str, first: int = 0) -> pd.DataFrame:
-    """Feature rows of a session's bars from grid index `first` on.
+def features_of(deployment: Deployment, label: str) -> pd.DataFrame:
+    """Feature rows of all stored bars of a session.
 
     Raises:
         StageError: the session has no bars.
     """
-    import pandas as pd
+    stored = _stored_bars(deployment, label)
+    return _feature_rows(deployment, label, stored, stored)[0]
 
-    session = deployment.calendar.session(label)
+
+def _stored_bars(deployment: Deployment, label: str) -> pd.DataFrame:
     stored = deployment.store.read(RAW_QUOTES, [label])
     if stored.empty:
         raise StageError(f"raw_quotes has no bars of {label}: materialize raw_quotes first")
+    return stored
+
+
+def _feature_rows(
+    deployment: Deployment, label: str, stored: pd.DataFrame, bars: pd.DataFrame
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Feature rows of some of the stored bars, and the levels in force at them, in their order."""
+    import pandas as pd
+
+    session = deployment.calendar.session(label)
     symbols = tuple(sorted(stored["symbol"].unique()))
     memory = _memory(deployment, session, symbols)
-    times = stored["bar_ts"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
+    times = bars["bar_ts"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
     columns = session.index_of(times)
-    wanted = columns >= first
-    new = stored[wanted]
+    first = int(columns.min())
+    levels = levels_in_force(deployment, label, bars)
     values = compute_features(
         on_grid(stored, symbols, session),
         memory,
-        level_grid(levels_in_force(deployment, label, new), new, symbols, session),
+        level_grid(levels, bars, symbols, session),
         bar_seconds=session.bar_seconds,
         session_bars=session.bars,
         first=first,
     )
-    rows = new["symbol"].map({symbol: i for i, symbol in enumerate(symbols)}).to_numpy()
-    block = pd.DataFrame(values[rows, columns[wanted] - first], columns=list(feature_names()))
-    keys = new[["symbol", "bar_ts", "available_at"]].reset_index(drop=True)
-    return FEATURE_ROWS.conform(pd.concat([keys, block], axis=1))
+    rows = bars["symbol"].map({symbol: i for i, symbol in enumerate(symbols)}).to_numpy()
+    block = pd.DataFrame(values[rows, columns - first], columns=list(feature_names()))
+    keys = bars[["symbol", "bar_ts", "available_at"]].reset_index(drop=True)
+    return FEATURE_ROWS.conform(pd.concat([keys, block], axis=1)), levels
 
 
 def _memory(deployment: Deployment, session: Session, symbols: tuple[str, ...]) -> Previous:
@@ -570,6 +572,24 @@ def levels_in_force(deployment: Deployment, label: str, rows: pd.DataFrame) -> p
 # -- predictions -----------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Bars at the moment of their decision, with all that a stream of predictions needs.
+
+    Attributes:
+        session: of the bars.
+        rows: symbol, bar_ts, available_at, the features, price, decided_at and mode; by symbol and
+            time.
+        levels: hedge levels in force, in the order of the rows.
+        signalling: what decides on signals.
+    """
+
+    session: Session
+    rows: pd.DataFrame
+    levels: pd.DataFrame
+    signalling: Signalling
+
+
 def log_predictions(deployment: Deployment, label: str) -> int:
     """Predicts every bar of a session that has no prediction yet; returns the new rows.
 
@@ -580,36 +600,62 @@ def log_predictions(deployment: Deployment, label: str) -> int:
     Raises:
         StageError: the session has no feature rows.
     """
-    return log_served(deployment, label, ROLES) + log_companions(deployment, label)
+    return len(log_served(deployment, label, ROLES)) + log_companions(deployment, label)
+
+
+def serve(deployment: Deployment, label: str, bars: pd.DataFrame) -> tuple[Asked, pd.DataFrame]:
+    """Features and served predictions of bars that were stored just now.
+
+    What `build_missing_features` and `log_served` do, for a poll that knows what is new.
+
+    Args:
+        deployment: whose store and models.
+        label: the session.
+        bars: rows of `raw_quotes`, one or more, that have neither.
+
+    Returns:
+        The bars as they were asked about, for `log_beside`, and the new rows of the log.
+    """
+    bars = RAW_QUOTES.conform(bars).sort_values(["symbol", "bar_ts"], ignore_index=True)
+    frame, levels = _feature_rows(deployment, label, _stored_bars(deployment, label), bars)
+    deployment.store.append(FEATURE_ROWS, label, frame, known=frame.iloc[:0])
+    session = deployment.calendar.session(label)
+    rows = _decided(deployment, session, frame.assign(price=bars["close"]))
+    asked = Asked(session, rows, levels, _signalling(deployment, session, rows))
+    return asked, _log(deployment, asked, ("served",), PREDICTION_LOG.empty())
+
+
+def log_beside(deployment: Deployment, asked: Asked) -> int:
+    """The rows of the other roles for bars that `serve` has just served; returns how many."""
+    companions = tuple(role for role in ROLES if role != "served")
+    return len(_log(deployment, asked, companions, PREDICTION_LOG.empty()))
 
 
 def log_served(
-    deployment: Deployment,
-    label: str,
-    roles: Sequence[str] = ("served",),
-    since: dt.datetime | None = None,
-) -> int:
+    deployment: Deployment, label: str, roles: Sequence[str] = ("served",)
+) -> pd.DataFrame:
     """The served rows of `log_predictions`, with those of other roles if there is no hurry.
 
     Args:
         deployment: whose store and models.
         label: the session.
         roles: which streams.
-        since: only for bars that begin then or later.
+
+    Returns:
+        The new rows.
 
     Raises:
         StageError: the session has no feature rows.
     """
-    features = deployment.store.read(FEATURE_ROWS, [label], since=since)
+    features = deployment.store.read(FEATURE_ROWS, [label])
     if features.empty:
         raise StageError(f"features has no rows of {label}: materialize features first")
-    known = deployment.store.read(
-        PREDICTION_LOG, [label], columns=("symbol", "bar_ts"), only=_SERVED, since=since
-    )
-    return _log(deployment, label, without(features, known), roles)
+    known = deployment.store.read(PREDICTION_LOG, [label], columns=PREDICTION_LOG.key)
+    due = without(features, known[known["role"] == "served"])
+    return _ask_and_log(deployment, label, due, roles, known)
 
 
-def log_companions(deployment: Deployment, label: str, since: dt.datetime | None = None) -> int:
+def log_companions(deployment: Deployment, label: str) -> int:
     """The rows of the other roles beside the served ones; they never delay or fail those.
 
     A bar gets the companions that stood beside the served model when that decided.
@@ -617,12 +663,10 @@ def log_companions(deployment: Deployment, label: str, since: dt.datetime | None
     Args:
         deployment: whose store and models.
         label: the session.
-        since: only for bars that begin then or later.
     """
     log = deployment.store.read(
-        PREDICTION_LOG, [label], columns=("symbol", "bar_ts", "role", "decided_at"), since=since
+        PREDICTION_LOG, [label], columns=(*PREDICTION_LOG.key, "decided_at")
     )
-    features = deployment.store.read(FEATURE_ROWS, [label], since=since)
     served = log[log["role"] == "served"]
     force = in_force_of(
         deployment.ledgers(served["symbol"].unique()), served["symbol"], served["decided_at"]
@@ -631,16 +675,21 @@ def log_companions(deployment: Deployment, label: str, since: dt.datetime | None
     for role, versions in (("newest", force.newest), ("baseline", force.baseline)):
         due = without(served.loc[versions > 0, ["symbol", "bar_ts"]], log[log["role"] == role])
         if len(due):
+            features = deployment.store.read(FEATURE_ROWS, [label])
             rows = features.merge(due, on=["symbol", "bar_ts"])
-            added += _log(deployment, label, rows, (role,))
+            added += len(_ask_and_log(deployment, label, rows, (role,), log))
     return added
 
 
-def _log(deployment: Deployment, label: str, features: pd.DataFrame, roles: Sequence[str]) -> int:
-    import pandas as pd
-
+def _ask_and_log(
+    deployment: Deployment,
+    label: str,
+    features: pd.DataFrame,
+    roles: Sequence[str],
+    known: pd.DataFrame,
+) -> pd.DataFrame:
     if features.empty:
-        return 0
+        return PREDICTION_LOG.empty()
     columns = ("symbol", "bar_ts", "close")
     since = features["bar_ts"].min().to_pydatetime()
     bars = deployment.store.read(RAW_QUOTES, [label], columns=columns, since=since)
@@ -648,14 +697,24 @@ def _log(deployment: Deployment, label: str, features: pd.DataFrame, roles: Sequ
     rows = features.merge(bars.rename(columns={"close": "price"}), on=["symbol", "bar_ts"])
     rows = _decided(deployment, session, rows.sort_values(["symbol", "bar_ts"], ignore_index=True))
     levels = levels_in_force(deployment, label, rows)
-    symbols = tuple(rows["symbol"].unique())
-    log = at_levels(
-        predict(rows, deployment.ledgers(symbols), deployment.shelf.load, roles),
-        pd.concat([rows[["symbol", "bar_ts"]], levels], axis=1),
-        session,
-        _signalling(deployment, session, rows),
-    )
-    return deployment.store.append(PREDICTION_LOG, label, log)
+    asked = Asked(session, rows, levels, _signalling(deployment, session, rows))
+    return _log(deployment, asked, roles, known)
+
+
+def _log(
+    deployment: Deployment, asked: Asked, roles: Sequence[str], known: pd.DataFrame
+) -> pd.DataFrame:
+    """Logs what the models of some roles say; returns the new rows."""
+    import pandas as pd
+
+    ledgers = deployment.ledgers(asked.rows["symbol"].unique())
+    said = predict(asked.rows, ledgers, deployment.shelf.load, roles)
+    if said.empty:
+        return said
+    levels = pd.concat([asked.rows[["symbol", "bar_ts"]], asked.levels], axis=1)
+    log = at_levels(said, levels, asked.session, asked.signalling)
+    added = deployment.store.append(PREDICTION_LOG, asked.session.label, log, known=known)
+    return log if added else log.iloc[:0]
 
 
 def _signalling(deployment: Deployment, session: Session, bars: pd.DataFrame) -> Signalling:

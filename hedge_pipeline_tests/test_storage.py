@@ -42,9 +42,11 @@ from hedge_pipeline.market.tables import PERFORMANCE, PREDICTION_LOG, PROMOTIONS
 from hedge_pipeline.resources import housekeeping, upkeep
 from hedge_pipeline.resources.registry import MlflowRegistry, kept_versions
 from hedge_pipeline.stages import Deployment
-from hedge_pipeline_tests.databases import free_port
+from hedge_pipeline_tests.databases import Postgres, free_port, postgres
 from hedge_pipeline_tests.replays import Demo, demo_in, environment, replay_in
 from hedge_pipeline_tests.runs import loop_at
+
+__all__ = ["postgres"]  # a fixture
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -231,9 +233,9 @@ def test_events_without_a_run_are_really_freed(instance: dg.DagsterInstance, hom
     between = dt.datetime.now(dt.UTC)
     instance.report_runless_asset_event(dg.AssetMaterialization("some_asset"))
     index = home / "history" / "runs" / "index.db"
-    assert upkeep.delete_old_events(home, dt.datetime(2020, 1, 1, tzinfo=dt.UTC)) == 0
+    assert upkeep.delete_old_events(instance, home, dt.datetime(2020, 1, 1, tzinfo=dt.UTC)) == 0
     before = index.stat().st_size
-    assert upkeep.delete_old_events(home, between) == 60  # in two databases
+    assert upkeep.delete_old_events(instance, home, between) == 60  # in two databases
     assert index.stat().st_size < before - 500_000
     assert instance.get_latest_materialization_event(dg.AssetKey("some_asset")) is not None
 
@@ -353,8 +355,24 @@ def test_the_nightly_job_frees_what_is_older_than_the_setting_on_sqlite(
         assert instance.has_run(some_run(instance))
 
 
-def test_a_home_without_sqlite_has_nothing_to_free(tmp_path: Path) -> None:
-    assert upkeep.delete_old_events(tmp_path, dt.datetime.now(dt.UTC)) == 0
+def test_events_without_a_run_are_deleted_on_postgres_too(
+    tmp_path: Path, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in postgres.variables.items():
+        monkeypatch.setenv(name, value)
+    home = postgres.home(tmp_path / "home")
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        run_id = some_run(instance)
+        said = len(instance.all_logs(run_id))
+        for _ in range(30):
+            instance.report_runless_asset_event(dg.AssetMaterialization("some_asset"))
+        between = dt.datetime.now(dt.UTC)
+        instance.report_runless_asset_event(dg.AssetMaterialization("some_asset"))
+        assert upkeep.delete_old_events(instance, home, dt.datetime(2020, 1, 1, tzinfo=dt.UTC)) == 0
+        assert upkeep.delete_old_events(instance, home, between) == 30
+        assert upkeep.delete_old_events(instance, home, between) == 0
+        assert len(instance.all_logs(run_id)) == said > 0
+        assert instance.get_latest_materialization_event(dg.AssetKey("some_asset")) is not None
 
 
 # -- MLflow ----------------------------------------------------------------------------------------

@@ -83,13 +83,19 @@ def performance(log: pd.DataFrame, outcomes: pd.DataFrame, session: str) -> pd.D
     )
     names = ["symbol", "model_version", "role", "mode"]
     found = [
-        {**dict(zip(names, key, strict=True)), "session": session, **_sums(group)}
+        {**dict(zip(names, key, strict=True)), "session": session, **sums_of(group)}
         for key, group in rows.groupby(names, sort=True)
     ]
     return PERFORMANCE.conform(pd.DataFrame(found))
 
 
-def _sums(rows: pd.DataFrame) -> dict[str, float | int]:
+def sums_of(rows: pd.DataFrame) -> dict[str, float | int]:
+    """Counts and sums of predictions, log-losses in nats; see `performance`.
+
+    Args:
+        rows: prediction (NULL = it abstained), actual_direction (NULL = no outcome counts),
+            base_rate, prob_up and margin.
+    """
     made = rows[rows["prediction"].notna()]
     scored = made[made["actual_direction"].notna()]
     up = scored["actual_direction"].to_numpy(dtype=np.float64)

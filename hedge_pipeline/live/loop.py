@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 COMPACT_EVERY = 30
-REACH = 10  # bars before the first new one that a poll looks at again
 AT_ONCE = 16
 TOGETHER = 0.1
 AFTER_FINAL = dt.timedelta(seconds=1)
@@ -51,8 +50,8 @@ class Poll:
         predictions: new rows of the log.
         outcomes: new outcomes.
         failures: one line per symbol that did not answer.
-        first: start of the earliest new bar, None = there was none.
         seconds: from the fetched answers to the stored predictions.
+        served: the new served rows of the log.
     """
 
     at: dt.datetime
@@ -62,7 +61,7 @@ class Poll:
     outcomes: int
     failures: dict[str, str]
     seconds: float
-    first: dt.datetime | None = None
+    served: pd.DataFrame = field(default_factory=PREDICTION_LOG.empty)
 
 
 @dataclass
@@ -136,47 +135,55 @@ def _fault(symbol: str, error: Exception) -> SourceDown:
 
 @dataclass
 class Work:
-    """What a poll does with new bars, looking at the newest ones only.
+    """What a poll does with new bars, looking at those only.
 
-    Everything is done once for the whole session when a run begins, and again after a failure;
-    between, only what lies within reach of the new bars is looked at, so that a poll costs the same
-    at any time of a session.
+    Everything is done once for the whole session when a run begins, again after a failure, and
+    whenever `whole` is set; between, a poll costs the same at any time of a session.
     """
 
     deployment: Deployment
     whole: bool = True
     _session: str = ""
+    _asked: list[stages.Asked] = field(default_factory=list)
 
     def begin(self, session: Session) -> None:
         """Of another session than the last one nothing is known to be done."""
-        self.whole |= self._session not in ("", session.label)
+        self.whole |= self._session not in ("", session.label) or bool(self._asked)
         self._session = session.label
+        self._asked = []
 
-    def since(self, session: Session, first: dt.datetime, reach: int) -> dt.datetime | None:
-        """Start of the first bar to look at: so many bars before the first new one, None = all."""
-        return None if self.whole else first - reach * dt.timedelta(seconds=session.bar_seconds)
+    def serve(self, session: Session, bars: pd.DataFrame) -> pd.DataFrame:
+        """Features and served predictions; returns the new rows of the log.
 
-    def serve(self, session: Session, first: dt.datetime) -> int:
-        """Features and served predictions."""
-        since = self.since(session, first, REACH)
-        stages.build_missing_features(self.deployment, session.label, since)
-        return stages.log_served(self.deployment, session.label, since=since)
+        Args:
+            session: whose bars.
+            bars: those stored just now.
+        """
+        if self.whole:
+            stages.build_missing_features(self.deployment, session.label)
+            return stages.log_served(self.deployment, session.label)
+        asked, served = stages.serve(self.deployment, session.label, bars)
+        self._asked.append(asked)
+        return served
 
     def follow(self, session: Session, first: dt.datetime) -> tuple[int, int]:
         """Companions and outcomes, after everything that is served; the new rows of each.
 
         What goes wrong with the companions costs nobody a prediction.
         """
-        since = self.since(session, first, REACH)
-        whole, companions = False, 0
+        label, failed, companions = session.label, False, 0
         try:
-            companions = stages.log_companions(self.deployment, session.label, since)
+            if self.whole:
+                companions = stages.log_companions(self.deployment, label)
+            else:
+                companions = sum(stages.log_beside(self.deployment, x) for x in self._asked)
         except Exception:  # a broken model or store: said here, asked again at the next poll
-            log.exception("%s: baseline or newest could not be asked", session.label)
-            whole = True
-        since = self.since(session, first, REACH + self.deployment.horizon)
-        outcomes = stages.mature_outcomes(self.deployment, session.label, since)
-        self.whole = whole
+            log.exception("%s: baseline or newest could not be asked", label)
+            failed = True
+        reach = self.deployment.horizon * dt.timedelta(seconds=session.bar_seconds)
+        since = None if self.whole else first - reach
+        outcomes = stages.mature_outcomes(self.deployment, label, since)
+        self.whole, self._asked = failed, []
         return companions, outcomes
 
 
@@ -195,7 +202,8 @@ def poll(
     work.begin(session)
     now = deployment.clock()
     failures: dict[str, SourceError] = {}
-    new = predictions = outcomes = 0
+    new = companions = outcomes = 0
+    served: list[pd.DataFrame] = []
     seconds = 0.0
     first = session.closes
     for answers in fetcher.fetch(session, now):
@@ -204,20 +212,25 @@ def poll(
             failures.update(answer.failures)
         stored = _store(deployment, answers, session)
         if len(stored):
-            oldest = stored["bar_ts"].min().to_pydatetime()
-            predictions += work.serve(session, oldest)
-            first = min(first, oldest)
+            served.append(work.serve(session, stored))
+            first = min(first, stored["bar_ts"].min().to_pydatetime())
         new += len(stored)
         seconds += (deployment.clock() - begun).total_seconds()
     left = work.whole and session.label in deployment.store.sessions(RAW_QUOTES)
     if left and not new:
-        predictions += work.serve(session, first)
-    if predictions or left:
+        served.append(work.serve(session, RAW_QUOTES.empty()))
+    if new or left:
         companions, outcomes = work.follow(session, first)
-        predictions += companions
+    said = _together(served)
     lines = {s: str(e) for s, e in failures.items() if not isinstance(e, NoDataYet)}
-    earliest = first if new else None
-    return Poll(now, session.label, new, predictions, outcomes, lines, seconds, earliest)
+    predictions = len(said) + companions
+    return Poll(now, session.label, new, predictions, outcomes, lines, seconds, said)
+
+
+def _together(served: list[pd.DataFrame]) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.concat(served, ignore_index=True) if served else PREDICTION_LOG.empty()
 
 
 def _store(deployment: Deployment, answers: list[Answer], session: Session) -> pd.DataFrame:
@@ -282,7 +295,7 @@ def run_loop(
         chain_poller.begin(session)
         done = poll(deployment, fetcher, session, work)
         count += 1
-        _tell(deployment, done)
+        _tell(done, deployment.calendar.bar_seconds)
         if done.predictions:
             alert(session.label)
         chain_poller.advance(session)
@@ -295,6 +308,7 @@ def run_loop(
         beat.write(deployment.store)
         if count % COMPACT_EVERY == 0:
             stages.compact_session(deployment, session.label)
+            work.whole = True  # what another poller stored and did not live to predict
         now = deployment.clock()
         pause = _next_poll_of(deployment, session, now, interval)
         session = _polled_at(deployment, pause)
@@ -322,18 +336,14 @@ def _next_poll_of(
     return min(regular, last) if now < last else regular
 
 
-def _tell(deployment: Deployment, done: Poll) -> None:
+def _tell(done: Poll, bar_seconds: int) -> None:
     """One line per failure, and one per symbol: its newest prediction of this poll."""
     for symbol, reason in done.failures.items():
         log.warning("%s: no new bars: %s", symbol, reason)
-    if not done.predictions:
-        return
-    rows = deployment.store.read(
-        PREDICTION_LOG, [done.session], only={"role": ["served"]}, since=done.first
-    )
-    rows = rows[rows["decided_at"] >= done.at].sort_values("bar_ts")
-    for row in rows.drop_duplicates("symbol", keep="last").to_dict("records"):
-        log.info("%s", describe(row, deployment.calendar.bar_seconds))
+    if len(done.served) and log.isEnabledFor(logging.INFO):
+        newest = done.served.sort_values("bar_ts").drop_duplicates("symbol", keep="last")
+        for row in newest.to_dict("records"):
+            log.info("%s", describe(row, bar_seconds))
 
 
 def describe(row: dict[Any, Any], bar_seconds: int) -> str:

@@ -135,6 +135,19 @@ def _margins(features: Matrix, model: Model) -> Margins:
     return margin
 
 
+def usual_margins(rows: pd.DataFrame, model: Model) -> Margins:
+    """The same without the bars on which a served model abstains; see `novelty`."""
+    features = rows[list(feature_names())].to_numpy(dtype=np.float32)
+    return np.where(_novelties(features, model) == "", _margins(features, model), np.nan)
+
+
+def _novelties(features: Matrix, model: Model) -> npt.NDArray[np.object_]:
+    card = model.card
+    if card.features != tuple(feature_names()):
+        return np.full(len(features), "", dtype=object)
+    return novelties(features, card.lows, card.highs, card.features)
+
+
 class _Said(NamedTuple):
     """What the models of a stream say of n bars.
 
@@ -168,9 +181,8 @@ def _asked(
             refused[bars] = refusal
             continue
         margin[bars] = _margins(features[bars], model)
-        card = model.card
-        if role != "baseline" and card.features == tuple(feature_names()):
-            novel[bars] = novelties(features[bars], card.lows, card.highs, card.features)
+        if role != "baseline":
+            novel[bars] = _novelties(features[bars], model)
     margin[novel != ""] = np.nan
     reason = np.select(
         [version == 0, ~known, refused != "", novel != "", np.isnan(margin)],

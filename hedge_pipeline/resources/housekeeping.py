@@ -43,7 +43,7 @@ def steps(instance: dg.DagsterInstance, loop: LoopResource) -> list[tuple[str, C
         ("tables", lambda: _forgotten(deployment, settings)),
         ("runs", lambda: f"{upkeep.delete_old_runs(instance, home, old)} deleted"),
         ("ticks", lambda: f"of {upkeep.delete_old_ticks(instance, old)} schedules and sensors"),
-        ("events", lambda: f"{upkeep.delete_old_events(home, old)} deleted"),
+        ("events", lambda: f"{upkeep.delete_old_events(instance, home, old)} deleted"),
         ("MLflow", lambda: _pruned(loop, settings)),
         ("backup", lambda: _saved(found, settings)),
     ]

@@ -14,7 +14,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 ABANDONED = dt.timedelta(days=1)
 VERSION_TAG = "hedge.version"
 SCORED_TAG = "hedge.scored_through"
+OUT_OF_TIME_TAG = "hedge.out_of_time"
+OUT_OF_TIME_SESSIONS = 5
 SIGNALS_TAG = "hedge.signals"
 ROLE_PREFIX = {"served": "live", "baseline": "baseline", "newest": "newest"}
 
@@ -91,6 +93,7 @@ class MlflowRegistry:
         self._runs: dict[tuple[str, int], str] = {}
         self._registered: dict[tuple[str, int], str] = {}
         self._scored: dict[str, str] = {}
+        self._out_of_time: set[str] = set()
         self._through: dict[str, str] = {}
         self._newest_drawn: dict[str, int] = {}
         self._aliases: dict[str, dict[str, str]] = {}
@@ -124,6 +127,7 @@ class MlflowRegistry:
                 ledger = deployment.ledger(symbol)
                 added = self._publish_versions(deployment, ledger, source_run)
                 self._publish_scores(deployment, ledger)
+                self._publish_out_of_time(deployment, ledger)
                 self._publish_summary(deployment, ledger)
                 self._publish_aliases(ledger)
         except BaseException:
@@ -372,6 +376,8 @@ class MlflowRegistry:
                 if VERSION_TAG in run.data.tags:
                     self._runs[(symbol, int(run.data.tags[VERSION_TAG]))] = run.info.run_id
                     self._scored[run.info.run_id] = run.data.tags.get(SCORED_TAG, "")
+                    if OUT_OF_TIME_TAG in run.data.tags:
+                        self._out_of_time.add(run.info.run_id)
             token = page.token
             if not token:
                 break
@@ -536,6 +542,38 @@ class MlflowRegistry:
         self.client.log_batch(run_id, metrics=metrics, tags=[RunTag(SCORED_TAG, last)])
         self._scored[run_id] = last
 
+    def _publish_out_of_time(self, deployment: Deployment, ledger: Ledger) -> None:
+        """Scores every version once on the same number of sessions right after its cutoff.
+
+        Whether it served, was followed by a newer one the same night, or was rejected: in that
+        column all versions can be compared.
+        """
+        from mlflow.entities import RunTag
+
+        symbol, folded = ledger.symbol, ledger.state.last_session
+        waiting = {
+            version: run_id
+            for (owner, version), run_id in sorted(self._runs.items())
+            if owner == symbol and run_id not in self._out_of_time
+        }
+        if not waiting or folded is None:
+            return
+        cutoffs = {version: deployment.shelf.card(symbol, version).cutoff for version in waiting}
+        settled = stages.settled_sessions(deployment, symbol, after=min(cutoffs.values()))
+        for version, run_id in waiting.items():
+            later = [x for x in settled if cutoffs[version] < x <= folded][:OUT_OF_TIME_SESSIONS]
+            if len(later) < OUT_OF_TIME_SESSIONS:
+                continue
+            try:
+                model = deployment.shelf.load(symbol, version)
+            except ModelError:  # its publication has said so
+                continue
+            sums = insight.out_of_time(deployment, ledger, model, later)
+            metrics = _out_of_time_metrics(deployment, sums)
+            told = RunTag(OUT_OF_TIME_TAG, f"{later[0]} to {later[-1]}")
+            self.client.log_batch(run_id, metrics=metrics, tags=[told])
+            self._out_of_time.add(run_id)
+
     def _publish_summary(self, deployment: Deployment, ledger: Ledger) -> None:
         """What holds of the symbol now, as tags of its registered model."""
         symbol, state = ledger.symbol, ledger.state
@@ -696,20 +734,15 @@ def _card_metrics(card: ModelCard, when: int) -> list[Metric]:
 
 def _gate_metrics(deployment: Deployment, ledger: Ledger, sessions: set[str]) -> list[Metric]:
     """Evidence and trust after the sessions."""
-    from mlflow.entities import Metric
-
     folds = ledger.entries[ledger.entries["kind"] == "fold"]
     found = []
     for row in folds[folds["session"].isin(sessions)].to_dict("records"):
-        label = str(row["session"])
-        when = _milliseconds(deployment.calendar.session(label).closes)
-        step = deployment.calendar.ordinal(label)
         values = {
             "evidence_log10": float(row["evidence"]) / math.log(10),
             "trust": float(row["trust"]),
             "proven": float(row["skill"] == "proven"),
         }
-        found += [Metric(f"gate/{name}", x, when, step) for name, x in values.items()]
+        found += _metrics(deployment, str(row["session"]), "gate", values)
     return found
 
 
@@ -718,10 +751,6 @@ def _total_metrics(deployment: Deployment, symbol: str, rows: pd.DataFrame) -> l
 
     Single sessions scatter widely; the last of these is what versions are compared by.
     """
-    from mlflow.entities import Metric
-
-    from hedge_pipeline.learning import scoring
-
     sums = deployment.store.read(PERFORMANCE, symbols=[symbol])
     sums = sums[sums["mode"].isin(deployment.evidence_modes) & (sums["labels"] > 0)]
     found = []
@@ -730,58 +759,92 @@ def _total_metrics(deployment: Deployment, symbol: str, rows: pd.DataFrame) -> l
         label, role = str(row["session"]), str(row["role"])
         own = sums[(sums["role"] == role) & (sums["model_version"] == row["model_version"])]
         own = own[own["session"] <= label]
-        score = scoring.score(own, deployment.horizon, draws=500)
-        skill = scoring.skill(own, draws=500)
-        when = _milliseconds(deployment.calendar.session(label).closes)
-        values = {
-            "accuracy": score.value,
-            "accuracy_lo": score.lo,
-            "accuracy_hi": score.hi,
-            "base_rate_accuracy": score.base_rate,
-            "skill_1e4_nats": score.skill,
-            "skill_1e4_nats_lo": skill.lo,
-            "skill_1e4_nats_hi": skill.hi,
-            "log_loss": score.log_loss,
-            "brier": own["brier"].sum() / score.n if score.n else math.nan,
-            "labels": float(score.n),
-        }
-        values = {name: x for name, x in values.items() if not math.isnan(x)}
-        prefix = f"{ROLE_PREFIX[role]}_total"
-        step = deployment.calendar.ordinal(label)
-        found += [Metric(f"{prefix}/{name}", float(x), when, step) for name, x in values.items()]
+        found += _totals(deployment, own, f"{ROLE_PREFIX[role]}_total", label)
     return found
 
 
-def _live_metrics(deployment: Deployment, rows: pd.DataFrame) -> list[Metric]:
-    """Scores of one version, role and session, whatever the modes of its rows."""
+def _totals(deployment: Deployment, sums: pd.DataFrame, prefix: str, label: str) -> list[Metric]:
+    """Scores over sessions with intervals; the last of them is `label`."""
+    from hedge_pipeline.learning import scoring
+
+    score = scoring.score(sums, deployment.horizon, draws=500)
+    skill = scoring.skill(sums, draws=500)
+    values = {
+        "accuracy": score.value,
+        "accuracy_lo": score.lo,
+        "accuracy_hi": score.hi,
+        "base_rate_accuracy": score.base_rate,
+        "skill_1e4_nats": score.skill,
+        "skill_1e4_nats_lo": skill.lo,
+        "skill_1e4_nats_hi": skill.hi,
+        "log_loss": score.log_loss,
+        "brier": sums["brier"].sum() / score.n if score.n else math.nan,
+        "labels": float(score.n),
+    }
+    return _metrics(deployment, label, prefix, values)
+
+
+def _out_of_time_metrics(deployment: Deployment, sums: pd.DataFrame) -> list[Metric]:
+    """Scores of one version by session, and of all of them."""
+    found = []
+    for row in sums.to_dict("records"):
+        values = {
+            **_shares(row),
+            "probability_spread": float(row["spread"]),
+            "calibration_slope": float(row["calibration_slope"]),
+        }
+        found += _metrics(deployment, str(row["session"]), "out_of_time", values)
+    last = str(sums["session"].iloc[-1])
+    return found + _totals(deployment, sums, "out_of_time_total", last)
+
+
+def _metrics(
+    deployment: Deployment, label: str, prefix: str, values: Mapping[str, float]
+) -> list[Metric]:
+    """The values that are known, at the session's close; steps are its ordinal."""
     from mlflow.entities import Metric
 
-    label, role = str(rows["session"].iloc[0]), str(rows["role"].iloc[0])
-    stream = (str(rows["symbol"].iloc[0]), label, int(rows["model_version"].iloc[0]), role)
-    row = rows.sum(numeric_only=True)
-    count = float(row["labels"]) or math.nan
     when = _milliseconds(deployment.calendar.session(label).closes)
     step = deployment.calendar.ordinal(label)
-    prefix = ROLE_PREFIX[role]
-    one_mode = len(rows) == 1
-    values = {
+    return [
+        Metric(f"{prefix}/{name}", float(x), when, step)
+        for name, x in values.items()
+        if not math.isnan(x)
+    ]
+
+
+def _shares(row: Mapping[Any, Any]) -> dict[str, float]:
+    """Scores of one session from the sums of `performance`; NaN = nothing was scored."""
+    count = float(row["labels"]) or math.nan
+    asked = float(row["predictions"] + row["abstentions"]) or math.nan
+    return {
         "accuracy": row["hits"] / count,
         "base_rate_accuracy": row["base_hits"] / count,
         "log_loss": row["log_loss"] / count,
         "base_log_loss": row["base_log_loss"] / count,
-        "raw_log_loss": row["raw_log_loss"] / count,
         "skill_1e4_nats": 1e4 * (row["base_log_loss"] - row["log_loss"]) / count,
         "brier": row["brier"] / count,
         "labels": float(row["labels"]),
         "abstentions": float(row["abstentions"]),
+        "coverage": row["predictions"] / asked,
+    }
+
+
+def _live_metrics(deployment: Deployment, rows: pd.DataFrame) -> list[Metric]:
+    """Scores of one version, role and session, whatever the modes of its rows."""
+    label, role = str(rows["session"].iloc[0]), str(rows["role"].iloc[0])
+    stream = (str(rows["symbol"].iloc[0]), label, int(rows["model_version"].iloc[0]), role)
+    row = rows.sum(numeric_only=True)
+    one_mode = len(rows) == 1
+    values = {
+        **_shares(row.to_dict()),
+        "raw_log_loss": row["raw_log_loss"] / (float(row["labels"]) or math.nan),
         "probability_spread": row["spread"]
         if one_mode
         else insight.probability_spread(deployment, *stream),
-        "coverage": row["predictions"] / (row["predictions"] + row["abstentions"]),
         "calibration_slope": insight.calibration_slope(deployment, *stream),
     }
-    values = {name: x for name, x in values.items() if not math.isnan(x)}
-    return [Metric(f"{prefix}/{name}", float(x), when, step) for name, x in values.items()]
+    return _metrics(deployment, label, ROLE_PREFIX[role], values)
 
 
 def _signal_metrics(deployment: Deployment, found: dict[str, Any]) -> list[Metric]:

@@ -1,7 +1,7 @@
 """What Dagster and MLflow keep for ever by themselves, freed: runs, ticks, events, deleted models.
 
 `DagsterInstance.delete_run` frees no file of the SQLite storage, so its files are removed and its
-databases vacuumed here. In PostgreSQL the server does that itself.
+databases vacuumed here. PostgreSQL uses the room of deleted rows again by itself.
 """
 
 from __future__ import annotations
@@ -82,21 +82,32 @@ def delete_old_ticks(instance: dg.DagsterInstance, before: dt.datetime) -> int:
     return len(known)
 
 
-def delete_old_events(home: Path, before: dt.datetime) -> int:
-    """Deletes events without a run from the SQLite storage and gives the room back.
+def delete_old_events(instance: dg.DagsterInstance, home: Path, before: dt.datetime) -> int:
+    """Deletes events without a run and, in SQLite, gives the room back.
 
     Args:
-        home: DAGSTER_HOME; without SQLite databases nothing happens.
+        instance: whose events.
+        home: DAGSTER_HOME, with the SQLite databases, if there are any.
         before: aware.
 
     Returns:
-        How many events. A database in use by somebody else at that moment is left for the next
-        time.
+        How many rows. A SQLite database in use by somebody else at that moment is left for the
+        next time.
     """
-    moment = before.astimezone(dt.UTC).replace(tzinfo=None).isoformat(sep=" ")
-    runs, count = home / "history" / "runs", 0
-    for path in (runs / ".db", runs / "index.db"):
-        count += _shrink(path, "delete from event_logs where run_id = '' and timestamp < ?", moment)
+    from dagster._core.storage.event_log import SqlEventLogStorage, SqlEventLogStorageTable
+
+    moment = before.astimezone(dt.UTC).replace(tzinfo=None)
+    runs, storage = home / "history" / "runs", instance.event_log_storage
+    databases = [path for path in (runs / ".db", runs / "index.db") if path.exists()]
+    count = 0
+    if not databases and isinstance(storage, SqlEventLogStorage):
+        events = SqlEventLogStorageTable
+        old = (events.c.run_id == "") & (events.c.timestamp < moment)
+        with storage.index_transaction() as connection:
+            count = int(connection.execute(events.delete().where(old)).rowcount)
+    text = moment.isoformat(sep=" ")
+    for path in databases:
+        count += _shrink(path, "delete from event_logs where run_id = '' and timestamp < ?", text)
     for path in (home / "history" / "runs.db", home / "schedules" / "schedules.db"):
         _shrink(path)
     return count

@@ -20,9 +20,9 @@ _COLUMNS = (
     "skill_1e4_nats_lo",
     "skill_1e4_nats_hi",
 )
+_SAME_FOR_ALL = ("accuracy", "skill_1e4_nats")
 _VERDICT = "tags.`hedge.verdict`"
 _BEFORE = {"attributes.`Run Name`": 210, "runDateAndNestInfo": 150, _VERDICT: 120}
-_LETTER = 8  # pixels of a header's letter
 _LINES = ("live/accuracy", "live/base_rate_accuracy", "live/skill_1e4_nats", "gate/evidence_log10")
 _BARS = ("live_total/accuracy", "live_total/skill_1e4_nats")
 
@@ -72,7 +72,9 @@ def experiment_tags(symbol: str, experiment: str, model: str, dagster_url: str) 
 
 
 def _view() -> dict[str, Any]:
-    columns = {f"metrics.`live_total/{x}`": 45 + _LETTER * (11 + len(x)) for x in _COLUMNS}
+    names = [f"live_total/{name}" for name in _COLUMNS]
+    names[4:4] = [f"out_of_time_total/{name}" for name in _SAME_FOR_ALL]
+    columns = {f"metrics.`{name}`": 45 + 8 * len(name) for name in names}  # as wide as its header
     charts = [{**_chart("LINE", name), **_LINE, "selectedMetricKeys": [name]} for name in _LINES]
     charts += [_chart("BAR", name) for name in _BARS]
     section = {"uuid": VIEW, "name": "live, by session and version", "display": True}

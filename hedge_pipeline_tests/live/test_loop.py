@@ -22,7 +22,7 @@ from hedge_pipeline.learning.shelf import ModelShelf
 from hedge_pipeline.levels.joining import NO_CHAIN
 from hedge_pipeline.levels.signals import NO_LEVEL
 from hedge_pipeline.live import loop
-from hedge_pipeline.live.loop import AFTER_FINAL, REACH, Fetcher, Poll, Work, next_poll, poll
+from hedge_pipeline.live.loop import AFTER_FINAL, Fetcher, Poll, Work, next_poll, poll
 from hedge_pipeline.live.predicting import LATE_BAR, NO_MODEL
 from hedge_pipeline.live.supervision import Heartbeat
 from hedge_pipeline.market.calendar import Session
@@ -762,13 +762,50 @@ def test_a_prediction_made_before_the_kill_is_not_made_again(
 # -- companions ----------------------------------------------------------------------------------
 
 
+def test_a_baseline_that_fails_once_is_made_up_for_at_the_next_poll(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures: list[list[dt.datetime]] = []
+    beside = stages.log_beside
+
+    def fails_once(deployment: stages.Deployment, asked: stages.Asked) -> int:
+        if len(failures) == 0:
+            failures.append(asked.rows["bar_ts"].tolist())
+            raise RuntimeError("no baseline now")
+        return beside(deployment, asked)
+
+    monkeypatch.setattr(stages, "log_beside", fails_once)
+    found = watch(folder, FakeMarket(), at(12, 1))
+    found.run(until=at(15, 2))
+    assert failures == [[at(12), at(12)]]
+    baseline = found.rows(PREDICTION_LOG, HALF_DAY, "SIMA", "baseline")
+    assert len(baseline) == len(found.served(HALF_DAY, "SIMA")) == 15
+    assert len(found.rows(OUTCOMES, HALF_DAY, "SIMA")) == 5
+
+
+def test_what_another_poller_stored_and_did_not_predict_is_found_before_long(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "COMPACT_EVERY", 3)
+    found = watch(folder, FakeMarket(), at(2, 1))
+    other = deployment_in(folder, FakeMarket(), found.clock)
+
+    def store_only() -> None:
+        stages.collect(other, HALF_DAY)
+
+    found.clock.at(at(4, 1), store_only)
+    found.run(until=at(6, 2))
+    assert len(found.served(HALF_DAY, "SIMA")) == 6
+
+
 def test_a_baseline_that_fails_costs_no_served_row_and_no_outcome(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any) -> int:
         raise RuntimeError("no baseline today")
 
-    monkeypatch.setattr(stages, "log_companions", broken)
+    for name in ("log_companions", "log_beside"):
+        monkeypatch.setattr(stages, name, broken)
     found = watch(folder, FakeMarket(), at(12, 1))
     found.run(until=at(14, 2))
     assert len(found.served(HALF_DAY, "SIMA")) == 14
@@ -877,8 +914,7 @@ def test_after_its_first_poll_a_run_looks_at_the_newest_bars_only(
     assert poll_at(61).predictions
     growing = {table.name for table in (FEATURE_ROWS, PREDICTION_LOG, OUTCOMES)}
     since = [since for name, since in looked if name in growing]
-    assert len(since) > 5
-    assert min(x for x in since if x is not None) >= at(61 - 2 * REACH - 11)
+    assert sorted(x for x in since if x is not None) == [at(50), at(55)]
     assert None not in since
 
 

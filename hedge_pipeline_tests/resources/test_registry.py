@@ -36,6 +36,7 @@ from hedge_pipeline.market.tables import (
 )
 from hedge_pipeline.resources import plots, views
 from hedge_pipeline.resources.registry import (
+    OUT_OF_TIME_TAG,
     SIGNALS_TAG,
     MlflowRegistry,
     RegistryError,
@@ -410,6 +411,65 @@ def test_a_version_that_did_not_predict_has_no_live_accuracy(published: MlflowRe
     assert not [name for name in metrics if name.startswith(("live/", "baseline/"))]
 
 
+@pytest.mark.parametrize("rejected", [False, True], ids=["accepted", "rejected"])
+def test_every_version_is_scored_once_on_the_sessions_after_its_cutoff(
+    deployment: Deployment,
+    registry: MlflowRegistry,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    rejected: bool,
+) -> None:
+    monkeypatch.setattr("hedge_pipeline.resources.registry.OUT_OF_TIME_SESSIONS", 2)
+    if rejected:
+        say_otherwise(deployment, "SIMQ", 1)
+    registry.publish(deployment, "SIMQ")
+    before = {version: run_of(registry, "SIMQ", version).data for version in VERSIONS}
+    registry_in(tmp_path).publish(deployment, "SIMQ")
+    sessions = deployment.store.sessions(OUTCOMES)
+    for version in VERSIONS:
+        card = deployment.shelf.card("SIMQ", version)
+        run = run_of(registry, "SIMQ", version)
+        assert run.data.metrics == before[version].metrics
+        later = [label for label in sessions if label > card.cutoff][:2]
+        if len(later) < 2:
+            assert not [name for name in run.data.metrics if name.startswith("out_of_time")]
+            continue
+        assert run.data.tags[OUT_OF_TIME_TAG] == f"{later[0]} to {later[1]}"
+        scores = [dict(by_hand(rows)) for rows in asked_by_hand(deployment, "SIMQ", version, later)]
+        for name in ("accuracy", "base_rate_accuracy", "log_loss", "brier", "skill_1e4_nats"):
+            points = history(registry, run.info.run_id, f"out_of_time/{name}")
+            assert [step for step, _ in points] == [deployment.calendar.ordinal(x) for x in later]
+            wanted = [score[name] for score in scores]
+            assert [value for _, value in points] == pytest.approx(wanted, rel=1e-6), name
+        total = sum(score["labels"] for score in scores)
+        assert run.data.metrics["out_of_time_total/labels"] == total > 700
+        accuracy = sum(score["accuracy"] * score["labels"] for score in scores) / total
+        assert run.data.metrics["out_of_time_total/accuracy"] == pytest.approx(accuracy)
+        assert run.data.metrics["out_of_time/calibration_slope"] == pytest.approx(
+            scores[-1]["calibration_slope"], rel=1e-5
+        )
+
+
+def asked_by_hand(
+    deployment: Deployment, symbol: str, version: int, sessions: list[str]
+) -> Iterator[pd.DataFrame]:
+    """By session what a version says with its whole margin, over the logged base rates."""
+    model = deployment.shelf.load(symbol, version)
+    names = list(feature_names())
+    for label in sessions:
+        log = rows_of(deployment.store, PREDICTION_LOG, [label], symbols=[symbol])
+        log = log.loc[log["role"] == "served", ["bar_ts", "base_rate"]]
+        outcomes = rows_of(deployment.store, OUTCOMES, [label], symbols=[symbol])
+        rows = rows_of(deployment.store, FEATURE_ROWS, [label], symbols=[symbol])
+        rows = rows.merge(log, on="bar_ts").merge(
+            outcomes[["bar_ts", "actual_direction"]], on="bar_ts"
+        )
+        margin = model.margin(rows[names].to_numpy(dtype=np.float32))
+        odds = np.log(rows["base_rate"] / (1 - rows["base_rate"])) + margin
+        prob = 1 / (1 + np.exp(-odds))
+        yield rows.assign(margin=margin, prob_up=prob, prediction=(prob > 0.5).astype(float))
+
+
 @pytest.mark.parametrize("symbol", SYMBOLS)
 def test_the_registered_model_predicts_what_was_logged(
     demo: Demo, published: MlflowRegistry, symbol: str
@@ -523,8 +583,10 @@ def test_an_experiment_has_a_view_whose_columns_and_charts_are_metrics_of_its_ru
     assert verdict == "tags.`hedge.verdict`"
     assert set(view["selectedColumns"]) < set(view["columnOrder"]) == set(view["columnWidths"])
     columns = {x.removeprefix("metrics.").strip("`") for x in metric_columns}
-    # fewer than five sessions of one version have no interval of skill
-    assert columns - metrics <= {"live_total/skill_1e4_nats_lo", "live_total/skill_1e4_nats_hi"}
+    # fewer than five sessions of one version have no interval of skill, and none out of time
+    missing = {"live_total/skill_1e4_nats_lo", "live_total/skill_1e4_nats_hi"}
+    missing |= {"out_of_time_total/accuracy", "out_of_time_total/skill_1e4_nats"}
+    assert columns - metrics <= missing
     assert {chart["metricKey"] for chart in view["compareRunCharts"]} <= metrics
     section = {chart["metricSectionId"] for chart in view["compareRunCharts"]}
     assert section == {view["compareRunSections"][0]["uuid"]}
@@ -597,17 +659,22 @@ def test_the_champion_is_set_when_skill_is_proven_and_removed_when_it_is_lost(
     assert aliases_after_publishing() == {"challenger": 4}
 
 
-def test_a_rejected_version_is_registered_but_never_a_challenger(
-    deployment: Deployment, registry: MlflowRegistry
-) -> None:
-    label = replay_in(Path(deployment.store.url)).shelf.card("SIMQ", 4).cutoff
+def say_otherwise(deployment: Deployment, symbol: str, version: int) -> None:
+    """Turns the verdict on a version into a rejection."""
+    label = replay_in(Path(deployment.store.url)).shelf.card(symbol, version).cutoff
     entries = rows_of(deployment.store, PROMOTIONS, [label])
-    rejected = (entries["symbol"] == "SIMQ") & (entries["model_version"] == 4)
+    rejected = (entries["symbol"] == symbol) & (entries["model_version"] == version)
     assert rejected.sum() == 1
     for part in (Path(deployment.store.url) / PROMOTIONS.name / f"session={label}").iterdir():
         part.unlink()
     changed = entries.assign(event=entries["event"].mask(rejected, "reject"))
     deployment.store.append(PROMOTIONS, label, changed)
+
+
+def test_a_rejected_version_is_registered_but_never_a_challenger(
+    deployment: Deployment, registry: MlflowRegistry
+) -> None:
+    say_otherwise(deployment, "SIMQ", 4)
     assert registry.publish(deployment, "SIMQ") == len(VERSIONS)
     aliases = registry.client.get_registered_model(model_name("SIMQ")).aliases
     assert {name: int(version) for name, version in aliases.items()} == {"challenger": 3}
