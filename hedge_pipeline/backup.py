@@ -185,7 +185,9 @@ class Repository:
         """
         known = self.snapshots()
         if not known:
-            raise BackupError(f"{self.url} holds no backup")
+            raise BackupError(
+                f"{self.url} holds no backup: make one with `hedge backup {self.url}`"
+            )
         wanted = known[-1] if name is None else next((x for x in known if x.startswith(name)), None)
         if wanted is None:
             raise BackupError(f"{self.url} has no snapshot {name}; it has {', '.join(known)}")

@@ -8,7 +8,8 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from typer.core import TyperGroup
 
 from hedge_pipeline.settings import Settings, SettingsError, load_settings
 
@@ -27,7 +29,42 @@ if TYPE_CHECKING:
     from hedge_pipeline.replay import Night
     from hedge_pipeline.stages import Deployment
 
+
+class OneLineGroup(TyperGroup):
+    """Commands that tell a mistake on the command line in one line, with the next step."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Runs a command; exit code 2 says that it was called wrongly."""
+        run = partial(super().main, args, prog_name, complete_var, False, windows_expand_args)
+        if not standalone_mode:
+            return run(**extra)
+        try:
+            sys.exit(run(**extra))
+        except typer.Abort:
+            sys.exit(1)
+        except Exception as error:
+            said = getattr(error, "format_message", None)
+            if said is None:
+                raise
+            context = getattr(error, "ctx", None)
+            if not said():  # nothing was asked for: this is the help
+                error.show()  # type: ignore[attr-defined]
+            else:
+                program = f"hedge {context.info_name}" if context and context.parent else "hedge"
+                _tell_error(f"{' '.join(said().split()).rstrip('.')}; see `{program} --help`")
+            sys.exit(getattr(error, "exit_code", 2))
+
+
 app = typer.Typer(
+    cls=OneLineGroup,
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -55,11 +92,12 @@ def _one_line() -> Iterator[None]:
     try:
         yield
     except (*known, RegistryError, BackupError) as error:
-        line = " ".join(str(error).split())
-        errors.print(
-            f"error: {line}", style="bold red", markup=False, highlight=False, soft_wrap=True
-        )
+        _tell_error(" ".join(str(error).split()))
         raise typer.Exit(1) from None
+
+
+def _tell_error(line: str) -> None:
+    errors.print(f"error: {line}", style="bold red", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.callback()
@@ -920,7 +958,7 @@ def _print_status(found: dict[str, Any]) -> None:
     if found["legacy"] is not None:
         _say(_legacy_words(found["legacy"]))
     if not found["sessions"]:
-        _say("no session is stored yet")
+        _say("no session is stored yet: start `hedge up`, or run `hedge bootstrap`")
         return
     sessions = Table(title="newest sessions", title_justify="left")
     for name in ("session", "bars", "gaps", "coverage", "predictions", "abstentions", "matured"):
@@ -1029,10 +1067,15 @@ def _accuracy_words(accuracy: dict[str, Any]) -> str:
     return "accuracy {} {}, base rate {}".format(*_accuracy_cells(accuracy))
 
 
+def _skill_words(part: dict[str, Any]) -> str:
+    """The state of the evidence: green if skill is proven, red if it was lost."""
+    if part["skill"] == "unproven":
+        return f"unproven: {part['evidence']}"
+    return f"[{'green' if part['skill'] == 'proven' else 'red'}]{escape(part['evidence'])}[/]"
+
+
 _STATUS_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "skill": lambda part: (
-        part["evidence"] if part["skill"] != "unproven" else f"unproven: {part['evidence']}"
-    ),
+    "skill": lambda part: _skill_words(part),
     "trust": lambda part: _number(part["trust"], 3),
     "predictions": lambda part: f"{part['predictions']:,} ({part['abstentions']:,} abstentions)",
     "scored outcomes": lambda part: f"{part['matured_outcomes']:,}",
@@ -1076,15 +1119,15 @@ def _say_how_to_look(out: Path) -> None:
         programs = programs.relative_to(Path.cwd())
     _say(f"\nPlot against the truth: {out / 'demo.png'}")
     _say("Look at the loop in Dagster, http://127.0.0.1:3000, and at every version in MLflow,")
-    _say(f"http://127.0.0.1:5000/{views.HOME} (`Model training`, not `GenAI`):")
+    _say(f"http://127.0.0.1:5000/{views.HOME}:")
     home = f"$PWD/{out}" if not out.is_absolute() else out
     _say(
         f"  DAGSTER_HOME={home}/dagster_home HEDGE_DATA_URL={out} HEDGE_MODE=replay "
         f"{programs}/dagster dev -w workspace.yaml"
     )
     _say(
-        f"  MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {programs}/mlflow server --workers 1 "
-        f"--backend-store-uri sqlite:///{out}/mlflow.db"
+        f"  MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {programs}/mlflow server --app-name hedge "
+        f"--workers 1 --backend-store-uri sqlite:///{out}/mlflow.db"
     )
 
 

@@ -5,28 +5,33 @@ Reads the store, writes nothing, decides nothing.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
-from hedge_pipeline.learning import calibration, paired
+from hedge_pipeline.learning import calibration, drift, paired
 from hedge_pipeline.learning.gate import logit, trusted_probability
 from hedge_pipeline.learning.paired import Paired, SessionPair
 from hedge_pipeline.learning.scoring import sums_of
 from hedge_pipeline.live.predicting import usual_margins
 from hedge_pipeline.market.calendar import to_datetime64
-from hedge_pipeline.market.tables import FEATURE_ROWS, OUTCOMES, PREDICTION_LOG
+from hedge_pipeline.market.tables import FEATURE_ROWS, OUTCOMES, PREDICTION_LOG, feature_names
 from hedge_pipeline.stages import Deployment
+from hedge_pipeline.store import Store
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from hedge_pipeline.learning.ledger import Ledger
     from hedge_pipeline.learning.training import Model
 
+Floats = npt.NDArray[np.float64]
 RECENT = 250
+TRIED = 20
 
 
 def retraining_value(
@@ -134,13 +139,124 @@ def probability_spread(
 
 def served_probabilities(
     deployment: Deployment, symbol: str, last: int = RECENT
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+) -> tuple[Floats, Floats]:
     """Served probabilities of up and what became of them, newest sessions, [n] each."""
     rows = _scored(deployment, symbol, deployment.store.sessions(OUTCOMES, last=last), "served")
     return (
         rows["prob_up"].to_numpy(dtype=np.float64),
         rows["actual_direction"].to_numpy(dtype=np.float64),
     )
+
+
+@dataclass(frozen=True)
+class TriedModels:
+    """What models said of sessions after their training, and what the price did, [n] each.
+
+    Attributes:
+        probability: of up, the model's own, before trust shrinks it.
+        up: 1 or 0.
+        first: the oldest version among them; `last` the newest.
+        sessions: how many.
+    """
+
+    probability: Floats
+    up: Floats
+    first: int
+    last: int
+    sessions: int
+
+    def in_words(self) -> str:
+        """Whose predictions these are."""
+        one = self.first == self.last
+        who = f"version {self.last}" if one else f"versions {self.first} to {self.last}"
+        return (
+            f"{len(self.up):,} outcomes of the {self.sessions} newest sessions, each predicted "
+            f"before it was known by the newest of {who}; the model's own probability, before trust"
+        )
+
+
+def tried_models(deployment: Deployment, symbol: str, last: int = TRIED) -> TriedModels | None:
+    """The newest sessions as models saw them that had not learned from them; None = none yet.
+
+    A version that was trained a moment ago has predicted nothing yet: this is what the versions
+    before it said, each until the next one came. Rejected versions are among them.
+    """
+    parts = []
+    for label in deployment.store.sessions(OUTCOMES)[::-1]:
+        own = pd.concat([_scored(deployment, symbol, [label], x) for x in ("served", "newest")])
+        if len(own):
+            newest = own.sort_values("model_version", kind="stable")
+            parts.append(newest.drop_duplicates("bar_ts", keep="last").assign(session=label))
+        if len(parts) == last:
+            break
+    if not parts:
+        return None
+    rows = pd.concat(parts)
+    base, margin = rows[["base_rate", "margin"]].to_numpy(dtype=np.float64).T
+    return TriedModels(
+        trusted_probability(base, margin, 1.0),
+        rows["actual_direction"].to_numpy(dtype=np.float64),
+        int(rows["model_version"].min()),
+        int(rows["model_version"].max()),
+        rows["session"].nunique(),
+    )
+
+
+def feature_moves(
+    deployment: Deployment, label: str, symbols: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """How far the features had moved when a session was over, by symbol; see `drift`.
+
+    Args:
+        deployment: whose tables.
+        label: the last of the sessions that are compared.
+        symbols: whose features.
+
+    Returns:
+        Standard errors by feature; nothing of a symbol with too few sessions, and nothing at all
+        while the session is running.
+    """
+    closed = deployment.calendar.closed_by(deployment.clock())
+    names = list(feature_names())
+    known = [x for x in deployment.store.sessions(FEATURE_ROWS) if x <= label]
+    known = known[-drift.RECENT - drift.MOST_REFERENCE :]
+    enough = len(known) >= drift.RECENT + drift.LEAST_REFERENCE
+    if not enough or closed is None or label > closed:
+        return {}
+    summaries = _summaries(deployment.store, known, tuple(symbols))
+    moves = {
+        symbol: drift.feature_moves(
+            np.array([one[symbol] for one in summaries if symbol in one]), names
+        )
+        for symbol in symbols
+        if any(symbol in one for one in summaries)
+    }
+    return {symbol: own for symbol, own in moves.items() if own}
+
+
+# a backfill asks for nearly the same sessions again and again
+_SUMMARIES: WeakKeyDictionary[Store, dict[Any, dict[str, Floats]]] = WeakKeyDictionary()
+
+
+def _summaries(
+    store: Store, labels: Sequence[str], symbols: tuple[str, ...]
+) -> list[dict[str, Floats]]:
+    """Summaries of sessions by symbol; what was summarized before and is unchanged is not read."""
+    names = list(feature_names())
+    marks, now = store.fingerprints(FEATURE_ROWS), time.time_ns()
+    known, found = _SUMMARIES.get(store, {}), {}
+    for label in labels:
+        key = (label, symbols, marks.get(label))
+        if key not in known:
+            rows = store.read(FEATURE_ROWS, [label], symbols=symbols, columns=("symbol", *names))
+            known[key] = {
+                str(symbol): drift.session_summary(own[names].to_numpy(np.float32))
+                for symbol, own in rows.groupby("symbol")
+            }
+        found[key] = known[key]
+    certain = {k: v for k, v in found.items() if k[2] and not store.is_recent(k[2], now)}
+    _SUMMARIES[store] = certain
+    return list(found.values())
 
 
 def _scored(deployment: Deployment, symbol: str, labels: Sequence[str], role: str) -> pd.DataFrame:

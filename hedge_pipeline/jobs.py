@@ -89,7 +89,7 @@ def poll_until_the_time_box_ends(context: dg.OpExecutionContext, loop: LoopResou
         )
         notifier.flush(LAST_ALERTS_SECONDS)
     report.flush()
-    context.log.info(f"{polls} polls")
+    context.log.info(f"this run ends after {polls} polls")
 
 
 @dg.job(tags=POLL_LANE, description="Poll the market until the time box or the session ends.")

@@ -39,7 +39,7 @@ def build_schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
             cron_schedule="30 3 * * *",
             execution_timezone=timezone,
             default_status=default_status(settings),
-            description="Every night: see the job.",
+            description="At 03:30 exchange time: compacts, forgets, frees, saves.",
         ),
     ]
 
@@ -57,6 +57,7 @@ def build_polling_schedule(settings: Settings, timezone: str) -> dg.ScheduleDefi
         cron_schedule="* * * * *",
         execution_timezone=timezone,
         default_status=default_status(settings),
+        description="Keeps one `poll_market` run alive while the exchange is open.",
     )
     def polling_schedule(
         context: dg.ScheduleEvaluationContext, loop: LoopResource
@@ -104,6 +105,7 @@ def build_close_schedule(settings: Settings, timezone: str) -> dg.ScheduleDefini
         cron_schedule="*/10 * * * *",
         execution_timezone=timezone,
         default_status=default_status(settings),
+        description="Requests `close_session` while a session that is over is not closed.",
     )
     def close_session_schedule(
         context: dg.ScheduleEvaluationContext, loop: LoopResource
@@ -119,7 +121,8 @@ def build_close_schedule(settings: Settings, timezone: str) -> dg.ScheduleDefini
         )
         if running:
             return dg.SkipReason(f"run {running[0].run_id[:8]} is closing {pending[0]}")
-        return dg.RunRequest(tags={"hedge/reason": f"to close: {', '.join(pending)}"})
+        many = f"{', '.join(pending)} {'is' if len(pending) == 1 else 'are'}"
+        return dg.RunRequest(tags={"hedge/reason": f"{many} over and not closed yet"})
 
     return close_session_schedule
 

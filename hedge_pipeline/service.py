@@ -105,12 +105,12 @@ def commands(
             ("-w", str(workspace), "-h", settings.bind, "-p", str(ports.dagster)),
             after=address,
         )
-        # `mlflow server` starts this very line and then waits beside it with 190 MB
+        # `mlflow server --app-name hedge` starts this very line and waits beside it with 190 MB
         found["mlflow"] = (
             f"{_who_may_ask(settings, ports)} "
             '_MLFLOW_SERVER_FILE_STORE="$MLFLOW_BACKEND_STORE_URI" _MLFLOW_SGI_NAME=uvicorn '
             f"_MLFLOW_SERVER_SERVE_ARTIFACTS=true exec {shlex.quote(sys.executable)} -m uvicorn "
-            "mlflow.server.fastapi_app:app --workers 1 --log-level warning "
+            "hedge_pipeline.resources.mlflow_ui:app --workers 1 --log-level warning "
             f"--host {shlex.quote(settings.bind)} --port {ports.mlflow}"
         )
     return found

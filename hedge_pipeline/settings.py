@@ -1,7 +1,8 @@
 """Every variable the code reads, in one class.
 
 Values come from the environment or a `.env` file in the working directory. Nothing else in the
-project reads the environment; a bad value stops start-up with one line that names the variable.
+project reads the environment, but for DAGSTER_HOME, which is Dagster's; a bad value stops start-up
+with one line that names the variable.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class SettingsError(ValueError):
 
 
 class Settings(BaseSettings):
-    """The configuration of one deployment; see `.env.example` for the same list in plain words."""
+    """The configuration of one deployment; `docs/configuration.md` is the same list as a table."""
 
     model_config = SettingsConfigDict(
         env_file=".env",
@@ -41,7 +42,7 @@ class Settings(BaseSettings):
     source: str = Field(
         default="simulated",
         alias="HEDGE_SOURCE",
-        description="market data source: simulated, file, or the name of an installed plug-in",
+        description="market data source: simulated, file, yahoo, or the name of a plug-in",
     )
     source_path: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),

@@ -479,12 +479,13 @@ class Store:
             first = place
         return [piece for piece in (*found, rows.slice(first)) if piece.num_rows]
 
-    def size(self, table: Table) -> int:
-        """Bytes of the table's files."""
+    def size(self, table: Table, session: str | None = None) -> int:
+        """Bytes of the table's files, or of one session's; remote ones as they were last listed."""
+        folder = self._folder(table, session) if session else self._root / table.name
         if self._local:
-            return _bytes_below(f"{self._root}/{table.name}")
+            return _bytes_below(str(folder))
         try:
-            return int(self._fs.du(str(self._root / table.name)))
+            return int(self._fs.du(str(folder)))
         except FileNotFoundError:
             return 0
 

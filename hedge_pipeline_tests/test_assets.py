@@ -7,6 +7,7 @@ same sessions replayed by the plain loop; `history` by one backfill run of a liv
 from __future__ import annotations
 
 import base64
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -37,6 +39,7 @@ from hedge_pipeline.store import Store
 from hedge_pipeline_tests.runs import (
     SESSION_ASSETS,
     SESSIONS,
+    code_location,
     failures,
     files,
     materialize,
@@ -48,6 +51,7 @@ from hedge_pipeline_tests.runs import (
 SYMBOLS = ("SIMQ", "SIMN")
 FIRST, LAST = SESSIONS[0], SESSIONS[-1]
 TRAINED_AFTER = 5
+SCORES = ("accuracy", "base_rate_accuracy", "log_loss", "base_log_loss")
 AFTER_FIVE = "2024-01-09T07:00:00+00:00"  # RETRAIN_HOUR in New York, the night after session 5
 AFTER_SIX = "2024-01-10T07:00:00+00:00"
 NOWHERE = "http://127.0.0.1:9"
@@ -251,6 +255,7 @@ def test_an_abstention_says_why(replayed: Runs) -> None:
         ("prediction_log", LAST, "probability"),
         ("outcomes", LAST, "hits"),
         ("trained_model", "SIMQ", "importance"),
+        ("trained_model", "SIMQ", "reliability"),
         ("champion_model", "SIMQ", "timeline"),
         ("model_performance", "SIMQ", "by_session"),
     ],
@@ -263,6 +268,51 @@ def test_an_asset_shows_a_small_picture(
     assert markdown.startswith("![plot](data:image/png;base64,")
     content = base64.b64decode(markdown.split(",", 1)[1].removesuffix(")"))
     assert content.startswith(b"\x89PNG") and content.endswith(b"IEND\xaeB`\x82")
+
+
+NUMBERS_BY_ASSET = {
+    "raw_quotes": {"dagster/row_count", "coverage_pct", "gaps", "lag_seconds", "bytes"},
+    "option_chains": {"dagster/row_count", "snapshots", "bytes"},
+    "hedge_levels": {"dagster/row_count", "usable_snapshots", "bytes"},
+    "features": {"dagster/row_count", "null_share_pct", "bytes"},
+    "prediction_log": {"dagster/row_count", "predictions", "abstentions", "lag_seconds", "bytes"},
+    "outcomes": {"dagster/row_count", "bytes", *SCORES},
+    "trained_model": {"rows", "in_sample_skill_nats", "bytes"},
+    "champion_model": {"log_evidence", "trust", "base_rate"},
+    "model_performance": {"labels", "accuracy_low", "accuracy_high", "skill_1e4_nats", *SCORES},
+    "signal_report": {"sessions", "signals", "predictions_scored"},
+}
+
+
+@pytest.mark.parametrize("asset", NUMBERS_BY_ASSET)
+def test_numbers_that_are_followed_over_time_keep_their_names(replayed: Runs, asset: str) -> None:
+    """Dagster draws a number of every materialization under one name as one line."""
+    assert set(NUMBERS_BY_ASSET) | {"hyperparameters"} == {
+        key.to_user_string() for key in code_location().resolve_asset_graph().get_all_asset_keys()
+    }
+    partition = LAST if asset in SESSION_ASSETS else "SIMQ"
+    found = replayed.shown[(asset, partition)]
+    numbers = {x for x, y in found.items() if isinstance(y, int | float) and not math.isnan(y)}
+    assert NUMBERS_BY_ASSET[asset] - numbers == set()
+
+
+@pytest.mark.parametrize("asset", SESSION_ASSETS)
+def test_the_bytes_shown_are_those_of_the_files_of_the_session(replayed: Runs, asset: str) -> None:
+    folder = replayed.folder / asset / f"session={LAST}"
+    assert replayed.shown[(asset, LAST)]["bytes"] == sum(
+        path.stat().st_size for path in folder.iterdir()
+    )
+
+
+def test_the_scores_of_a_session_are_those_of_its_rows(replayed: Runs) -> None:
+    log = replayed.store.read(PREDICTION_LOG, [LAST])
+    known = replayed.store.read(OUTCOMES, [LAST]).dropna(subset="actual_direction")
+    rows = log[log["role"] == "served"].merge(known, on=["symbol", "bar_ts"])
+    up = rows["actual_direction"] == 1
+    found = replayed.shown[("outcomes", LAST)]
+    for name, said in (("log_loss", rows["prob_up"]), ("base_log_loss", rows["base_rate"])):
+        losses = -np.log(np.where(up, said, 1 - said).astype(float))
+        assert found[name] == pytest.approx(losses.mean(), abs=1e-6)
 
 
 def test_mlflow_shows_every_version_the_runs_made(

@@ -28,6 +28,7 @@ from hedge_pipeline.opening import open_deployment
 from hedge_pipeline.resources.history import report_replay
 from hedge_pipeline.resources.registry import experiment_name
 from hedge_pipeline.resources.views import HOME, page_of_model, page_of_runs
+from hedge_pipeline.service import Ports, commands
 from hedge_pipeline_tests.replays import demo_in, environment, hedge, settings_in
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -39,7 +40,7 @@ SYMBOL_ASSETS = ("champion_model", "model_performance")
 TABLES_SHOWN = {
     "outcomes": "hit rate",
     "features": "NULL, %",
-    "trained_model": "share of gain, %",
+    "trained_model": "share of ups",
     "signal_report": "profit factor",
 }
 
@@ -136,12 +137,14 @@ def uis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Uis]:
         *(str(programs / "dagster"), "dev", "-w", "workspace.yaml"),
         *("-p", dagster.rpartition(":")[2]),
     )
-    serve_mlflow = (
-        *(str(programs / "mlflow"), "server", "--workers", "1"),
-        *("--port", mlflow.rpartition(":")[2]),
-        *("--backend-store-uri", variables["MLFLOW_TRACKING_URI"]),
-    )
-    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    ports = Ports(*(int(address.rpartition(":")[2]) for address in (dagster, mlflow)))
+    line = commands(settings_in(out), ports, folder, headless=False)["mlflow"]
+    serve_mlflow = ("sh", "-c", str(line))
+    quiet = {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_BACKEND_STORE_URI": variables["MLFLOW_TRACKING_URI"],
+    }
     with (
         running(serve_dagster, f"{dagster}/server_info", folder / "dagster.log", **variables),
         running(serve_mlflow, f"{mlflow}/health", folder / "mlflow.log", **variables, **quiet),
@@ -274,6 +277,18 @@ def test_mlflow_lists_the_experiments_as_those_of_trained_models(uis: Uis, page:
     for symbol in ("SIMQ", "SIMN"):
         page.get_by_text(f"{symbol}: direction over the horizon").first.wait_for()
     assert page.get_by_text("Model registry").first.is_visible()
+
+
+def test_a_click_on_an_experiment_opens_its_trained_models(uis: Uis, page: Any) -> None:
+    """Also in a browser that was never told, as a person's is."""
+    page.goto(f"{uis.mlflow}/#/experiments")
+    page.get_by_text("SIMQ: direction over the horizon").first.click()
+    page.get_by_text("SIMQ v4 to").first.wait_for()
+    header = page.get_by_text("live_total/base_rate_accuracy", exact=True).first
+    header.wait_for()
+    fits = "x => x.scrollWidth <= x.clientWidth"
+    assert header.evaluate(fits)  # none of its letters is cut off
+    assert not page.get_by_text("MLflow Assistant").is_visible()
 
 
 @pytest.mark.parametrize("symbol", ["SIMQ", "SIMN"])

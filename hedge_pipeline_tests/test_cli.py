@@ -262,7 +262,11 @@ MISTAKES: dict[str, tuple[tuple[str, ...], dict[str, str], str]] = {
         {"HEDGE_CALENDAR": "XNYS"},
         "SIMQ: 0 of the 35 sessions a search needs have outcomes",
     ),
-    "a training of nothing": (("retrain", "--symbol", "SIMQ"), {}, "nothing trained: SIMQ: 0 of 1"),
+    "a training of nothing": (
+        ("retrain", "--symbol", "SIMQ"),
+        {},
+        "nothing trained: SIMQ has 0 new outcomes, 1 are needed",
+    ),
 }
 
 
@@ -277,6 +281,28 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(tmp_path: Path, mistake
     assert said in result.stderr
     assert result.stderr.count("\n") == 1
     assert {path.name for path in tmp_path.rglob("*")} == {"bars.csv"}
+
+
+CALLED_WRONGLY = {
+    "nonsense": "No such command 'nonsense'; see `hedge --help`",
+    "status --nix": "No such option: --nix; see `hedge status --help`",
+    "retrain": "Missing option '--symbol'; see `hedge retrain --help`",
+    "demo --sessions 1": "Invalid value for '--sessions': Input should be greater than or equal "
+    "to 6; see `hedge demo --help`",
+}
+
+
+@pytest.mark.parametrize("command", CALLED_WRONGLY)
+def test_a_wrong_call_is_one_line_with_the_next_step(command: str) -> None:
+    result = invoke(*command.split())
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"error: {CALLED_WRONGLY[command]}\n"
+
+
+def test_without_a_command_there_is_help() -> None:
+    result = invoke()
+    assert result.exit_code == 2
+    assert "Usage: " in result.output and "error" not in result.output
 
 
 @pytest.mark.parametrize("command", ["status", "retrain --symbol SIMQ", "import-legacy old"])
@@ -331,7 +357,7 @@ def test_retraining_by_hand_trains_once_says_the_verdict_and_publishes(
 
     second = invoke(*arguments, **with_new_outcomes)
     assert second.exit_code == 1
-    assert second.stderr == "error: nothing trained: SIMQ: 0 of 50 new samples\n"
+    assert second.stderr == "error: nothing trained: SIMQ has 0 new outcomes, 50 are needed\n"
     assert deployment.shelf.versions("SIMQ") == (1, 2, 3, 4, 5)
 
 
@@ -345,7 +371,7 @@ def test_retraining_by_hand_waits_for_as_many_outcomes_as_asked_for(
     arguments = ("retrain", "--symbol", "SIMQ", "--min-samples", str(new + 1))
     result = invoke(*arguments, **with_new_outcomes)
     assert result.exit_code == 1
-    said = f"error: nothing trained: SIMQ: {new} of {new + 1} new samples\n"
+    said = f"error: nothing trained: SIMQ has {new} new outcomes, {new + 1} are needed\n"
     assert result.stderr == said
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -15,6 +18,10 @@ import typer
 from typer.testing import CliRunner
 
 from hedge_pipeline import cli
+from hedge_pipeline.market.tables import OUTCOMES, PROMOTIONS, RAW_QUOTES
+from hedge_pipeline.settings import Settings
+from hedge_pipeline.store import Store
+from hedge_pipeline_tests import configuration
 from hedge_pipeline_tests.replays import Demo, demo_in, environment, hedge
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -28,6 +35,10 @@ DOCUMENTS = sorted(
 COMMANDS: dict[str, Any] = vars(typer.main.get_command(cli.app))["commands"]
 PLACEHOLDERS = {"[URL]", "DIR"}
 LARGEST_PICTURE = 150_000
+LEGACY = """\
+timestamp,symbol,entry_price,exit_price,return_pct,actual_direction
+2024-01-02 10:00:00,SIMQ,400,401,0.25,1
+"""
 
 
 def lines_of(path: Path) -> Iterator[str]:
@@ -154,9 +165,11 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
 
 QUICK = (
     "status",
-    "storage",
+    "doctor",
+    "storage --quarantine",
     "history --symbol SIMQ",
     "rebuild-evidence --symbol SIMQ",
+    "import-legacy old",
     "report --out report.html",
     "watch --once",
     "backup saved",
@@ -171,6 +184,8 @@ def test_the_quick_commands_run_one_after_the_other(
     monkeypatch.chdir(tmp_path)
     for name in set(os.environ) - set(environment()):
         monkeypatch.delenv(name)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "outcomes.csv").write_text(LEGACY)
     place = {
         "HEDGE_DATA_URL": str(demo.copy(tmp_path / "out")),
         "HEDGE_MODE": "replay",
@@ -181,6 +196,105 @@ def test_the_quick_commands_run_one_after_the_other(
         done = CliRunner().invoke(cli.app, f"{line}{json}", env=place)
         assert done.exit_code == 0, f"{line}: {done.output}"
         assert done.stdout.startswith(("{", "[")) is bool(json)
+
+
+def written_in(document: str, program: str, *words: str) -> list[str]:
+    """The one command of a document that has the words; its arguments."""
+    lines = [words_of(line) for line in lines_of(REPOSITORY / document)]
+    (found,) = (
+        line[1:] for line in lines if line and Path(line[0]).name == program and {*words} <= {*line}
+    )
+    return found
+
+
+def test_the_replay_of_a_file_runs_as_it_is_written(demo: Demo, tmp_path: Path) -> None:
+    bars = demo.store.read(RAW_QUOTES, ["2024-01-02"]).rename(columns={"bar_ts": "ts"})
+    bars["symbol"] = bars["symbol"].map({"SIMQ": "QQQ", "SIMN": "SPY"})
+    columns = ["symbol", "ts", "open", "high", "low", "close", "volume"]
+    bars[columns].to_parquet(tmp_path / "bars.parquet")
+    arguments = written_in("README.md", "hedge", "replay")
+    said = hedge(*arguments, cwd=tmp_path)
+    assert said.returncode == 0, said.stderr
+    for name in ("mlflow.db", "summary.json", "prediction_log/session=2024-01-02"):
+        assert (tmp_path / "replay" / name).exists()
+
+
+@pytest.mark.slow
+def test_the_assets_are_materialized_as_it_is_written(tmp_path: Path) -> None:
+    """Nine sessions and a first model, by `dagster` and nothing else."""
+    place = environment(
+        DAGSTER_HOME=str(tmp_path),
+        HEDGE_DATA_URL=str(tmp_path / "data"),
+        PYTHONPATH=str(REPOSITORY),
+    )
+    (tmp_path / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    for words in (("--partition-range",), ("--partition",)):
+        line = [str(Path(sys.executable).parent / "dagster")]
+        line += written_in("README.md", "dagster", "materialize", *words)
+        done = subprocess.run(
+            line,
+            cwd=REPOSITORY,
+            env=place,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    store = Store(str(tmp_path / "data"))
+    assert store.sessions(OUTCOMES)[::8] == ("2024-01-02", "2024-01-12")
+    assert list(store.read(PROMOTIONS)["kind"]).count("verdict") == 1
+
+
+def test_the_lines_of_the_shell_prepare_what_they_say(tmp_path: Path) -> None:
+    shutil.copy(REPOSITORY / "dagster.yaml", tmp_path)
+    text = (REPOSITORY / "README.md").read_text()
+    (settings,) = re.findall(r"^cat > \.env <<'END'\n.*?\nEND$", text, re.DOTALL | re.MULTILINE)
+    (home,) = re.findall(r"^mkdir -p \.dagster_home.*?(?=\n\S*dagster dev)", text, re.DOTALL | re.M)
+    script = f"set -e\n{settings}\n{home}\necho $DAGSTER_HOME\n"
+    said = subprocess.run(
+        ["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert Path(said.stdout.strip(), "dagster.yaml").is_file()
+    found = Settings(_env_file=tmp_path / ".env")
+    assert (found.source, found.symbols) == ("yahoo", ("QQQ", "SPY"))
+
+
+# what needs a service, weeks of data, a receiver or an extra, and the test that runs it
+ELSEWHERE = {
+    "up": ("test_service.py", 'command("up", '),
+    "health": ("test_health.py", '"health", "--json"'),
+    "promote": ("test_control.py", 'invoke(out, "promote"'),
+    "rollback": ("test_control.py", 'invoke(out, "rollback"'),
+    "bootstrap": ("test_secrets.py", '"bootstrap", "--days"'),
+    "retrain": ("test_cli.py", '"retrain"'),
+    "search": ("test_hyperparameters.py", '["search", "--symbol"'),
+    "alert-test": ("resources/test_notifier.py", '["alert-test"]'),
+    "demo": ("replays.py", '("demo", "--sessions"'),
+}
+# Docker and Make are not run: an image takes minutes and a daemon, and `make check` is these tests
+NOT_RUN = {"docker", "make"}
+
+
+def test_every_command_of_the_documents_is_run_by_a_test() -> None:
+    run_here = {line.split()[0] for line in QUICK} | {"replay", "--install-completion"}
+    assert {words[0] for _, words in hedge_commands()} - run_here - set(ELSEWHERE) == set()
+    for file, call in ELSEWHERE.values():
+        assert call in (REPOSITORY / "hedge_pipeline_tests" / file).read_text()
+    programs = {
+        Path(words[0]).name
+        for path in DOCUMENTS
+        for line in lines_of(path)
+        if (words := words_of(line))
+    }
+    assert programs - {"hedge", "dagster", "mkdir", "export", "cat"} == NOT_RUN
+
+
+def test_the_table_of_settings_is_what_the_code_reads() -> None:
+    assert configuration.PAGE.read_text() == configuration.page()
+    aliases = {str(field.alias) for field in Settings.model_fields.values()}
+    assert set(re.findall(r"^\| `(\w+)` \|", configuration.page(), re.MULTILINE)) == aliases
+    assert set(configuration.PARTS) <= aliases
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

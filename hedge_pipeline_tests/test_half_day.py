@@ -313,15 +313,15 @@ def test_the_schedule_starts_a_run_when_nobody_polls_and_says_when_the_market_op
 ) -> None:
     nobody = "the session is open and nobody polls"
     assert [(moment.astimezone(NEW_YORK), reason) for moment, reason in story.ticks] == [
-        (at("12:00", "2025-11-27"), "XNYS is closed; opens Fri 2025-11-28 09:30 EST"),
-        (at("09:28"), "XNYS is closed; opens Fri 2025-11-28 09:30 EST"),
-        (at("09:29"), "XNYS is closed; opens Fri 2025-11-28 09:30 EST"),
+        (at("12:00", "2025-11-27"), "XNYS is closed; it opens Fri 2025-11-28 09:30 EST"),
+        (at("09:28"), "XNYS is closed; it opens Fri 2025-11-28 09:30 EST"),
+        (at("09:29"), "XNYS is closed; it opens Fri 2025-11-28 09:30 EST"),
         (at("09:30"), nobody),
         (at("10:27"), nobody),  # the time box ends before the first poll it would not hold
         (WATCHED, nobody),
         (at("12:52"), nobody),
-        (at("13:02"), "XNYS is closed; opens Mon 2025-12-01 09:30 EST"),
-        (at("13:03"), "XNYS is closed; opens Mon 2025-12-01 09:30 EST"),
+        (at("13:02"), "XNYS is closed; it opens Mon 2025-12-01 09:30 EST"),
+        (at("13:03"), "XNYS is closed; it opens Mon 2025-12-01 09:30 EST"),
         (at("09:30", MONDAY), nobody),
     ]
     runs = story.instance.get_run_records(dg.RunsFilter(job_name="poll_market"))
@@ -417,13 +417,13 @@ def test_materializations_follow_the_session_and_say_what_is_stored(story: Story
     shown = pd.DataFrame(
         {name: value.value for name, value in found.metadata.items()}
         for found in made
-        if found is not None and "lag_seconds" in found.metadata
+        if found is not None and "newest_lag_seconds" in found.metadata
     )
     assert len(shown) > 9  # every 15 minutes of polls that brought bars
     assert shown["dagster/row_count"].is_monotonic_increasing
     assert shown["dagster/row_count"].iloc[-1] == shown["new_rows"].sum() == len(BARS) - 1
     assert pd.to_datetime(shown["last_bar"]).iloc[-1] == BARS[-1]
-    assert set(shown["lag_seconds"]) == {91.0, 120.0}
+    assert set(shown["newest_lag_seconds"]) == {91.0, 120.0}
     assert shown["failed_answers"].sum() == 5  # four of the outage, and the 429
 
 
@@ -432,7 +432,7 @@ def test_materializations_follow_the_session_and_say_what_is_stored(story: Story
 
 def test_the_session_is_closed_once_when_it_has_settled(story: Story) -> None:
     closed = "every session that is over is closed"
-    assert story.closing == [closed, f"to close: {HALF_DAY}", closed]
+    assert story.closing == [closed, f"{HALF_DAY} is over and not closed yet", closed]
     assert f"{HALF_DAY} closed: 0 late bars, 1 gaps, 0 outcomes" in story.said("close_session")
     folds = story.store.read(PROMOTIONS)
     folds = folds[(folds["kind"] == "fold") & (folds["session"] == HALF_DAY)]
@@ -446,9 +446,9 @@ def test_the_session_is_closed_once_when_it_has_settled(story: Story) -> None:
 def test_the_sensor_asks_for_a_training_at_its_hour_and_only_once(story: Story) -> None:
     counted = story.rows(OUTCOMES)["status"].isin(["up", "down"]).sum()
     assert story.sensor == [
-        f"SIMQ: {counted} of 20 new samples, waiting for 2:00 exchange time",
-        f"SIMQ: {counted} of 20 new samples",
-        "SIMQ: 0 of 20 new samples",
+        f"SIMQ has {counted} new outcomes, 20 are needed; it waits for 2:00 exchange time",
+        f"SIMQ has {counted} new outcomes, 20 are needed",
+        "SIMQ has 0 new outcomes, 20 are needed",
     ]
     assert len(story.runs["train_model"]) == 1
     assert story.said("train_model")[0] == "SIMQ: retraining started"

@@ -161,7 +161,7 @@ def test_outside_the_session_the_tick_names_the_next_opening(
 ) -> None:
     monkeypatch.setenv("HEDGE_CALENDAR", "XNYS")
     now = dt.datetime(2024, 11, 29, 18, 30, tzinfo=dt.UTC)
-    assert why_not(instance, now) == "XNYS is closed; opens Mon 2024-12-02 09:30 EST"
+    assert why_not(instance, now) == "XNYS is closed; it opens Mon 2024-12-02 09:30 EST"
 
 
 def test_inside_the_session_a_poll_run_is_asked_for(instance: dg.DagsterInstance) -> None:
@@ -211,7 +211,7 @@ def test_a_dead_run_is_reported_as_failed_and_replaced(
 ) -> None:
     run = run_of(instance, "poll_market", status)
     later = created(instance, run) + dt.timedelta(minutes=10)
-    reason = f"run {run.run_id[:8]} is dead: last poll never; starting anew"
+    reason = f"run {run.run_id[:8]} is dead, nobody has polled yet; another one starts"
     assert asked(instance, later) == reason
     failed = instance.get_run_by_id(run.run_id)
     assert failed is not None
@@ -270,9 +270,9 @@ def test_an_empty_store_has_nothing_to_close(instance: dg.DagsterInstance) -> No
 
 def test_sessions_that_are_over_are_named(instance: dg.DagsterInstance) -> None:
     fill("2024-01-02", "2024-01-03")
-    assert asked(instance, NIGHT, CLOSE) == "to close: 2024-01-02, 2024-01-03"
+    assert asked(instance, NIGHT, CLOSE) == "2024-01-02, 2024-01-03 are over and not closed yet"
     before_settling = NIGHT - dt.timedelta(minutes=6)
-    assert asked(instance, before_settling, CLOSE) == "to close: 2024-01-02"
+    assert asked(instance, before_settling, CLOSE) == "2024-01-02 is over and not closed yet"
 
 
 @pytest.mark.parametrize("status", UNFINISHED)
@@ -290,7 +290,7 @@ def test_a_close_that_ended_without_success_is_asked_for_again(
 ) -> None:
     fill("2024-01-03")
     run_of(instance, "close_session", status)
-    assert asked(instance, NIGHT, CLOSE) == "to close: 2024-01-03"
+    assert asked(instance, NIGHT, CLOSE) == "2024-01-03 is over and not closed yet"
 
 
 # -- the jobs they start -------------------------------------------------------------------------

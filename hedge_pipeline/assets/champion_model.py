@@ -37,8 +37,7 @@ def champion_model(
         folds = stages.fold_evidence(loop.deployment, symbol)
         verdicts = stages.judge(loop.deployment, symbol)
         metadata = pictures.champion(loop.deployment, symbol, len(folds), len(verdicts))
-        run, registry = context.run.run_id, loop.registry.open()
-        metadata["mlflow"] = pictures.publish(registry, loop.deployment, symbol, run)
-        metadata |= pictures.pages(registry, symbol)
+        registry, run = loop.registry.open(), context.run.run_id
+        metadata |= pictures.published(registry, loop.deployment, symbol, run)
     context.log.info(f"{symbol}: {metadata['verdict']}")
     return dg.MaterializeResult(metadata=metadata)

@@ -37,8 +37,7 @@ def model_performance(
     with plain_failures():
         sessions = stages.score_pending(loop.deployment, symbol)
         metadata = pictures.performance(loop.deployment, symbol, sessions)
-        run, registry = context.run.run_id, loop.registry.open()
-        metadata["mlflow"] = pictures.publish(registry, loop.deployment, symbol, run)
-        metadata |= pictures.pages(registry, symbol)
+        registry, run = loop.registry.open(), context.run.run_id
+        metadata |= pictures.published(registry, loop.deployment, symbol, run)
     context.log.info(f"{symbol}: {pictures.scored_in_words(metadata)}")
     return dg.MaterializeResult(metadata=metadata)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from hedge_pipeline.chains import CollectedChains
+    from hedge_pipeline.insight import TriedModels
     from hedge_pipeline.live.loop import Poll
     from hedge_pipeline.resources.registry import MlflowRegistry
     from hedge_pipeline.stages import Candidate, CollectedSession, Deployment, Searched
@@ -33,26 +34,45 @@ def quotes(
 
     bars = deployment.store.read(RAW_QUOTES, [label])
     gaps = deployment.store.read(GAPS, [label])
-    expected = len(bars) + len(gaps)
     shown: dict[str, Any] = {
         "dagster/row_count": found.bars,
         "new_rows": found.new,
         "gaps": found.gaps,
-        "coverage_pct": round(100 * len(bars) / expected, 3) if expected else 0.0,
+        "coverage_pct": _coverage(len(bars), len(gaps)),
+        "bytes": deployment.store.size(RAW_QUOTES, label),
     }
     if len(bars):
+        shown["lag_seconds"] = round(float(_lags(deployment, bars).median()), 1)
         shown["first_bar"] = bars["bar_ts"].min().isoformat()
         shown["last_bar"] = bars["bar_ts"].max().isoformat()
         if draw:
-            shown = {"glance": _glance(_relative(bars)), **shown}
+            at_once = {"glance": _glance(_relative(bars)), "volume": _glance(_volumes(bars))}
+            shown = at_once | shown
             shown["price"] = _picture(plots.prices(bars, gaps, label))
     return shown
+
+
+def _coverage(bars: int, gaps: int) -> float:
+    """Bars of the minutes that were expected so far, percent."""
+    return round(100 * bars / (bars + gaps), 3) if bars + gaps else 0.0
+
+
+def _lags(deployment: Deployment, bars: pd.DataFrame) -> pd.Series[float]:
+    """Seconds from the end of each bar until it was there."""
+    waited: pd.Series[float] = (bars["available_at"] - bars["bar_ts"]).dt.total_seconds()
+    return waited - deployment.calendar.bar_seconds
 
 
 def _relative(bars: pd.DataFrame) -> list[tuple[str, Any]]:
     """Price of the first symbols by minute, percent of the first one."""
     wide = bars.pivot(index="bar_ts", columns="symbol", values="close").sort_index()
     return [(f"{name} %", 100 * (own / own.bfill().iloc[0] - 1)) for name, own in wide.items()]
+
+
+def _volumes(bars: pd.DataFrame) -> list[tuple[str, Any]]:
+    """Shares of the first symbols by five minutes."""
+    by_time = bars.groupby([bars["bar_ts"].dt.floor("5min"), "symbol"])["volume"].sum().unstack()
+    return [(f"{name} shares/5 min", own) for name, own in by_time.items()]
 
 
 def _glance(lines: Sequence[tuple[str, Any]]) -> dg.MarkdownMetadataValue:
@@ -73,6 +93,7 @@ def chains(deployment: Deployment, label: str, found: CollectedChains) -> dict[s
         "snapshots": found.snapshots,
         "new_snapshots": found.new,
         "requests": _requests(fetches),
+        "bytes": deployment.store.size(OPTION_CHAINS, label),
     }
     if found.failures:
         shown["failures"] = "; ".join(str(error) for error in found.failures.values())
@@ -101,6 +122,7 @@ def levels(deployment: Deployment, label: str, *, draw: bool = True) -> dict[str
         "dagster/row_count": len(rows),
         "usable_snapshots": len(usable),
         "dealer_sign": deployment.dealer_sign,
+        "bytes": deployment.store.size(HEDGE_LEVELS, label),
     }
     if len(refused):
         lines = [f"| {reason} | {count} |" for reason, count in refused.items()]
@@ -176,20 +198,49 @@ def publish_signals(
     return "up to date"
 
 
-def features(deployment: Deployment, label: str, rows: int) -> dict[str, Any]:
-    """Rows and the share of NULL by feature, the largest first."""
+def features(deployment: Deployment, label: str, rows: int, *, draw: bool = True) -> dict[str, Any]:
+    """Rows, the share of NULL by feature, and how far the features of the symbols have moved.
+
+    Of many symbols the first three are compared with their past; those of every symbol are with
+    its `model_performance`.
+    """
+    from hedge_pipeline import insight
     from hedge_pipeline.market.tables import FEATURE_ROWS, feature_names
+    from hedge_pipeline.resources import plots
 
     frame = deployment.store.read(FEATURE_ROWS, [label], columns=feature_names())
     unknown = (100 * frame.isna().mean()).sort_values(ascending=False)
     lines = [f"| {name} | {share:.1f} |" for name, share in unknown.items() if share > 0]
-    table = "\n".join(["| feature | NULL, % |", "|---|---|", *lines[:12]])
-    return {
-        "dagster/row_count": rows,
+    table = "\n".join(["| feature | NULL, % |", "|---|---|", *lines[:8]])
+    moves = insight.feature_moves(deployment, label, deployment.symbols[:3])
+    shown: dict[str, Any] = {
+        "drift": _drift_table(moves) if moves else "too few sessions to tell",
         "null_share_pct": round(float(unknown.mean()), 3),
-        "schema_hash": FEATURE_ROWS.schema_hash,
         "most_unknown": dg.MetadataValue.md(table),
+        "dagster/row_count": rows,
+        "bytes": deployment.store.size(FEATURE_ROWS, label),
+        "schema_hash": FEATURE_ROWS.schema_hash,
     }
+    for symbol, own in moves.items():
+        shown[f"{symbol}_drift_se"] = round(max(map(abs, own.values())), 2)
+    if moves and draw:
+        shown["drift_by_feature"] = _picture(plots.feature_moves(moves, label))
+    return shown
+
+
+def _drift_table(
+    moves: Mapping[str, Mapping[str, float]], most: int = 9
+) -> dg.MarkdownMetadataValue:
+    """What moved most of every symbol, and whether that is an alarm."""
+    from hedge_pipeline.learning.drift import FEATURE_LIMIT
+
+    lines = ["| moved most in 5 sessions | standard errors |", "|---|---|"]
+    for symbol, own in moves.items():
+        worst = sorted(own.items(), key=lambda one: -abs(one[1]))[: most // len(moves)]
+        for name, size in worst:
+            alarm = ", drift" if abs(size) > FEATURE_LIMIT else ""
+            lines.append(f"| {symbol} {name} | {size:+.1f}{alarm} |")
+    return dg.MetadataValue.md("\n".join(lines))
 
 
 def predictions(
@@ -206,18 +257,17 @@ def predictions(
     shown: dict[str, Any] = {
         "dagster/row_count": len(log),
         "new_rows": new,
+        "bytes": deployment.store.size(PREDICTION_LOG, label),
         "predictions": int((~abstained).sum()),
         "abstentions": int(abstained.sum()),
         "signals": int(served["signal_fired"].sum()),
-        "versions": ", ".join(
-            f"{symbol} v{version}"
-            for symbol, version in sorted(
-                set(zip(served["symbol"], served["model_version"], strict=True))
-            )
-        ),
+        "versions": _versions(served),
         "mode": ", ".join(sorted(set(served["mode"]))),
     }
     strange = served["reason"].str.startswith(UNLIKE)
+    if len(served):
+        waited = (served["decided_at"] - served["bar_ts"]).dt.total_seconds()
+        shown["lag_seconds"] = round(float(waited.median()) - deployment.calendar.bar_seconds, 1)
     shown["unlike_training_data_pct"] = round(100 * float(strange.mean()), 2) if len(served) else 0
     if abstained.any():
         shown["abstained_because"] = served.loc[abstained, "reason"].mode().iloc[0]
@@ -229,6 +279,13 @@ def predictions(
         shown = {"glance": _glance(lines), **shown}
         shown["probability"] = _picture(plots.probabilities(served[~abstained], label))
     return shown
+
+
+def _versions(served: pd.DataFrame, most: int = 12) -> str:
+    """Who was served by which version, in words; of many symbols the first ones."""
+    pairs = sorted(set(zip(served["symbol"], served["model_version"], strict=True)))
+    said = [f"{symbol} v{version}" for symbol, version in pairs[:most]]
+    return ", ".join([*said, *([f"{len(pairs) - most} more"] if len(pairs) > most else [])])
 
 
 def outcomes(deployment: Deployment, label: str, new: int, *, draw: bool = True) -> dict[str, Any]:
@@ -245,6 +302,7 @@ def outcomes(deployment: Deployment, label: str, new: int, *, draw: bool = True)
     shown: dict[str, Any] = {
         "dagster/row_count": len(known),
         "new_rows": new,
+        "bytes": deployment.store.size(OUTCOMES, label),
         **{status: int(counts.get(status, 0)) for status in ("up", "down", "flat", "unlabelable")},
     }
     if len(rows):
@@ -252,11 +310,21 @@ def outcomes(deployment: Deployment, label: str, new: int, *, draw: bool = True)
         rates = {
             "accuracy": round(float(rows["hit"].mean()), 4),
             "base_rate_accuracy": round(float(base.mean()), 4),
+            "log_loss": _log_loss(rows["prob_up"], rows["actual_direction"]),
+            "base_log_loss": _log_loss(rows["base_rate"], rows["actual_direction"]),
         }
         shown = rates | ({"by_hour": _hits_by_hour(rows)} if draw else {}) | shown
         if draw:
             shown["hits"] = _picture(plots.hits_by_hour(rows, label))
     return shown
+
+
+def _log_loss(probability: pd.Series[float], up: pd.Series[int]) -> float:
+    """Mean negative log-likelihood of the outcomes, nats."""
+    import numpy as np
+
+    said = np.where(up.to_numpy(dtype=float) == 1, probability, 1 - probability)
+    return round(float(-np.log(said.astype(float)).mean()), 6)
 
 
 def _hits_by_hour(rows: pd.DataFrame) -> dg.MarkdownMetadataValue:
@@ -269,25 +337,52 @@ def _hits_by_hour(rows: pd.DataFrame) -> dg.MarkdownMetadataValue:
     return dg.MetadataValue.md("\n".join([*head, *lines]))
 
 
-def candidate(found: Candidate) -> dict[str, Any]:
-    """The description of a trained version, with the importance of its features."""
+def candidate(deployment: Deployment, found: Candidate) -> dict[str, Any]:
+    """The description of a trained version, with the importance of its features.
+
+    It has predicted nothing yet: reliability is that of the versions before it.
+    """
+    from hedge_pipeline import insight
     from hedge_pipeline.resources import plots
 
     card = found.card
+    tried = insight.tried_models(deployment, card.symbol)
+    said: dict[str, Any] = {"reliability_of": "no version has met an outcome yet"}
+    if tried is not None:
+        said = {
+            "said_and_happened": _said_and_happened(tried),
+            "reliability_of": tried.in_words(),
+            "reliability": _picture(plots.tried(tried, card.symbol)),
+        }
     return {
         "version": card.version,
         "new": found.new,
+        "guards": card.guard_failure or "passed",
+        **said,
+        "strongest_features": _strongest(card.gain),
         "rows": card.rows,
         "effective_rows": round(card.effective_rows, 1),
         "window": f"{card.first_session} to {card.cutoff} ({card.sessions} sessions)",
-        "strongest_features": _strongest(card.gain),
         "in_sample_skill_nats": round(card.in_sample_skill, 5),
         "margin_spread": round(card.spread, 4),
-        "guards": card.guard_failure or "passed",
         "parameters_from": card.parameters_from,
         "importance": _picture(plots.importance(card.gain, card.symbol)),
-        "sha256": card.sha256,
+        "bytes": len(deployment.shelf.content(card.symbol, card.version)),
+        "sha256": card.sha256[:12],  # as in the name of the file
     }
+
+
+def _said_and_happened(tried: TriedModels, bins: int = 5) -> dg.MarkdownMetadataValue:
+    """Probability of up that models said against the share of ups, as a table."""
+    from hedge_pipeline.learning.calibration import reliability
+
+    one = reliability(tried.probability, tried.up, bins)
+    lines = [
+        f"| {said:.3f} | {share:.3f} | {count} |"
+        for said, share, count in zip(one.predicted, one.observed, one.count, strict=True)
+    ]
+    head = ["| P(up) that was said | share of ups | outcomes |", "|---|---|---|"]
+    return dg.MetadataValue.md("\n".join([*head, *lines]))
 
 
 def _strongest(gain: dict[str, float], most: int = 8) -> dg.MarkdownMetadataValue:
@@ -341,10 +436,18 @@ def performance(deployment: Deployment, symbol: str, sessions: int) -> dict[str,
 
     sums = deployment.store.read(PERFORMANCE, symbols=[symbol])
     served = sums[(sums["role"] == "served") & sums["mode"].isin(deployment.evidence_modes)]
+    moved = {
+        "feature_drift": stages.feature_drift(deployment, symbol),
+        "performance_drift": stages.performance_drift(deployment, symbol),
+    }
     words: dict[str, Any] = {
         "does_retraining_help": insight.retraining_value(deployment, symbol).in_words(),
-        "feature_drift": stages.feature_drift(deployment, symbol).in_words(),
-        "performance_drift": stages.performance_drift(deployment, symbol).in_words(),
+        **{name: one.in_words() for name, one in moved.items()},
+        **{
+            f"{name}_se": round(one.statistic, 2)  # standard errors
+            for name, one in moved.items()
+            if not math.isnan(one.statistic)
+        },
         "sessions": served["session"].nunique(),
         "sessions_scored": sessions,
     }
@@ -459,9 +562,13 @@ def publish(registry: MlflowRegistry, deployment: Deployment, symbol: str, run: 
     return f"up to date, {added} versions added"
 
 
-def pages(registry: MlflowRegistry, symbol: str) -> dict[str, dg.UrlMetadataValue]:
-    """Links to a published symbol in MLflow: its model, its versions, and the newest one's run."""
-    return {name: dg.MetadataValue.url(page) for name, page in registry.links(symbol).items()}
+def published(
+    registry: MlflowRegistry, deployment: Deployment, symbol: str, run: str
+) -> dict[str, Any]:
+    """Publishes to MLflow; how it went, and links to model, versions and the newest one's run."""
+    said = publish(registry, deployment, symbol, run)
+    pages = {name: dg.MetadataValue.url(page) for name, page in registry.links(symbol).items()}
+    return {"mlflow": said, **pages}
 
 
 def _picture(figure: Any) -> dg.MarkdownMetadataValue:
@@ -499,7 +606,7 @@ def session(deployment: Deployment, label: str, *, draw: bool = True) -> dict[st
     return {
         "raw_quotes": quotes(deployment, label, CollectedSession(bars, 0, gaps, {}), draw=draw),
         **hedges,
-        "features": features(deployment, label, rows),
+        "features": features(deployment, label, rows, draw=draw),
         "prediction_log": predictions(deployment, label, 0, draw=draw),
         "outcomes": outcomes(deployment, label, 0, draw=draw),
     }
@@ -510,7 +617,9 @@ def models(deployment: Deployment, symbol: str) -> dict[str, dict[str, Any]]:
     from hedge_pipeline.stages import Candidate, signal_report
 
     newest = deployment.shelf.newest(symbol)
-    shown = {} if newest is None else {"trained_model": candidate(Candidate(newest, new=False))}
+    shown = {}
+    if newest is not None:
+        shown["trained_model"] = candidate(deployment, Candidate(newest, new=False))
     return {
         **shown,
         "champion_model": champion(deployment, symbol, 0, 0),
@@ -530,44 +639,46 @@ def live(
         polls: those since the last report.
         hedges: with option chains and hedge levels.
     """
-    from hedge_pipeline.market.tables import OUTCOMES, PREDICTION_LOG, RAW_QUOTES
+    from hedge_pipeline.market.tables import FEATURE_ROWS, GAPS, RAW_QUOTES
 
     store = deployment.store
     bars = store.read(RAW_QUOTES, [label], columns=("symbol", "bar_ts", "available_at"))
-    log = store.read(PREDICTION_LOG, [label], columns=("role", "prediction"))
-    known = store.read(OUTCOMES, [label], columns=("symbol",))
-    newest = bars.sort_values("bar_ts").iloc[-1]
-    lag = (newest["available_at"] - newest["bar_ts"]).total_seconds()
-    lag -= deployment.calendar.bar_seconds
-    served = log[log["role"] == "served"]
+    bars = bars.sort_values("bar_ts")
+    gaps = store.read(GAPS, [label], columns=("symbol",))
+    rows = store.read(FEATURE_ROWS, [label], columns=("symbol",))
+    lags = _lags(deployment, bars)
     failures = sum(len(poll.failures) for poll in polls)
+    added = {name: sum(getattr(poll, name) for poll in polls) for name in _ADDED}
     return {
         **(_live_hedges(deployment, label) if hedges else {}),
         "raw_quotes": {
             "dagster/row_count": len(bars),
-            "new_rows": sum(poll.bars for poll in polls),
-            "lag_seconds": round(lag, 1),
+            "new_rows": added["bars"],
+            "coverage_pct": _coverage(len(bars), len(gaps)),
+            "bytes": store.size(RAW_QUOTES, label),
+            "lag_seconds": round(float(lags.median()), 1),
+            "newest_lag_seconds": round(float(lags.iloc[-1]), 1),
             "failed_answers": failures,
-            "last_bar": newest["bar_ts"].isoformat(),
+            "last_bar": bars["bar_ts"].iloc[-1].isoformat(),
         },
-        "features": {"dagster/row_count": len(bars)},
+        "features": {
+            "dagster/row_count": len(rows),
+            "bytes": store.size(FEATURE_ROWS, label),
+        },
         "prediction_log": {
-            "dagster/row_count": len(log),
-            "new_rows": sum(poll.predictions for poll in polls),
-            "predictions": int(served["prediction"].notna().sum()),
-            "abstentions": int(served["prediction"].isna().sum()),
+            **predictions(deployment, label, added["predictions"], draw=False),
             "seconds_to_store": round(max(poll.seconds for poll in polls), 3),
         },
-        "outcomes": {
-            "dagster/row_count": len(known),
-            "new_rows": sum(poll.outcomes for poll in polls),
-        },
+        "outcomes": outcomes(deployment, label, added["outcomes"], draw=False),
     }
+
+
+_ADDED = ("bars", "predictions", "outcomes")
 
 
 def _live_hedges(deployment: Deployment, label: str) -> dict[str, dict[str, Any]]:
     """Chains and levels of the running session so far."""
-    from hedge_pipeline.market.tables import CHAIN_FETCHES, HEDGE_LEVELS
+    from hedge_pipeline.market.tables import CHAIN_FETCHES, HEDGE_LEVELS, OPTION_CHAINS
 
     shown: dict[str, dict[str, Any]] = {}
     fetches = deployment.store.read(CHAIN_FETCHES, [label])
@@ -576,11 +687,13 @@ def _live_hedges(deployment: Deployment, label: str) -> dict[str, dict[str, Any]
             "dagster/row_count": int(fetches["contracts"].sum()),
             "snapshots": int(fetches["snapshots"].sum()),
             "requests": _requests(fetches),
+            "bytes": deployment.store.size(OPTION_CHAINS, label),
         }
     rows = deployment.store.read(HEDGE_LEVELS, [label], columns=("symbol", "usable"))
     if len(rows):
         shown["hedge_levels"] = {
             "dagster/row_count": len(rows),
             "usable_snapshots": int(rows["usable"].sum()),
+            "bytes": deployment.store.size(HEDGE_LEVELS, label),
         }
     return shown

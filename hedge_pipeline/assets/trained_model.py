@@ -37,4 +37,4 @@ def trained_model(
     with plain_failures():
         candidate = stages.train_candidate(loop.deployment, symbol)
     context.log.info(pictures.trained_in_words(candidate))
-    return dg.MaterializeResult(metadata=pictures.candidate(candidate))
+    return dg.MaterializeResult(metadata=pictures.candidate(loop.deployment, candidate))

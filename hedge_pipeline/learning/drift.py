@@ -26,6 +26,7 @@ MOST_REFERENCE = 60
 # calibrated on stationary worlds, see `benchmarks/drift_alarms.py`
 FEATURE_LIMIT = 4.5
 PERFORMANCE_LIMIT = 2.5
+SPREAD_OF = "spread of "
 
 
 @dataclass(frozen=True)
@@ -93,13 +94,32 @@ def feature_drift(summaries: Floats, names: Sequence[str]) -> Drift:
     if not np.isfinite(standard_errors).any():
         return Drift(math.nan, math.nan, "", FEATURE_LIMIT)
     worst = int(np.nanargmax(np.abs(standard_errors)))
-    kind = "" if worst < len(names) else "spread of "
+    kind = "" if worst < len(names) else SPREAD_OF
     return Drift(
         float(standard_errors[worst]),
         float(effects[worst]),
         kind + names[worst % len(names)],
         FEATURE_LIMIT,
     )
+
+
+def feature_moves(summaries: Floats, names: Sequence[str]) -> dict[str, float]:
+    """How far mean and spread of every feature moved, in standard errors, as `feature_drift` sees.
+
+    Args:
+        summaries: as of `feature_drift`.
+        names: of the features.
+
+    Returns:
+        By name, for the spread with "spread of" before it; what cannot be compared is left out, all
+        of it while there are too few sessions.
+    """
+    recent, reference = summaries[-RECENT:], summaries[:-RECENT][-MOST_REFERENCE:]
+    if len(reference) < LEAST_REFERENCE:
+        return {}
+    moved, _ = _differences(recent, reference)
+    known = [*names, *(f"{SPREAD_OF}{name}" for name in names)]
+    return {name: float(x) for name, x in zip(known, moved, strict=True) if math.isfinite(x)}
 
 
 def performance_drift(skill: Floats) -> Drift:

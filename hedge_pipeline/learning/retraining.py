@@ -63,22 +63,17 @@ def hour_that_counts(now: dt.datetime, since: dt.datetime | None, retrain_hour: 
 
 def decide(facts: RetrainingFacts) -> Decision:
     """Asks for a retraining when every condition holds; names the first that does not."""
-    samples = f"{facts.new_samples} of {facts.needed_samples} new samples"
+    samples = f"{facts.new_samples} new outcomes, {facts.needed_samples} are needed"
     if facts.in_flight:
-        return Decision(False, f"{facts.symbol}: a training is under way")
+        return Decision(False, f"{facts.symbol} is being trained")
     if facts.drift and facts.new_samples:
         samples = f"{samples}, and {facts.drift}"
     elif facts.new_samples < facts.needed_samples:
-        return Decision(False, f"{facts.symbol}: {samples}")
+        return Decision(False, f"{facts.symbol} has {samples}")
     if facts.sessions < facts.needed_sessions:
-        return Decision(
-            False,
-            f"{facts.symbol}: {facts.sessions} of the {facts.needed_sessions} sessions "
-            "a training needs",
-        )
+        needed = f"{facts.needed_sessions} sessions a training needs"
+        return Decision(False, f"{facts.symbol} has {facts.sessions} of the {needed}")
     if facts.retrain_hour is not None and facts.hour != facts.retrain_hour:
-        return Decision(
-            False,
-            f"{facts.symbol}: {samples}, waiting for {facts.retrain_hour}:00 exchange time",
-        )
-    return Decision(True, f"{facts.symbol}: {samples}")
+        waits = f"it waits for {facts.retrain_hour}:00 exchange time"
+        return Decision(False, f"{facts.symbol} has {samples}; {waits}")
+    return Decision(True, f"{facts.symbol} has {samples}")

@@ -135,16 +135,17 @@ def decide_poll(
     dead = tuple(run.run_id for run in runs if not _alive(run, now, heartbeat, interval))
     if session_at(calendar, now) is None:
         following = next_session(calendar, now)
-        when = _when(calendar, following) if following else "never"
-        return PollDecision(PollAction.SKIP, f"{calendar.name} is closed; opens {when}", dead)
+        when = f"it opens {_when(calendar, following)}" if following else "no session follows"
+        return PollDecision(PollAction.SKIP, f"{calendar.name} is closed; {when}", dead)
     living = [run for run in runs if run.run_id not in dead]
     if living:
         return PollDecision(PollAction.SKIP, f"run {living[0].run_id[:8]} is polling", dead)
     if dead:
-        seen = heartbeat.moment.isoformat(timespec="seconds") if heartbeat else "never"
-        return PollDecision(
-            PollAction.REPLACE, f"run {dead[0][:8]} is dead: last poll {seen}; starting anew", dead
-        )
+        seen = "nobody has polled yet"
+        if heartbeat:
+            seen = f"the last poll was at {heartbeat.moment.isoformat(timespec='seconds')}"
+        reason = f"run {dead[0][:8]} is dead, {seen}; another one starts"
+        return PollDecision(PollAction.REPLACE, reason, dead)
     return PollDecision(PollAction.START, "the session is open and nobody polls")
 
 

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+    from hedge_pipeline.insight import TriedModels
     from hedge_pipeline.stages import Deployment
 
 _SIZE = (7.0, 2.6)
+_WIDE = (5.4, 3.4)
 _DPI = 110
 # readable on white and on near-black
 _INK = "#7a869a"
@@ -24,9 +26,17 @@ _BLUE = "#4c8bf5"
 _ORANGE = "#e8912d"
 _GREEN = "#2e9e6b"
 _RED = "#d9534f"
+_CYCLE = (_BLUE, _ORANGE, _GREEN, "#9b6bdf", "#2aa7b8", "#b07d4b")
 
 
 def _figure(title: str, size: tuple[float, float] = _SIZE) -> tuple[Figure, Any]:
+    figure = _empty(size)
+    axes = figure.subplots()
+    _plain(axes, title)
+    return figure, axes
+
+
+def _empty(size: tuple[float, float]) -> Figure:
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -34,7 +44,11 @@ def _figure(title: str, size: tuple[float, float] = _SIZE) -> tuple[Figure, Any]
 
     figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
     figure.patch.set_alpha(0)
-    axes = figure.subplots()
+    return figure
+
+
+def _plain(axes: Any, title: str = "") -> None:
+    axes.set_prop_cycle(color=_CYCLE)
     axes.set_facecolor("none")
     axes.set_title(title, loc="left", fontsize=10, color=_INK)
     for spine in axes.spines.values():
@@ -44,7 +58,6 @@ def _figure(title: str, size: tuple[float, float] = _SIZE) -> tuple[Figure, Any]
     axes.tick_params(colors=_INK, labelsize=8)
     axes.xaxis.label.set_color(_INK)
     axes.yaxis.label.set_color(_INK)
-    return figure, axes
 
 
 def _legend(axes: Any) -> None:
@@ -118,17 +131,67 @@ def _path(heights: Any, step: int) -> str:
 
 
 def prices(bars: pd.DataFrame, gaps: pd.DataFrame, session: str) -> Figure:
-    """Close of every symbol relative to its first one, percent; gaps marked at the bottom."""
-    figure, axes = _figure(f"price in {session}, percent of the first close")
+    """Close of every symbol relative to its first one, percent, over the volume of five minutes.
+
+    A line breaks where a bar is missing; below it the missing ones are marked in red. Volumes of
+    several symbols stand on each other; a bar longer than five minutes stands alone.
+    """
+    import pandas as pd
+
+    figure = _empty((7.0, 3.4))
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    covered = 100 * len(bars) / (len(bars) + len(gaps))
+    words = f"{len(gaps)} gap{'s' * (len(gaps) > 1)}, " if len(gaps) else ""
+    step = _volume_step(bars)
+    _plain(above, f"{session}, percent of the first close: {words}coverage {covered:.1f} %")
+    _plain(below)
+    stacked: Any = 0.0
     for symbol, own in bars.groupby("symbol", sort=True):
-        relative = 100 * (own["close"] / own["close"].iloc[0] - 1)
-        axes.plot(own["bar_ts"], relative, linewidth=1, label=str(symbol))
+        missing = gaps.loc[gaps["symbol"] == symbol, ["bar_ts"]]
+        line = pd.concat([own[["bar_ts", "close"]], missing]).sort_values("bar_ts")
+        relative = 100 * (line["close"].astype(float) / own["close"].iloc[0] - 1)
+        (drawn,) = above.plot(line["bar_ts"], relative, linewidth=1, label=str(symbol))
+        volume = own.groupby(own["bar_ts"].dt.floor(step))["volume"].sum().astype(float)
+        volume = volume.reindex(pd.date_range(*_ends(bars, step), freq=step), fill_value=0.0)
+        below.bar(
+            volume.index,
+            volume.to_numpy(),
+            width=0.8 * step,
+            align="edge",
+            bottom=stacked,
+            color=drawn.get_color(),
+        )
+        stacked = stacked + volume.to_numpy()
     if len(gaps):
-        low = axes.get_ylim()[0]
-        axes.plot(gaps["bar_ts"], [low] * len(gaps), "|", color=_RED, label="gap")
-    _time_axis(axes)
-    _legend(axes)
+        low = above.get_ylim()[0]
+        above.plot(gaps["bar_ts"], [low] * len(gaps), "|", color=_RED, label="gap")
+    below.set_ylabel(f"shares, {step.total_seconds() / 60:g} min", fontsize=8)
+    below.yaxis.set_major_formatter(_short_number)
+    above.set_ylabel("%", fontsize=8)
+    _time_axis(below)
+    _legend(above)
     return figure
+
+
+def _volume_step(bars: pd.DataFrame) -> pd.Timedelta:
+    """Five minutes, or the time from bar to bar if that is longer."""
+    import pandas as pd
+
+    spacing = bars["bar_ts"].drop_duplicates().sort_values().diff().min()
+    return max(pd.Timedelta("5min"), spacing) if spacing == spacing else pd.Timedelta("5min")
+
+
+def _ends(bars: pd.DataFrame, step: pd.Timedelta) -> tuple[pd.Timestamp, pd.Timestamp]:
+    """First and last bar on a grid."""
+    return bars["bar_ts"].min().floor(step), bars["bar_ts"].max().floor(step)
+
+
+def _short_number(value: float, _position: int) -> str:
+    """1200000 as 1.2M."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
 
 
 _LEVEL_STYLES = {
@@ -246,6 +309,73 @@ def importance(
     best = sorted(gain.items(), key=lambda item: item[1])[-most:]
     figure, axes = _figure(f"{symbol}: importance, {what}", (7.0, 3.2))
     axes.barh([name for name, _ in best], [value / total for _, value in best], color=_BLUE)
+    return figure
+
+
+def feature_moves(moves: Mapping[str, Mapping[str, float]], session: str, most: int = 12) -> Figure:
+    """The features that moved most in the last five sessions, a dot for each symbol.
+
+    Args:
+        moves: standard errors by symbol and feature, see `insight.feature_moves`.
+        session: the last one.
+        most: features shown.
+    """
+    from hedge_pipeline.learning.drift import FEATURE_LIMIT
+
+    largest: dict[str, float] = {}
+    for own in moves.values():
+        for name, size in own.items():
+            largest[name] = max(largest.get(name, 0.0), abs(size))
+    shown = sorted(largest, key=lambda name: largest[name])[-most:]
+    figure, axes = _figure(
+        f"what moved most in 5 sessions to {session}, standard errors", (7.0, 3.2)
+    )
+    for symbol, own in sorted(moves.items()):
+        known = [name for name in shown if name in own]
+        places = [shown.index(name) for name in known]
+        axes.plot([own[name] for name in known], places, "o", markersize=5, label=symbol)
+    for place, words in ((-FEATURE_LIMIT, None), (FEATURE_LIMIT, "alarm")):
+        axes.axvline(place, color=_RED, linewidth=0.8, linestyle="--", label=words)
+    axes.axvline(0, color=_INK, linewidth=0.6)
+    axes.set_yticks(range(len(shown)), shown)
+    axes.legend(
+        fontsize=8, frameon=False, labelcolor=_INK, loc="center left", bbox_to_anchor=(1.0, 0.5)
+    )
+    return figure
+
+
+def tried(found: TriedModels, symbol: str, bins: int = 5) -> Figure:
+    """Observed share of ups against what models said that had not learned from them.
+
+    Bars are 95 % intervals as if outcomes were independent; as they overlap, the true ones are
+    wider. On the dashed line a model is as sure as it should be.
+    """
+    import numpy as np
+
+    from hedge_pipeline.learning.calibration import reliability as binned
+
+    one = binned(found.probability, found.up, bins)
+    spread = 1.96 * np.sqrt(one.observed * (1 - one.observed) / one.count)
+    versions = f"v{found.first} to v{found.last}" if found.first != found.last else f"v{found.last}"
+    figure, axes = _figure(f"{symbol}: reliability of {versions} on sessions after training", _WIDE)
+    ends = [float(one.predicted.min()), float(one.predicted.max())]
+    axes.plot(
+        ends, ends, color=_INK, linewidth=0.8, linestyle="--", label="as sure as it should be"
+    )
+    axes.errorbar(
+        one.predicted,
+        one.observed,
+        spread,
+        fmt="o-",
+        color=_BLUE,
+        markersize=4,
+        linewidth=1,
+        elinewidth=0.8,
+        label=f"{len(found.up):,} outcomes of {found.sessions} sessions",
+    )
+    axes.set_xlabel("the model's own probability of up", fontsize=8)
+    axes.set_ylabel("share of ups", fontsize=8)
+    _legend(axes)
     return figure
 
 

@@ -10,16 +10,19 @@ import json
 from typing import Any
 
 VIEW = "hedge"
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 _WORKFLOW = "workflowType=machine_learning"  # otherwise the UI opens as one for language models
 _COLUMNS = (
     "accuracy",
     "base_rate_accuracy",
     "skill_1e4_nats",
+    "labels",
     "skill_1e4_nats_lo",
     "skill_1e4_nats_hi",
-    "labels",
 )
 _SAME_FOR_ALL = ("accuracy", "skill_1e4_nats")
+_VERDICT = "tags.`hedge.verdict`"
+_BEFORE = {"attributes.`Run Name`": 210, "runDateAndNestInfo": 150, _VERDICT: 120}
 _LINES = ("live/accuracy", "live/base_rate_accuracy", "live/skill_1e4_nats", "gate/evidence_log10")
 _BARS = ("live_total/accuracy", "live_total/skill_1e4_nats")
 
@@ -64,19 +67,21 @@ def experiment_tags(symbol: str, experiment: str, model: str, dagster_url: str) 
     return {
         "mlflow.note.content": words,
         "mlflow.experimentKind": "custom_model_development",
-        f"mlflow.sharedViewState.{VIEW}": json.dumps(_view()),
+        VIEW_TAG: json.dumps(_view()),
     }
 
 
 def _view() -> dict[str, Any]:
-    columns = [f"metrics.`live_total/{name}`" for name in _COLUMNS]
-    columns += [f"metrics.`out_of_time_total/{name}`" for name in _SAME_FOR_ALL]
+    names = [f"live_total/{name}" for name in _COLUMNS]
+    names[4:4] = [f"out_of_time_total/{name}" for name in _SAME_FOR_ALL]
+    columns = {f"metrics.`{name}`": 45 + 8 * len(name) for name in names}  # as wide as its header
     charts = [{**_chart("LINE", name), **_LINE, "selectedMetricKeys": [name]} for name in _LINES]
     charts += [_chart("BAR", name) for name in _BARS]
     section = {"uuid": VIEW, "name": "live, by session and version", "display": True}
     return {
-        "selectedColumns": [*columns, "tags.`hedge.verdict`"],
-        "columnWidths": dict.fromkeys(columns, 150),
+        "selectedColumns": [_VERDICT, *columns],
+        "columnOrder": [*_BEFORE, *columns],  # a width counts only with a place
+        "columnWidths": {**_BEFORE, **columns},
         "runsHiddenMode": "SHOW_ALL",
         "isAccordionReordered": True,  # keeps our section first
         "compareRunSections": [

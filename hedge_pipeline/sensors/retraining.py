@@ -14,6 +14,7 @@ import dagster as dg
 from hedge_pipeline.jobs import TRAIN_LANE, train_model
 from hedge_pipeline.resources.loop import LoopResource
 
+NAMED = 8
 _UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -66,7 +67,9 @@ def build_retraining_sensor(
         for reason in reasons:
             context.log.info(reason)
         if len(reasons) == len(deployment.symbols):
-            yield dg.SkipReason("; ".join(reasons))
+            more = len(reasons) - NAMED
+            rest = [f"and {more} more symbols, see the log of this tick"] if more > 0 else []
+            yield dg.SkipReason("; ".join([*reasons[:NAMED], *rest]))
 
     return retraining_sensor
 

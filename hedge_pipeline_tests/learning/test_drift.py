@@ -135,7 +135,9 @@ def test_drift_asks_for_a_retraining_before_the_samples_are_complete() -> None:
     assert not decide(FACTS).retrain
     found = decide(dataclasses.replace(FACTS, drift="drift: gap_overnight moved"))
     assert found.retrain
-    assert found.reason == "SIMQ: 40 of 100 new samples, and drift: gap_overnight moved"
+    assert (
+        found.reason == "SIMQ has 40 new outcomes, 100 are needed, and drift: gap_overnight moved"
+    )
 
 
 @pytest.mark.parametrize(

@@ -44,19 +44,21 @@ READY = RetrainingFacts(
 )
 def test_a_training_is_asked_for_when_every_condition_holds(changes: dict[str, Any]) -> None:
     facts = replace(READY, **changes)
-    assert decide(facts) == Decision(True, f"QQQ: {facts.new_samples} of 100 new samples")
+    assert decide(facts) == Decision(
+        True, f"QQQ has {facts.new_samples} new outcomes, 100 are needed"
+    )
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"in_flight": True}, "QQQ: a training is under way"),
-        ({"new_samples": 99}, "QQQ: 99 of 100 new samples"),
-        ({"sessions": 4}, "QQQ: 4 of the 5 sessions a training needs"),
-        ({"hour": 3}, "QQQ: 120 of 100 new samples, waiting for 2:00 exchange time"),
+        ({"in_flight": True}, "QQQ is being trained"),
+        ({"new_samples": 99}, "QQQ has 99 new outcomes, 100 are needed"),
+        ({"sessions": 4}, "QQQ has 4 of the 5 sessions a training needs"),
+        ({"hour": 3}, "QQQ has 120 new outcomes, 100 are needed; it waits for 2:00 exchange time"),
         (
             {"hour": 2, "retrain_hour": 0},
-            "QQQ: 120 of 100 new samples, waiting for 0:00 exchange time",
+            "QQQ has 120 new outcomes, 100 are needed; it waits for 0:00 exchange time",
         ),
     ],
 )
@@ -67,10 +69,10 @@ def test_each_condition_alone_prevents_it_and_says_so(changes: dict[str, Any], r
 @pytest.mark.parametrize(
     ("failing", "named"),
     [
-        (("in_flight", "new_samples", "sessions", "hour"), "under way"),
-        (("new_samples", "sessions", "hour"), "0 of 100 new samples"),
+        (("in_flight", "new_samples", "sessions", "hour"), "being trained"),
+        (("new_samples", "sessions", "hour"), "0 new outcomes, 100 are needed"),
         (("sessions", "hour"), "0 of the 5 sessions"),
-        (("hour",), "waiting for 2:00"),
+        (("hour",), "it waits for 2:00"),
     ],
 )
 def test_the_first_condition_that_fails_is_named(failing: tuple[str, ...], named: str) -> None:

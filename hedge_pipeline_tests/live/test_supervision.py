@@ -70,7 +70,7 @@ def decide(
 def test_outside_the_session_nothing_starts_and_the_next_opening_is_named(
     now: str, opens: str
 ) -> None:
-    assert decide(at(now)) == PollDecision(PollAction.SKIP, f"XNYS is closed; opens {opens}")
+    assert decide(at(now)) == PollDecision(PollAction.SKIP, f"XNYS is closed; it opens {opens}")
 
 
 @pytest.mark.parametrize("now", ["2024-11-29T09:30", "2024-11-29T12:59:59", "2024-11-27T15:59:59"])
@@ -89,7 +89,7 @@ def test_round_the_clock_it_is_never_closed(day: str, hour: int) -> None:
 def test_behind_the_end_of_the_calendar_it_never_opens() -> None:
     short = SessionCalendar(end=dt.date(2024, 11, 27))
     decision = decide_poll(short, at("2024-11-27T17:00"), (), None, INTERVAL)
-    assert decision == PollDecision(PollAction.SKIP, "XNYS is closed; opens never")
+    assert decision == PollDecision(PollAction.SKIP, "XNYS is closed; no session follows")
 
 
 def test_a_run_of_the_last_session_that_died_is_reported_though_nothing_starts() -> None:
@@ -123,15 +123,19 @@ def test_a_living_run_is_left_alone(runs: tuple[PollRun, ...], heartbeat: Heartb
     [
         pytest.param(
             beat(RUN.run_id, OPEN - 3 * INTERVAL - SECOND),
-            "2024-11-27T14:56:59+00:00",
+            "the last poll was at 2024-11-27T14:56:59+00:00",
             id="too long ago",
         ),
-        pytest.param(None, "never", id="never polled"),
-        pytest.param(beat(OTHER.run_id, OPEN), "2024-11-27T15:00:00+00:00", id="another's"),
+        pytest.param(None, "nobody has polled yet", id="never polled"),
+        pytest.param(
+            beat(OTHER.run_id, OPEN),
+            "the last poll was at 2024-11-27T15:00:00+00:00",
+            id="another's",
+        ),
     ],
 )
 def test_a_dead_run_is_reported_and_replaced(heartbeat: Heartbeat | None, seen: str) -> None:
-    reason = f"run aaaaaaaa is dead: last poll {seen}; starting anew"
+    reason = f"run aaaaaaaa is dead, {seen}; another one starts"
     expected = PollDecision(PollAction.REPLACE, reason, (RUN.run_id,))
     assert decide(OPEN, (RUN,), heartbeat) == expected
 

@@ -579,7 +579,10 @@ def test_an_experiment_has_a_view_whose_columns_and_charts_are_metrics_of_its_ru
         for run in published.client.search_runs([experiment.experiment_id])
         for name in run.data.metrics
     }
-    columns = {x.removeprefix("metrics.").strip("`") for x in view["selectedColumns"][:-1]}
+    verdict, *metric_columns = view["selectedColumns"]
+    assert verdict == "tags.`hedge.verdict`"
+    assert set(view["selectedColumns"]) < set(view["columnOrder"]) == set(view["columnWidths"])
+    columns = {x.removeprefix("metrics.").strip("`") for x in metric_columns}
     # fewer than five sessions of one version have no interval of skill, and none out of time
     missing = {"live_total/skill_1e4_nats_lo", "live_total/skill_1e4_nats_hi"}
     missing |= {"out_of_time_total/accuracy", "out_of_time_total/skill_1e4_nats"}

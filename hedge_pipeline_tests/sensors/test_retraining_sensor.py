@@ -138,7 +138,7 @@ def test_a_request_says_why(store: Path, instance: dg.DagsterInstance, position:
     requests = evaluate(instance).run_requests or []
     symbol = SYMBOLS[position]
     reason = requests[position].tags["hedge/reason"]
-    assert reason == f"{symbol}: {SAMPLES[symbol]} of 100 new samples"
+    assert reason == f"{symbol} has {SAMPLES[symbol]} new outcomes, 100 are needed"
 
 
 def test_the_run_of_a_request_is_seen_by_the_next_tick(
@@ -162,7 +162,20 @@ def test_an_empty_store_has_no_samples(
     tmp_path: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     point_to(monkeypatch, tmp_path / "nothing")
-    assert why_not(instance) == "SIMQ: 0 of 100 new samples; SIMN: 0 of 100 new samples"
+    assert (
+        why_not(instance)
+        == "SIMQ has 0 new outcomes, 100 are needed; SIMN has 0 new outcomes, 100 are needed"
+    )
+
+
+def test_of_many_symbols_a_tick_names_the_first_ones_and_the_number_of_the_others(
+    tmp_path: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point_to(monkeypatch, tmp_path / "nothing")
+    monkeypatch.setenv("HEDGE_SYMBOLS", ",".join(f"SIM{number}" for number in range(20)))
+    *named, rest = why_not(instance).split("; ")
+    assert named == [f"SIM{x} has 0 new outcomes, 100 are needed" for x in range(8)]
+    assert rest == "and 12 more symbols, see the log of this tick"
 
 
 def test_too_few_outcomes_are_counted(
@@ -170,7 +183,7 @@ def test_too_few_outcomes_are_counted(
 ) -> None:
     monkeypatch.setenv("MIN_SAMPLES_FOR_RETRAIN", "5000")
     assert why_not(instance) == "; ".join(
-        f"{symbol}: {SAMPLES[symbol]} of 5000 new samples" for symbol in SYMBOLS
+        f"{symbol} has {SAMPLES[symbol]} new outcomes, 5000 are needed" for symbol in SYMBOLS
     )
 
 
@@ -179,12 +192,13 @@ def test_enough_outcomes_of_too_few_sessions_are_not_enough(
 ) -> None:
     shutil.rmtree(store / "outcomes" / f"session={SESSIONS[0]}")
     expected = "4 of the 5 sessions a training needs"
-    assert why_not(instance) == f"SIMQ: {expected}; SIMN: {expected}"
+    assert why_not(instance) == f"SIMQ has {expected}; SIMN has {expected}"
 
 
 def test_before_the_hour_it_waits(store: Path, instance: dg.DagsterInstance) -> None:
     assert why_not(instance, EVENING) == "; ".join(
-        f"{symbol}: {SAMPLES[symbol]} of 100 new samples, waiting for 2:00 exchange time"
+        f"{symbol} has {SAMPLES[symbol]} new outcomes, 100 are needed; it waits for 2:00 "
+        "exchange time"
         for symbol in SYMBOLS
     )
 
@@ -229,7 +243,7 @@ def test_a_session_that_is_not_over_does_not_count(
 ) -> None:
     monkeypatch.setenv("RETRAIN_HOUR", "")
     during_the_fifth = "2024-01-08T20:59:00+00:00"
-    assert "SIMQ: 4 of the 5 sessions" in why_not(instance, during_the_fifth)
+    assert "SIMQ has 4 of the 5 sessions" in why_not(instance, during_the_fifth)
 
 
 # -- trainings under way -----------------------------------------------------------------------
@@ -258,7 +272,7 @@ def test_with_every_symbol_in_training_the_tick_says_so(
 ) -> None:
     training(instance, "SIMQ", dg.DagsterRunStatus.STARTED)
     training(instance, "SIMN", dg.DagsterRunStatus.QUEUED)
-    expected = "SIMQ: a training is under way; SIMN: a training is under way"
+    expected = "SIMQ is being trained; SIMN is being trained"
     assert why_not(instance) == expected
 
 
@@ -338,7 +352,10 @@ def test_a_rejected_candidate_is_not_asked_for_again(
         assert verdicts(result)["model_files_are_untouched"].passed
         verdict = shown(result)[("champion_model", symbol)]["verdict"]
         assert verdict.startswith("version 1, reject: ") and reason in verdict
-    assert why_not(instance) == "SIMQ: 0 of 100 new samples; SIMN: 0 of 100 new samples"
+    assert (
+        why_not(instance)
+        == "SIMQ has 0 new outcomes, 100 are needed; SIMN has 0 new outcomes, 100 are needed"
+    )
 
 
 def said(instance: dg.DagsterInstance, run_id: str) -> list[str]:
@@ -382,7 +399,7 @@ def test_outcomes_of_a_new_session_are_asked_for_after_a_training(
     requests = evaluate(instance, "2024-01-10T07:30:00+00:00").run_requests or []
     reasons = {request.partition_key: request.tags["hedge/reason"] for request in requests}
     assert set(reasons) == set(SYMBOLS)
-    new = int(reasons["SIMQ"].split()[1])
+    new = int(reasons["SIMQ"].split()[2])
     assert 300 < new < 380  # one session of it, not six
 
 
