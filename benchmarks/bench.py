@@ -20,7 +20,7 @@ FULL = {
     "growth": ["--sessions", "20,250,2500"],
     "retraining": ["--rows", "10000,100000,1000000,5000000"],
     "dask_training": ["--rows", "10000,100000,1000000"],
-    "backfill": ["--sessions", "40", "--symbols", "31", "--processes", "1,2"],
+    "backfill": ["--sessions", "63", "--symbols", "31", "--at-once", "1,2"],
 }
 QUICK = FULL | {
     "replay": ["--sessions", "8"],
@@ -29,7 +29,7 @@ QUICK = FULL | {
     "growth": ["--sessions", "20,100"],
     "retraining": ["--rows", "10000,100000"],
     "dask_training": ["--rows", "10000"],
-    "backfill": ["--sessions", "6", "--symbols", "2", "--processes", "1,2"],
+    "backfill": ["--sessions", "6", "--symbols", "2", "--run-sessions", "2", "--at-once", "1,2"],
 }
 
 

@@ -969,7 +969,8 @@ def _print_status(found: dict[str, Any]) -> None:
     console.print(sessions)
     total = sum(found["disk_bytes"].values())
     parts = ", ".join(f"{k} {v / 1e6:.1f}" for k, v in found["disk_bytes"].items() if v)
-    console.print(f"disk {total / 1e6:.1f} MB: {parts}", highlight=False)
+    measured = f" ({found['disk_measured_at']})" if found["disk_measured_at"] else ""
+    console.print(f"disk {total / 1e6:.1f} MB{measured}: {parts}", highlight=False)
 
 
 def _watched_table(found: dict[str, Any], trouble: str) -> Table:

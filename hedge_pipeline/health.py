@@ -102,10 +102,10 @@ def facts(deployment: Deployment, home: Path | None) -> Facts:
 
 
 def _newest(deployment: Deployment, table: Any) -> dt.datetime | None:
-    labels = deployment.store.sessions(table)
+    labels = deployment.store.sessions(table, last=1)
     if not labels:
         return None
-    times = deployment.store.read(table, labels[-1:], columns=("bar_ts",))["bar_ts"]
+    times = deployment.store.read(table, labels, columns=("bar_ts",))["bar_ts"]
     found: dt.datetime = times.max().to_pydatetime()
     return found
 
@@ -228,7 +228,9 @@ def learning_words(deployment: Deployment, symbol: str) -> str:
 
 def backup_trouble(deployment: Deployment, settings: Settings) -> Trouble | None:
     """A backup that is asked for and is older than a day, or was never made."""
-    if not settings.backup_url.get_secret_value() or not deployment.store.sessions(RAW_QUOTES):
+    if not settings.backup_url.get_secret_value() or not deployment.store.sessions(
+        RAW_QUOTES, last=1
+    ):
         return None
     last = last_backup(deployment.store)
     if last is None:

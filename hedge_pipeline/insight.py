@@ -49,7 +49,7 @@ def retraining_value(
         known: remembers the sessions that are over between two calls.
     """
     known = {} if known is None else known
-    sessions = deployment.store.sessions(OUTCOMES)[-last:]
+    sessions = deployment.store.sessions(OUTCOMES, last=last)
     unknown = [label for label in sessions if label not in known]
     if unknown:
         columns = ("bar_ts", "decided_at", "role", "mode", "model_version", "prob_up")
@@ -140,7 +140,7 @@ def served_probabilities(
     deployment: Deployment, symbol: str, last: int = RECENT
 ) -> tuple[Floats, Floats]:
     """Served probabilities of up and what became of them, newest sessions, [n] each."""
-    rows = _scored(deployment, symbol, deployment.store.sessions(OUTCOMES)[-last:], "served")
+    rows = _scored(deployment, symbol, deployment.store.sessions(OUTCOMES, last=last), "served")
     return (
         rows["prob_up"].to_numpy(dtype=np.float64),
         rows["actual_direction"].to_numpy(dtype=np.float64),

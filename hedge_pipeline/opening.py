@@ -38,8 +38,8 @@ def _holds_sessions_of(settings: Settings) -> bool:
 
     store = Store(settings.data_url)
     try:
-        labels = store.sessions(RAW_QUOTES)
-        bars = store.read(RAW_QUOTES, labels[-1:], columns=("bar_ts",))
+        labels = store.sessions(RAW_QUOTES, last=1)
+        bars = store.read(RAW_QUOTES, labels, columns=("bar_ts",))
     except StoreError:  # whoever needs the store says so
         return False
     calendar = SessionCalendar(

@@ -1,4 +1,4 @@
-"""The two partitions of the project, trading sessions and symbols, and how old their newest may be.
+"""The two partitions, trading sessions and symbols, how old their newest may be, and backfills.
 
 SESSIONS are the trading days of the configured exchange calendar in exchange time, today's
 included; holidays are no partitions, so a closed day can never be asked for. SYMBOLS are the
@@ -39,11 +39,27 @@ def session_partitions(settings: Settings) -> dg.TimeWindowPartitionsDefinition:
     )
 
 
+def backfill_policy(sessions: int | None) -> dg.BackfillPolicy:
+    """How a backfill of session assets is cut into runs.
+
+    One run takes all sessions and goes through the assets one after the other. Several runs are
+    worked on at once; then Dagster asks for features only when the bars of all sessions are there,
+    because they look back one session.
+
+    Args:
+        sessions: of one run; None = all of them.
+    """
+    if sessions is None:
+        return dg.BackfillPolicy.single_run()
+    return dg.BackfillPolicy.multi_run(sessions)
+
+
 _SETTINGS = load_settings()
 SESSIONS = session_partitions(_SETTINGS)
 SINCE_YESTERDAY = dg.TimeWindowPartitionMapping(
     start_offset=-1, allow_nonexistent_upstream_partitions=True
 )
+BACKFILL = backfill_policy(_SETTINGS.backfill_sessions)
 # a weekend with a holiday lies between two sessions; models follow the outcomes
 FRESH_SESSIONS = dg.FreshnessPolicy.time_window(
     fail_window=dt.timedelta(days=5), warn_window=dt.timedelta(days=4)

@@ -74,6 +74,12 @@ class Settings(BaseSettings):
         alias="HEDGE_HISTORY_START",
         description="first session that can be materialized",
     )
+    backfill_sessions: int | None = Field(
+        default=None,
+        alias="HEDGE_BACKFILL_SESSIONS",
+        ge=1,
+        description="sessions of one run of a backfill; empty = all of them",
+    )
     bar_seconds: int = Field(
         default=60,
         alias="HEDGE_BAR_SECONDS",
@@ -363,7 +369,9 @@ class Settings(BaseSettings):
             raise ValueError("a symbol is named twice")
         return symbols
 
-    @field_validator("retrain_hour", "retention_days", "disk_budget_mb", mode="before")
+    @field_validator(
+        "retrain_hour", "backfill_sessions", "retention_days", "disk_budget_mb", mode="before"
+    )
     @classmethod
     def _empty_is_none(cls, value: Any) -> Any:
         return None if value == "" else value

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import itertools
 import json
 import threading
 import time
@@ -111,6 +112,10 @@ DAYS_OF_HISTORY = 60
 
 class StageError(RuntimeError):
     """A stage cannot do its work; the message is one line with the next step."""
+
+
+class NothingStored(StageError):
+    """A session has no rows of what the stage works on."""
 
 
 @dataclass(frozen=True)
@@ -435,7 +440,7 @@ def _watched_after(deployment: Deployment, label: str) -> frozenset[str]:
     """Symbols somebody polled in a later session; in a replay nobody does."""
     if deployment.replay:
         return frozenset()
-    later = [x for x in deployment.store.sessions(RAW_QUOTES) if x > label]
+    later = itertools.takewhile(lambda x: x > label, deployment.store.newest_first(RAW_QUOTES))
     watched = (_watched_live(deployment, deployment.calendar.session(x)) for x in later)
     return frozenset().union(*watched)
 
@@ -504,7 +509,7 @@ def features_of(deployment: Deployment, label: str) -> pd.DataFrame:
 def _stored_bars(deployment: Deployment, label: str) -> pd.DataFrame:
     stored = deployment.store.read(RAW_QUOTES, [label])
     if stored.empty:
-        raise StageError(f"raw_quotes has no bars of {label}: materialize raw_quotes first")
+        raise NothingStored(f"raw_quotes has no bars of {label}: materialize raw_quotes first")
     return stored
 
 
@@ -649,7 +654,7 @@ def log_served(
     """
     features = deployment.store.read(FEATURE_ROWS, [label])
     if features.empty:
-        raise StageError(f"features has no rows of {label}: materialize features first")
+        raise NothingStored(f"features has no rows of {label}: materialize features first")
     known = deployment.store.read(PREDICTION_LOG, [label], columns=PREDICTION_LOG.key)
     due = without(features, known[known["role"] == "served"])
     return _ask_and_log(deployment, label, due, roles, known)
@@ -784,7 +789,7 @@ def mature_outcomes(deployment: Deployment, label: str, since: dt.datetime | Non
     """
     stored = deployment.store.read(RAW_QUOTES, [label], since=since)
     if stored.empty:
-        raise StageError(f"raw_quotes has no bars of {label}: materialize raw_quotes first")
+        raise NothingStored(f"raw_quotes has no bars of {label}: materialize raw_quotes first")
     session = deployment.calendar.session(label)
     known = labels.mature(
         stored,
@@ -809,7 +814,7 @@ def settled_sessions(
         last: at most so many, the newest ones.
     """
     found: list[str] = []
-    for label in reversed(deployment.store.sessions(OUTCOMES)):
+    for label in deployment.store.newest_first(OUTCOMES):
         if (after is not None and label <= after) or (last is not None and len(found) == last):
             break
         if _is_settled(deployment, symbol, label):
@@ -1125,7 +1130,7 @@ def pool_window(deployment: Deployment) -> dict[str, tuple[str, ...]]:
     """
     since = {symbol: _state(deployment, symbol).train_from for symbol in deployment.symbols}
     found: dict[str, tuple[str, ...]] = {}
-    for label in reversed(deployment.store.sessions(OUTCOMES)):
+    for label in deployment.store.newest_first(OUTCOMES):
         if len(found) == deployment.plan.window_sessions:
             break
         settled = settled_symbols(deployment, label)

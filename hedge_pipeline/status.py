@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
-from hedge_pipeline import health, insight, stages
+from hedge_pipeline import health, insight, stages, storage
 from hedge_pipeline.backup import last_backup
 from hedge_pipeline.heartbeats import daemon_heartbeat
 from hedge_pipeline.learning import gate, scoring
@@ -38,14 +38,21 @@ RECENT_SESSIONS = 10
 
 
 def status(deployment: Deployment) -> dict[str, Any]:
-    """Everything `hedge status` shows, ready for JSON."""
+    """Everything `hedge status` shows, ready for JSON.
+
+    Its cost does not grow with the number of stored sessions but for a look at the folders of the
+    promotion log and the scores: bytes are those of the last night (`disk_measured_at`, None =
+    measured now).
+    """
+    disk_bytes, measured_at = storage.table_bytes(deployment.store)
     return {
         "data": deployment.store.url,
         "mode": "replay" if deployment.replay else "live",
         "symbols": {symbol: symbol_status(deployment, symbol) for symbol in deployment.symbols},
         "sessions": _sessions(deployment),
         "quarantined": list(deployment.store.quarantined()),
-        "disk_bytes": {table.name: deployment.store.size(table) for table in TABLES},
+        "disk_bytes": disk_bytes,
+        "disk_measured_at": measured_at,
         "legacy": legacy_summary(deployment.store, deployment.calendar),
     }
 
@@ -54,7 +61,7 @@ def _sessions(deployment: Deployment) -> list[dict[str, Any]]:
     """Predictions and coverage of the newest sessions, newest last."""
     store = deployment.store
     found = []
-    for label in store.sessions(RAW_QUOTES)[-RECENT_SESSIONS:]:
+    for label in store.sessions(RAW_QUOTES, last=RECENT_SESSIONS):
         expected = deployment.calendar.session(label).bars * len(deployment.symbols)
         bars = len(store.read(RAW_QUOTES, [label], columns=("symbol",)))
         gaps = len(store.read(GAPS, [label], columns=("symbol",)))
@@ -211,7 +218,7 @@ def _mlflow(registry: MlflowRegistry) -> str:
 def _files(deployment: Deployment) -> str:
     told = [trouble.message for trouble in health.file_troubles(deployment)]
     for table in TABLES:
-        for label in deployment.store.sessions(table)[-RECENT_SESSIONS:]:
+        for label in deployment.store.sessions(table, last=RECENT_SESSIONS):
             told += [
                 f"{path} is broken: `hedge storage --quarantine` moves it aside"
                 for path in deployment.store.broken(table, label)

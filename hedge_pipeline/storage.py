@@ -33,6 +33,7 @@ from hedge_pipeline.stages import Deployment
 from hedge_pipeline.store import Store
 
 MARKER = "operations/forgotten.json"
+SIZES = "operations/sizes.json"
 FORGOTTEN: tuple[Table, ...] = (
     PREDICTION_LOG,
     OUTCOMES,
@@ -104,8 +105,79 @@ def forgotten_before(store: Store) -> str | None:
         return None
 
 
-def report(deployment: Deployment, places: Places, budget_mb: int | None) -> dict[str, Any]:
-    """Bytes by table and by area, and how they compare with the budget; ready for JSON."""
+def condense(deployment: Deployment) -> dict[str, int]:
+    """Compacts the tables that tell the story and sums them up, see `Store.sum_up`.
+
+    Returns:
+        Number of sessions in the summary, by table.
+    """
+    return {table.name: deployment.store.sum_up(table) for table in TABLES if table.summed_up}
+
+
+def note_sizes(deployment: Deployment, places: Places) -> dict[str, Any]:
+    """Measures and leaves the numbers for whoever may not look at every file; returns them.
+
+    Raises:
+        StoreError: the folder cannot be written.
+    """
+    found = {
+        "at": deployment.clock().isoformat(timespec="seconds"),
+        **_measured(deployment, places),
+    }
+    deployment.store.write_bytes(SIZES, json.dumps(found).encode())
+    return found
+
+
+def noted_sizes(store: Store) -> dict[str, Any] | None:
+    """What `note_sizes` found last, `at` is an ISO time; None = nothing, or the file is damaged."""
+    try:
+        found = json.loads(store.read_bytes(SIZES))
+        found["tables"] = {table.name: int(found["tables"].get(table.name, 0)) for table in TABLES}
+        found["areas"] = {str(name): int(size) for name, size in found["areas"].items()}
+        dt.datetime.fromisoformat(found["at"])
+    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return dict(found)
+
+
+def table_bytes(store: Store) -> tuple[dict[str, int], str | None]:
+    """Bytes by table as of the last night with its ISO time; None = measured now."""
+    noted = noted_sizes(store)
+    if noted is None:
+        return {table.name: store.size(table) for table in TABLES}, None
+    return noted["tables"], noted["at"]
+
+
+def report(
+    deployment: Deployment, places: Places, budget_mb: int | None, *, noted: bool = False
+) -> dict[str, Any]:
+    """Bytes by table and by area, and how they compare with the budget; ready for JSON.
+
+    Args:
+        deployment: whose tables.
+        places: of the deployment.
+        budget_mb: HEDGE_DISK_BUDGET_MB.
+        noted: bytes of the last night will do; measuring takes longer the more files there are.
+    """
+    found = noted_sizes(deployment.store) if noted else None
+    if found is None:
+        found = _measured(deployment, places)
+    total = sum(found["areas"].values())
+    local = "://" not in places.data_url
+    root = Path(places.data_url).resolve()
+    disk = shutil.disk_usage(_existing(root if local else places.home or Path.cwd()))
+    return {
+        **found,
+        "total_bytes": total,
+        "budget_bytes": None if budget_mb is None else budget_mb * MEGABYTE,
+        "free_bytes": disk.free,
+        "free_share": disk.free / disk.total,
+        "quarantined": list(deployment.store.quarantined()),
+    }
+
+
+def _measured(deployment: Deployment, places: Places) -> dict[str, Any]:
+    """Bytes by area and by table, and the stored sessions."""
     store = deployment.store
     tables = {table.name: store.size(table) for table in TABLES}
     local = "://" not in places.data_url
@@ -124,18 +196,11 @@ def report(deployment: Deployment, places: Places, budget_mb: int | None) -> dic
         known += areas["dagster"] if inside[1] else 0
         areas["other"] = max(_folder(root) - known, 0)
     sessions = store.sessions(RAW_QUOTES)
-    total = sum(areas.values())
-    disk = shutil.disk_usage(_existing(root if local else places.home or Path.cwd()))
     return {
         "areas": areas,
         "tables": tables,
         "sessions": len(sessions),
         "first_session": sessions[0] if sessions else None,
-        "total_bytes": total,
-        "budget_bytes": None if budget_mb is None else budget_mb * MEGABYTE,
-        "free_bytes": disk.free,
-        "free_share": disk.free / disk.total,
-        "quarantined": list(store.quarantined()),
     }
 
 

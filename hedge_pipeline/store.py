@@ -13,6 +13,8 @@ import contextlib
 import datetime as dt
 import hashlib
 import io
+import itertools
+import json
 import os
 import re
 import threading
@@ -36,6 +38,10 @@ if TYPE_CHECKING:
 COMPACTED = "session"
 CACHED_BYTES = 48 << 20
 BROKEN = ".broken-"
+SETTLED = dt.timedelta(days=1)
+_ASIDE = "quarantined"
+_SUMMARIES = ".summaries"
+_SESSION = "_session"
 _CACHED_SESSIONS = 512
 _CACHED_FILES = 4096
 # a request takes as long as some hundred kilobytes
@@ -44,6 +50,8 @@ _REQUESTS_AT_ONCE = 8
 # ours, and those of MLflow, whose files may lie below the same folder
 _TEMPORARY = re.compile(r"\.(.+\.\d+\.\d+\.tmp|probe-\d+|artifact\.uploading\..+)")
 _FILE_SYSTEM_TICK = 12_000_000  # ns; a tick of Linux at 100 Hz is 10 ms
+# of so many sessions a table's summary is looked at, not their files
+_SUMMED_UP_FROM = 16
 
 
 class StoreError(RuntimeError):
@@ -77,6 +85,7 @@ class Store:
         self._files = _Memory(_CACHED_FILES, cached_bytes)
         self._sessions = _Memory(_CACHED_SESSIONS, cached_bytes)
         self._distinct = _Memory(_CACHED_FILES, cached_bytes)
+        self._labels: dict[str, tuple[int, tuple[str, ...]]] = {}
 
     # -- writing ---------------------------------------------------------------------------
 
@@ -193,19 +202,22 @@ class Store:
         moved = []
         for part in self.broken(table, session):
             path = PurePosixPath(part)
-            aside = str(path.parent / f"{BROKEN}{path.name}")
+            aside = path.parent / f"{BROKEN}{path.name}"
+            # first: a name without a file says nothing, a file without a name would be forgotten
+            name = str(aside.relative_to(self._root))
+            marker = f"{_ASIDE}/{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+            self.create_bytes(marker, name.encode())
             with self._told("cannot be written"):
-                self._fs.mv(part, aside)
-            moved.append(aside)
+                self._fs.mv(part, str(aside))
+            moved.append(str(aside))
         return tuple(moved)
 
     def quarantined(self) -> tuple[str, ...]:
-        """Paths of the parts that were moved aside, below the root, sorted."""
+        """Paths of the parts that were moved aside and are still there, below the root, sorted."""
+        found = [self.read_bytes(f"{_ASIDE}/{x}").decode() for x in self.names(_ASIDE)]
+        named = [x for x in found if PurePosixPath(x).name.startswith(BROKEN)]
         with self._told("cannot be read"):
-            self._fs.invalidate_cache()
-            found = (PurePosixPath(path) for path in self._fs.find(str(self._root)))
-            named = (path for path in found if path.name.startswith(BROKEN))
-            return tuple(sorted(str(path.relative_to(self._root)) for path in named))
+            return tuple(sorted(x for x in named if self._fs.exists(str(self._root / x))))
 
     def _is_broken(self, part: str) -> bool:
         try:
@@ -218,8 +230,31 @@ class Store:
 
     # -- reading ---------------------------------------------------------------------------
 
-    def sessions(self, table: Table) -> tuple[str, ...]:
-        """Sessions that have at least one file, ascending."""
+    def newest_first(self, table: Table) -> Iterator[str]:
+        """Sessions that have at least one file, the newest first; looks no further than asked.
+
+        In a local folder the cost does not depend on how many sessions there are: their names are
+        remembered until one is added or removed.
+        """
+        if not self._local:
+            yield from reversed(self.sessions(table))
+            return
+        folder = f"{self._root}/{table.name}"
+        for label in reversed(self._folders(folder)):
+            with self._told("cannot be read"):
+                there = _has_parts(f"{folder}/session={label}")
+            if there:
+                yield label
+
+    def sessions(self, table: Table, *, last: int | None = None) -> tuple[str, ...]:
+        """Sessions that have at least one file, ascending.
+
+        Args:
+            table: which table.
+            last: the newest so many only; see `newest_first`.
+        """
+        if last is not None:
+            return tuple(itertools.islice(self.newest_first(table), last))[::-1]
         folder = str(self._root / table.name)
         with self._told("cannot be read"):
             if self._local:
@@ -255,14 +290,18 @@ class Store:
         Raises:
             StoreError: a file is not a whole Parquet file of this table.
         """
-        labels = self.sessions(table) if sessions is None else sorted(set(sessions))
-
         wanted = {**(only or {}), **({} if symbols is None else {"symbol": symbols})}
 
         def of_session(label: str) -> list[pa.Table]:
             return self._session(table, label, columns, wanted, since)
 
-        pieces = [piece for found in self._each(of_session, labels) for piece in found]
+        asked = None if sessions is None else sorted(set(sessions))
+        pieces = None
+        if table.summed_up and since is None and (asked is None or len(asked) >= _SUMMED_UP_FROM):
+            pieces = self._from_summary(table, asked, columns, wanted, of_session)
+        if pieces is None:
+            labels = self.sessions(table) if asked is None else asked
+            pieces = [piece for found in self._each(of_session, labels) for piece in found]
         if not pieces:
             return table.empty()[list(columns or table.names)]
         frame: pd.DataFrame = pa.concat_tables(pieces).to_pandas(types_mapper=_pandas_type)
@@ -325,9 +364,126 @@ class Store:
         """
         return self._local and int(fingerprint[0]) > seen_ns - _FILE_SYSTEM_TICK
 
+    def sum_up(self, table: Table) -> int:
+        """Compacts the settled sessions and writes them all into one file that reads look at.
+
+        A session is settled when its files are a day old, which no append takes: of two that add
+        one key at once, the second finds the first one's file or reads its row. The summary names
+        for each session what it saw of it (`fingerprints`) before it read it; whoever reads trusts
+        it for a session only as long as that is still so. It may be missing, or be deleted.
+
+        Returns:
+            Number of sessions in the summary.
+
+        Raises:
+            StoreError: a file cannot be read or written.
+        """
+        known, old = self._summary(table) or ({}, pa.table({_SESSION: pa.array([], pa.string())}))
+        before = self.fingerprints(table)
+        young = {
+            label
+            for label, found in before.items()
+            if known.get(label) != found and not self._settle(table, label)
+        }
+        time.sleep(_FILE_SYSTEM_TICK / 1e9)
+        seen, now = time.time_ns(), self.fingerprints(table)
+        now = {x: y for x, y in now.items() if x not in young and not self.is_recent(y, seen)}
+        changed = [label for label, found in now.items() if known.get(label) != found]
+        if not changed and known.keys() == now.keys():
+            return len(now)
+        kept = pa.array([x for x in now if known.get(x) == now[x]], pa.string())
+        pieces = [old.filter(pc.is_in(old[_SESSION], kept))] if len(kept) else []
+        for label in changed:
+            for rows in self._session(table, label, None, {}, None):
+                labels = pa.array([label] * rows.num_rows, pa.string())
+                pieces.append(rows.append_column(_SESSION, labels))
+        if not pieces:
+            return 0
+        place = pa.array(np.arange(sum(len(piece) for piece in pieces)))
+        rows = pa.concat_tables(pieces).append_column("_place", place)
+        rows = rows.sort_by([(_SESSION, "ascending"), ("_place", "ascending")])
+        rows = rows.drop_columns(["_place"])
+        buffer = io.BytesIO()
+        described = {"schema_hash": table.schema_hash, "fingerprints": json.dumps(now)}
+        schema = rows.schema.with_metadata(described)
+        with pq.ParquetWriter(buffer, schema, compression="zstd", write_page_checksum=True) as file:
+            file.write_table(rows.cast(schema))
+        self.write_bytes(_summary_name(table), buffer.getvalue())
+        return len(now)
+
+    def _settle(self, table: Table, session: str) -> bool:
+        """Compacts a session whose every file is old enough; False = it is not."""
+        parts = self._parts(table, session)
+        before = dt.datetime.now(dt.UTC) - SETTLED
+        try:
+            if any(self._fs.modified(part) > before for part in parts):
+                return False
+        except FileNotFoundError:  # compacted or forgotten meanwhile
+            return False
+        self.compact(table, session)
+        return True
+
+    def _summary(self, table: Table) -> tuple[dict[str, tuple[Any, ...]], pa.Table] | None:
+        """The fingerprints by session and the rows of the summary; None = there is none of use."""
+        path = str(self._root / _summary_name(table))
+        try:
+            signature = self._signature(path)
+            known = self._files.get(path)
+            if known is None or known[0] != signature:
+                content = pa.py_buffer(self._fs.cat_file(path))
+                rows = pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
+                known = (signature, rows, None)
+                self._files.put(path, known)
+            described = known[1].schema.metadata
+            if described[b"schema_hash"].decode() != table.schema_hash:
+                return None
+            found = json.loads(described[b"fingerprints"])
+        except (FileNotFoundError, pa.ArrowException, OSError, KeyError, TypeError, ValueError):
+            return None  # the sessions' own files say the same
+        return {label: tuple(x) for label, x in found.items()}, known[1]
+
+    def _from_summary(
+        self,
+        table: Table,
+        asked: Sequence[str] | None,
+        columns: Sequence[str] | None,
+        only: Mapping[str, Collection[Any]],
+        of_session: Callable[[str], list[pa.Table]],
+    ) -> list[pa.Table] | None:
+        """Rows of the sessions by the summary, of those it does not know by their files.
+
+        Returns:
+            As many pieces as are needed, ascending by session; None = there is no summary.
+        """
+        summary = self._summary(table)
+        if summary is None:
+            return None
+        known, rows = summary
+        present = self.fingerprints(table)
+        labels = sorted(present if asked is None else present.keys() & set(asked))
+        trusted = [label for label in labels if known.get(label) == present[label]]
+        others = iter(self._each(of_session, [x for x in labels if known.get(x) != present[x]]))
+        if len(trusted) < len(known):
+            rows = rows.filter(pc.is_in(rows[_SESSION], pa.array(trusted, pa.string())))
+        rows = _having(rows, only)
+        counted = rows[_SESSION].value_counts().to_pylist()
+        counts = {str(x["values"]): int(x["counts"]) for x in counted}
+        rows = rows.select(list(columns or table.names))
+        found: list[pa.Table] = []
+        first = place = 0
+        for label in labels:
+            if known.get(label) == present[label]:
+                place += counts.get(label, 0)
+                continue
+            found += [rows.slice(first, place - first), *next(others)]
+            first = place
+        return [piece for piece in (*found, rows.slice(first)) if piece.num_rows]
+
     def size(self, table: Table, session: str | None = None) -> int:
         """Bytes of the table's files, or of one session's; remote ones as they were last listed."""
         folder = self._folder(table, session) if session else self._root / table.name
+        if self._local:
+            return _bytes_below(str(folder))
         try:
             return int(self._fs.du(str(folder)))
         except FileNotFoundError:
@@ -429,6 +585,24 @@ class Store:
 
     def _folder(self, table: Table, session: str) -> PurePosixPath:
         return self._root / table.name / f"session={session}"
+
+    def _folders(self, folder: str) -> tuple[str, ...]:
+        """Sessions that have a folder, ascending; remembered while none is added or removed."""
+        with self._told("cannot be read"):
+            try:
+                changed = os.stat(folder).st_mtime_ns  # noqa: PTH116
+                known = self._labels.get(folder)
+                if known is not None and known[0] == changed:
+                    return known[1]
+                seen = time.time_ns()
+                names = os.listdir(folder)  # noqa: PTH208
+            except FileNotFoundError:
+                return ()
+        named = (x.removeprefix("session=") for x in names if x.startswith("session="))
+        found = tuple(sorted(named))
+        if not self.is_recent((changed,), seen):
+            self._labels[folder] = changed, found
+        return found
 
     def _parts(self, table: Table, session: str) -> list[str]:
         folder = self._folder(table, session)
@@ -671,6 +845,9 @@ class _Memory:
         """Remembers an entry in place of an earlier one of that name."""
         with self._lock:
             earlier = self._entries.pop(name, None)
+            if entry[1].nbytes > self._most_bytes:  # it would push out everything else
+                self._bytes -= earlier[1].nbytes if earlier else 0
+                return
             self._bytes += entry[1].nbytes - (earlier[1].nbytes if earlier else 0)
             self._entries[name] = entry
             while len(self._entries) > self._most or self._bytes > self._most_bytes:
@@ -738,12 +915,33 @@ def _folders_with_parts(folder: str) -> set[str]:
             inside = [entry for entry in entries if entry.is_dir()]
     except FileNotFoundError:
         return set()
-    found = set()
-    for entry in inside:
-        with os.scandir(entry.path) as files:
-            if any(_is_part(PurePosixPath(file.name)) for file in files):
-                found.add(entry.name)
-    return found
+    return {entry.name for entry in inside if _has_parts(entry.path)}
+
+
+def _has_parts(folder: str) -> bool:
+    """Whether a folder holds at least one part; one that is gone does not."""
+    try:
+        with os.scandir(folder) as files:
+            return any(x.name.endswith(".parquet") and x.name[0] != "." for x in files)
+    except FileNotFoundError:
+        return False
+
+
+def _bytes_below(folder: str) -> int:
+    """Bytes of all files below a local folder; what is removed meanwhile does not count."""
+    total = 0
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                total += _bytes_below(entry.path)
+            else:
+                with contextlib.suppress(FileNotFoundError):
+                    total += entry.stat().st_size
+    return total
+
+
+def _summary_name(table: Table) -> str:
+    return f"{_SUMMARIES}/{table.name}.parquet"
 
 
 def _part_name(table: Table, rows: pd.DataFrame, kind: str = "part") -> str:

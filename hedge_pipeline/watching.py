@@ -37,7 +37,7 @@ def look(deployment: Deployment) -> dict[str, Any]:
         hit_rate and base_hit_rate of these.
     """
     now = deployment.clock()
-    labels = deployment.store.sessions(RAW_QUOTES)
+    labels = deployment.store.sessions(RAW_QUOTES, last=1)
     running = session_at(deployment.calendar, now)
     beat = Heartbeat.read(deployment.store)
     label = labels[-1] if labels else None

@@ -82,6 +82,7 @@ def materialize(
     *,
     now: str | None = None,
     config: Mapping[str, Any] | None = None,
+    backfill: str | None = None,
 ) -> dg.ExecuteInProcessResult:
     """One run of the assets for a partition, or for a range of sessions; it may fail.
 
@@ -91,12 +92,15 @@ def materialize(
         partition: a key, or the first and the last one.
         now: an ISO time instead of the system's clock.
         config: of the assets, by name.
+        backfill: id of the backfill the run is part of; None = it is part of none.
     """
     key, tags = (
         (partition, None)
         if isinstance(partition, str)
         else (None, {RANGE_START: partition[0], RANGE_END: partition[1]})
     )
+    if backfill is not None:
+        tags = {**(tags or {}), "dagster/backfill": backfill}
     job = code_location(now).resolve_implicit_global_asset_job_def()
     return job.execute_in_process(
         instance=instance,

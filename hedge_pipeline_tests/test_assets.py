@@ -360,6 +360,36 @@ def test_a_range_in_one_run_equals_the_sessions_one_by_one(
     )
 
 
+@pytest.mark.parametrize("asset", ["features", "prediction_log"])
+def test_the_session_after_a_backfill_has_no_bars_and_fails_nothing(
+    copy: Path, instance: dg.DagsterInstance, asset: str
+) -> None:
+    before, needs = files(copy), {"features": "raw_quotes has no bars"}
+    wanted = (SESSIONS[3], SESSIONS[5])  # Dagster adds the session that looks back at the last one
+    assert not materialize(instance, [asset], wanted, now=AFTER_SIX).success
+    result = materialize(instance, [asset], wanted, now=AFTER_SIX, backfill="abc")
+    assert result.success
+    found = shown(result)
+    assert found[(asset, SESSIONS[4])]["dagster/row_count"] == 780
+    last = found[(asset, SESSIONS[5])]
+    assert last["dagster/row_count"] == 0
+    assert needs.get(asset, "features has no rows") in last["note"]
+    assert files(copy) == before
+    alone = materialize(instance, [asset], SESSIONS[5], now=AFTER_SIX, backfill="abc")
+    assert alone.success
+
+
+def test_a_backfill_fails_where_bars_are_missing_before_its_last_session(
+    copy: Path, instance: dg.DagsterInstance
+) -> None:
+    wanted = (SESSIONS[4], SESSIONS[6])
+    result = materialize(
+        instance, ["features"], wanted, now="2024-02-01T12:00:00+00:00", backfill="abc"
+    )
+    assert not result.success
+    assert f"raw_quotes has no bars of {SESSIONS[5]}" in failures(result)[0]
+
+
 def test_materializing_again_changes_no_file(copy: Path, instance: dg.DagsterInstance) -> None:
     before = files(copy)
     sessions = materialize(instance, SESSION_ASSETS, (FIRST, SESSIONS[4]), now=AFTER_FIVE)

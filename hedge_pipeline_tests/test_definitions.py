@@ -17,7 +17,13 @@ import yaml  # type: ignore[import-untyped]
 
 import hedge_pipeline
 from hedge_pipeline.definitions import defs
-from hedge_pipeline.partitions import FRESH_MODELS, FRESH_SESSIONS, SESSIONS, SYMBOLS
+from hedge_pipeline.partitions import (
+    FRESH_MODELS,
+    FRESH_SESSIONS,
+    SESSIONS,
+    SYMBOLS,
+    backfill_policy,
+)
 from hedge_pipeline_tests.runs import code_location
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -109,6 +115,11 @@ def test_an_asset_says_what_it_holds(name: str) -> None:
 def test_a_backfill_of_sessions_is_one_run(name: str) -> None:
     policy = code_location().resolve_assets_def(name).backfill_policy
     assert policy == dg.BackfillPolicy.single_run()
+
+
+def test_a_backfill_may_be_cut_into_runs_of_some_sessions() -> None:
+    assert backfill_policy(None) == dg.BackfillPolicy.single_run()
+    assert backfill_policy(32) == dg.BackfillPolicy.multi_run(32)
 
 
 @pytest.mark.parametrize(

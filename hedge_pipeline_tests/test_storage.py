@@ -152,6 +152,70 @@ def test_the_report_counts_every_byte_and_says_what_is_too_much(demo: Demo, tmp_
     assert "make room" in str(storage.trouble(found | {"budget_bytes": None, "free_share": 0.01}))
 
 
+def aged(out: Path) -> None:
+    """As if every file of the promotion log and the scores had been written two days ago."""
+    then = time.time() - 2 * 86_400
+    for name in ("promotions", "performance"):
+        for path in (out / name).rglob("*.parquet"):
+            os.utime(path, (then, then))
+
+
+def test_a_night_leaves_one_file_a_session_and_the_same_log(demo: Demo, tmp_path: Path) -> None:
+    out = demo.copy(tmp_path / "out")
+    known, symbols = replay_in(out), ("SIMQ", "SIMN")
+    before = {symbol: known.ledger(symbol).entries for symbol in symbols}
+    scores, log = known.store.read(PERFORMANCE), known.store.read(PROMOTIONS)
+    folders = [x for x in (out / "promotions").iterdir() if len(list(x.iterdir())) > 1]
+    assert len(folders) >= 3
+    aged(out)
+    assert storage.condense(known)["promotions"] == len(known.store.sessions(PROMOTIONS))
+    assert all(len(list(folder.iterdir())) == 1 for folder in (out / "promotions").iterdir())
+    for deployment in (known, replay_in(out)):
+        pd.testing.assert_frame_equal(deployment.store.read(PERFORMANCE), scores)
+        pd.testing.assert_frame_equal(deployment.store.read(PROMOTIONS), log)
+        for symbol in symbols:
+            pd.testing.assert_frame_equal(deployment.ledger(symbol).entries, before[symbol])
+            assert control.rebuild_evidence(deployment, symbol).differs is None
+            assert stages.judge(deployment, symbol) == []
+    entry = dict(log.iloc[0])
+    assert not stages.append_entry(known, str(entry["session"]), entry)
+
+
+def test_an_entry_that_comes_late_to_an_old_session_is_seen(demo: Demo, tmp_path: Path) -> None:
+    out = demo.copy(tmp_path / "out")
+    aged(out)
+    known = replay_in(out)
+    storage.condense(known)
+    accepted = known.ledger("SIMQ").accepted
+    oldest = known.store.sessions(PROMOTIONS)[0]
+    verdicts = known.store.read(PROMOTIONS, symbols=["SIMQ"], only={"kind": ["verdict"]})
+    late = {**verdicts.iloc[0], "session": oldest, "model_version": 99, "event": "hold"}
+    assert stages.append_entry(replay_in(out), oldest, late)
+    for deployment in (known, replay_in(out)):
+        assert deployment.ledger("SIMQ").accepted == (*accepted, 99)
+    storage.condense(known)  # the entry is young: its session is left alone
+    assert replay_in(out).ledger("SIMQ").accepted == (*accepted, 99)
+
+
+def test_the_bytes_of_the_last_night_are_told_with_their_time(demo: Demo, tmp_path: Path) -> None:
+    out = demo.copy(tmp_path / "out")
+    deployment, places = replay_in(out), Places(str(out), None, None)
+    measured, moment = storage.table_bytes(deployment.store)
+    assert moment is None
+    fresh = storage.report(deployment, places, None)
+    storage.note_sizes(deployment, places)
+    deployment.store.drop(PREDICTION_LOG, deployment.store.sessions(PREDICTION_LOG)[0])
+    told, moment = storage.table_bytes(deployment.store)
+    assert told == measured
+    assert moment is not None and dt.datetime.fromisoformat(moment).tzinfo is not None
+    assert storage.report(deployment, places, None, noted=True)["areas"] == fresh["areas"]
+    assert storage.report(deployment, places, None)["areas"]["tables"] < fresh["areas"]["tables"]
+    whole = deployment.store.read_bytes(storage.SIZES)
+    for length in range(0, len(whole), 7):
+        deployment.store.write_bytes(storage.SIZES, whole[:length])
+        assert storage.table_bytes(deployment.store)[1] is None, length
+
+
 # -- Dagster ---------------------------------------------------------------------------------------
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
+import random
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hedge_pipeline import store as store_module
 from hedge_pipeline.market.tables import (
     GAPS,
     LEGACY_TABLES,
@@ -764,6 +769,213 @@ def test_a_file_names_the_version_of_its_schema(tmp_path: Path) -> None:
     store.append(RAW_QUOTES, DAY, rows(0))
     schema = pq.read_schema(only_part(store))
     assert schema.metadata[b"schema_hash"].decode() == RAW_QUOTES.schema_hash
+
+
+# -- the newest sessions -----------------------------------------------------------------------
+
+
+DAYS = tuple(f"2026-03-{day:02d}" for day in range(1, 29))
+
+
+def test_the_newest_sessions_are_those_that_have_files(url: str) -> None:
+    store, other = Store(url), Store(url)
+    assert list(store.newest_first(RAW_QUOTES)) == []
+    for day in DAYS[:6]:
+        other.append(RAW_QUOTES, day, rows(0))
+        assert store.sessions(RAW_QUOTES, last=3) == other.sessions(RAW_QUOTES)[-3:]
+    other.drop(RAW_QUOTES, DAYS[5])
+    assert tuple(store.newest_first(RAW_QUOTES)) == DAYS[4::-1]
+    other.append(RAW_QUOTES, DAYS[5], rows(0))
+    assert store.sessions(RAW_QUOTES, last=1) == (DAYS[5],)
+    assert store.sessions(RAW_QUOTES, last=0) == ()
+
+
+def test_a_folder_without_parts_is_no_session(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.append(RAW_QUOTES, DAYS[0], rows(0))
+    (tmp_path / "raw_quotes" / f"session={DAYS[1]}").mkdir()
+    (tmp_path / "raw_quotes" / f"session={DAYS[1]}" / ".broken-part.parquet").touch()
+    (tmp_path / "raw_quotes" / "notes.txt").touch()
+    assert list(store.newest_first(RAW_QUOTES)) == [DAYS[0]] == list(store.sessions(RAW_QUOTES))
+
+
+@pytest.mark.parametrize("stored", [5, 28])
+def test_the_newest_sessions_cost_the_same_however_many_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: int
+) -> None:
+    store = Store(str(tmp_path))
+    for day in DAYS[:stored]:
+        store.append(RAW_QUOTES, day, rows(0))
+    time.sleep(0.02)  # what changed a moment ago is not remembered
+    store.sessions(RAW_QUOTES, last=3)
+    looked: list[str] = []
+
+    def noted(plain: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def call(path: Any) -> Any:
+            looked.append(str(path))
+            return plain(path)
+
+        return call
+
+    for name in ("scandir", "listdir", "stat"):
+        monkeypatch.setattr(os, name, noted(getattr(os, name)))
+    assert store.sessions(RAW_QUOTES, last=3) == DAYS[stored - 3 : stored]
+    assert len(looked) == 4, looked
+
+
+# -- summaries ---------------------------------------------------------------------------------
+
+
+PLAIN = replace(PROMOTIONS, summed_up=False)
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are settled at once, and of any number of sessions summaries serve."""
+    monkeypatch.setattr(store_module, "SETTLED", dt.timedelta(seconds=-60))
+    monkeypatch.setattr(store_module, "_SUMMED_UP_FROM", 0)
+
+
+def entries(*numbers: int, symbol: str = "QQQ", at: int = 0) -> pd.DataFrame:
+    """Rows of the promotion log, decided `at` minutes after those with the same key."""
+    frame = rows(*numbers, table=PROMOTIONS, symbol=symbol)
+    return frame.assign(decided_at=frame["decided_at"] + pd.Timedelta(minutes=at))
+
+
+def test_a_summary_changes_nothing_that_is_read(url: str, at_once: None) -> None:
+    draw, store, other = random.Random(5), Store(url), Store(url)
+    for step in range(150):
+        day, symbol = draw.choice(DAYS[:6]), draw.choice(["QQQ", "SPY"])
+        numbers = draw.sample(range(5), 2)
+        what = draw.choice([0, 0, 0, 0, 1, 1, 2, 3])
+        if what == 0:
+            draw.choice([store, other]).append(PROMOTIONS, day, entries(*numbers, symbol=symbol))
+        elif what == 1:
+            draw.choice([store, other]).sum_up(PROMOTIONS)
+        elif what == 2:
+            store.compact(PROMOTIONS, day)
+        else:
+            other.drop(PROMOTIONS, day)
+        asked = draw.choice([None, DAYS[1:4], DAYS[:1], ()])
+        symbols = draw.choice([None, ["SPY"], ["QQQ", "SPY"]])
+        columns = draw.choice([None, ("session", "number"), ("reason",)])
+        found, plain = (
+            reader.read(table, asked, symbols=symbols, columns=columns)
+            for reader, table in ((store, PROMOTIONS), (Store(url), PLAIN))
+        )
+        pd.testing.assert_frame_equal(found, plain, obj=f"step {step}")
+    assert store.sum_up(PROMOTIONS) == len(store.sessions(PROMOTIONS)) > 2
+
+
+def test_with_a_summary_no_file_of_a_session_is_read(
+    url: str, at_once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(url)
+    for day in DAYS:
+        store.append(PROMOTIONS, day, entries(0, 1))
+        store.append(PROMOTIONS, day, entries(2))
+    wanted = store.read(PLAIN)
+    assert store.sum_up(PROMOTIONS) == len(DAYS)
+    assert sum(x.startswith("session-") for day in DAYS for x in parts_of(store, day)) == len(DAYS)
+    read: list[str] = []
+    fresh = Store(url)
+    plain = fresh._session
+
+    def noted(table: Table, session: str, *more: Any) -> list[pa.Table]:
+        read.append(session)
+        return plain(table, session, *more)
+
+    monkeypatch.setattr(fresh, "_session", noted)
+    pd.testing.assert_frame_equal(fresh.read(PROMOTIONS), wanted)
+    assert read == []
+    store.append(PROMOTIONS, DAYS[3], entries(7))
+    assert len(fresh.read(PROMOTIONS)) == len(wanted) + 1
+    assert read == [DAYS[3]]
+
+
+def parts_of(store: Store, day: str) -> list[str]:
+    return [Path(x).name for x in store._parts(PROMOTIONS, day)]
+
+
+def test_what_is_younger_than_a_day_is_left_as_it_is(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    for number in range(3):
+        store.append(PROMOTIONS, DAY, entries(number))
+    before = parts_of(store, DAY)
+    assert store.sum_up(PROMOTIONS) == 0
+    assert parts_of(store, DAY) == before
+    then = time.time() - 86_500
+    for part in before[:2]:
+        os.utime(tmp_path / "promotions" / f"session={DAY}" / part, (then, then))
+    assert store.sum_up(PROMOTIONS) == 0
+    os.utime(tmp_path / "promotions" / f"session={DAY}" / before[2], (then, then))
+    assert store.sum_up(PROMOTIONS) == 1
+    (compacted,) = parts_of(store, DAY)
+    assert compacted.startswith("session-")
+
+
+@pytest.mark.parametrize("summed_up", [False, True])
+def test_of_two_entries_with_one_key_the_second_is_told_so_also_after_a_night(
+    url: str, at_once: None, summed_up: bool
+) -> None:
+    store, other = Store(url), Store(url)
+    assert store.append(PROMOTIONS, DAY, entries(1)) == 1
+    if summed_up:
+        store.sum_up(PROMOTIONS)
+    assert other.append(PROMOTIONS, DAY, entries(1, at=1)) == 0
+    assert other.append(PROMOTIONS, DAY, entries(1, at=-1)) == 0
+    assert other.append(PROMOTIONS, DAY, entries(1, 2)) == 1
+    pd.testing.assert_frame_equal(store.read(PROMOTIONS), entries(1, 2))
+
+
+def test_a_night_that_is_killed_loses_nothing(
+    url: str, at_once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for day in DAYS[:4]:
+        for number in range(3):
+            Store(url).append(PROMOTIONS, day, entries(number))
+    wanted, killed = Store(url).read(PLAIN), 0
+    for last in range(100):
+        store, calls = Store(url), 0
+
+        def counted(plain: Callable[..., Any], last: int = last) -> Callable[..., Any]:
+            def call(*arguments: Any, **more: Any) -> Any:
+                nonlocal calls
+                calls += 1
+                if calls > last:
+                    raise KeyboardInterrupt
+                return plain(*arguments, **more)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for name in ("_put", "_remove"):
+                patch.setattr(store, name, counted(getattr(store, name)))
+            try:
+                store.sum_up(PROMOTIONS)
+            except KeyboardInterrupt:
+                killed += 1
+            else:
+                break
+        pd.testing.assert_frame_equal(Store(url).read(PROMOTIONS), wanted)
+    assert killed > 2
+    pd.testing.assert_frame_equal(Store(url).read(PROMOTIONS), wanted)
+
+
+def test_a_summary_that_is_damaged_or_gone_is_done_without(tmp_path: Path, at_once: None) -> None:
+    store = Store(str(tmp_path))
+    for day in DAYS[:4]:
+        store.append(PROMOTIONS, day, entries(0))
+    store.sum_up(PROMOTIONS)
+    summary, wanted = tmp_path / ".summaries" / "promotions.parquet", store.read(PLAIN)
+    whole = summary.read_bytes()
+    for length in (0, 5, len(whole) // 2, len(whole) - 1):
+        summary.write_bytes(whole[:length])
+        pd.testing.assert_frame_equal(Store(str(tmp_path)).read(PROMOTIONS), wanted)
+    assert store.sum_up(PROMOTIONS) == 4
+    assert len(pq.read_table(summary)) == 4
+    summary.unlink()
+    pd.testing.assert_frame_equal(store.read(PROMOTIONS), wanted)
 
 
 # -- small files and fingerprints --------------------------------------------------------------

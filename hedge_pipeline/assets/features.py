@@ -5,7 +5,7 @@ import dagster as dg
 from hedge_pipeline.assets.hedge_levels import hedge_levels
 from hedge_pipeline.assets.raw_quotes import raw_quotes
 from hedge_pipeline.assets.reporting import for_each_session
-from hedge_pipeline.partitions import FRESH_SESSIONS, SESSIONS, SINCE_YESTERDAY
+from hedge_pipeline.partitions import BACKFILL, FRESH_SESSIONS, SESSIONS, SINCE_YESTERDAY
 from hedge_pipeline.resources.loop import LoopResource
 
 
@@ -16,7 +16,7 @@ from hedge_pipeline.resources.loop import LoopResource
     owners=["team:research"],
     kinds={"parquet", "numpy"},
     deps=[dg.AssetDep(raw_quotes, partition_mapping=SINCE_YESTERDAY), hedge_levels],
-    backfill_policy=dg.BackfillPolicy.single_run(),
+    backfill_policy=BACKFILL,
 )
 def features(context: dg.AssetExecutionContext, loop: LoopResource) -> None:
     """One vector per bar: the session's bars up to it, yesterday's close and volatility, levels.

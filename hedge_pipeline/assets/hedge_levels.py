@@ -5,7 +5,7 @@ import dagster as dg
 from hedge_pipeline.assets.option_chains import option_chains
 from hedge_pipeline.assets.raw_quotes import raw_quotes
 from hedge_pipeline.assets.reporting import for_each_session
-from hedge_pipeline.partitions import SESSIONS, SINCE_YESTERDAY
+from hedge_pipeline.partitions import BACKFILL, SESSIONS, SINCE_YESTERDAY
 from hedge_pipeline.resources.loop import LoopResource
 
 
@@ -15,7 +15,7 @@ from hedge_pipeline.resources.loop import LoopResource
     owners=["team:market-data"],
     kinds={"parquet", "numpy"},
     deps=[option_chains, dg.AssetDep(raw_quotes, partition_mapping=SINCE_YESTERDAY)],
-    backfill_policy=dg.BackfillPolicy.single_run(),
+    backfill_policy=BACKFILL,
 )
 def hedge_levels(context: dg.AssetExecutionContext, loop: LoopResource) -> None:
     """Walls, monthly walls, half gaps, gamma and vanna exposure, gamma flip; see the columns.

@@ -3,7 +3,7 @@
 import dagster as dg
 
 from hedge_pipeline.assets.reporting import for_each_session
-from hedge_pipeline.partitions import SESSIONS
+from hedge_pipeline.partitions import BACKFILL, SESSIONS
 from hedge_pipeline.resources.loop import LoopResource
 
 
@@ -12,7 +12,7 @@ from hedge_pipeline.resources.loop import LoopResource
     group_name="market",
     owners=["team:market-data"],
     kinds={"parquet"},
-    backfill_policy=dg.BackfillPolicy.single_run(),
+    backfill_policy=BACKFILL,
 )
 def option_chains(context: dg.AssetExecutionContext, loop: LoopResource) -> None:
     """Snapshots of the session: open interest and volume in contracts, volatility per year.

@@ -5,7 +5,7 @@ import dagster as dg
 from hedge_pipeline.assets.prediction_log import prediction_log
 from hedge_pipeline.assets.raw_quotes import raw_quotes
 from hedge_pipeline.assets.reporting import for_each_session
-from hedge_pipeline.partitions import FRESH_SESSIONS, SESSIONS
+from hedge_pipeline.partitions import BACKFILL, FRESH_SESSIONS, SESSIONS
 from hedge_pipeline.resources.loop import LoopResource
 
 
@@ -16,7 +16,7 @@ from hedge_pipeline.resources.loop import LoopResource
     owners=["team:trading"],
     kinds={"parquet"},
     deps=[raw_quotes, prediction_log],
-    backfill_policy=dg.BackfillPolicy.single_run(),
+    backfill_policy=BACKFILL,
 )
 def outcomes(context: dg.AssetExecutionContext, loop: LoopResource) -> None:
     """Up, down, flat, or unlabelable with the reason; from observed closes of one session only."""

@@ -5,7 +5,7 @@ import dagster as dg
 from hedge_pipeline.assets.features import features
 from hedge_pipeline.assets.hedge_levels import hedge_levels
 from hedge_pipeline.assets.reporting import for_each_session
-from hedge_pipeline.partitions import FRESH_SESSIONS, SESSIONS
+from hedge_pipeline.partitions import BACKFILL, FRESH_SESSIONS, SESSIONS
 from hedge_pipeline.resources.loop import LoopResource
 
 
@@ -16,7 +16,7 @@ from hedge_pipeline.resources.loop import LoopResource
     owners=["team:trading"],
     kinds={"parquet", "xgboost"},
     deps=[features, hedge_levels],
-    backfill_policy=dg.BackfillPolicy.single_run(),
+    backfill_policy=BACKFILL,
 )
 def prediction_log(context: dg.AssetExecutionContext, loop: LoopResource) -> None:
     """Probability of a higher price after the horizon, with the model accepted at the time.

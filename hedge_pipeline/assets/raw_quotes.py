@@ -3,7 +3,7 @@
 import dagster as dg
 
 from hedge_pipeline.assets.reporting import for_each_session
-from hedge_pipeline.partitions import FRESH_SESSIONS, SESSIONS
+from hedge_pipeline.partitions import BACKFILL, FRESH_SESSIONS, SESSIONS
 from hedge_pipeline.resources.loop import LoopResource
 
 
@@ -13,7 +13,7 @@ from hedge_pipeline.resources.loop import LoopResource
     group_name="market",
     owners=["team:market-data"],
     kinds={"parquet"},
-    backfill_policy=dg.BackfillPolicy.single_run(),
+    backfill_policy=BACKFILL,
 )
 def raw_quotes(context: dg.AssetExecutionContext, loop: LoopResource) -> None:
     """Final minute bars of the session: prices in quote currency, volume in shares, times in UTC.

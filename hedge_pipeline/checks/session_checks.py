@@ -13,7 +13,7 @@ def sessions_of_the_run(context: dg.AssetCheckExecutionContext, loop: LoopResour
 
     if context.has_partition_key or context.has_partition_key_range:
         return list(context.partition_keys)
-    return list(loop.deployment.store.sessions(RAW_QUOTES)[-RECENT_SESSIONS:])
+    return list(loop.deployment.store.sessions(RAW_QUOTES, last=RECENT_SESSIONS))
 
 
 def _claim(asset: str, name: str, counted_by: str, broken_by: str) -> dg.AssetChecksDefinition:

@@ -53,13 +53,11 @@ def at_levels(
         session: the session.
         signalling: rules and evidence.
     """
-    import pandas as pd
-
-    key = ["symbol", "bar_ts"]
-    rows = log[key].merge(levels, on=key, how="left", validate="many_to_one")
+    rows = _levels_of(log, levels)
     found = measure(log["price"].to_numpy(dtype=np.float64), rows)
     symbols = log["symbol"].to_numpy(dtype=object)
     seen = seen_at(signalling.evidence, symbols, found.level_type, found.level_source, found.score)
+    times = log["bar_ts"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
     log = log.assign(
         confidence=confident(log["prob_up"], seen, signalling.prior).value.astype(np.float32),
         strength_score=found.score,
@@ -73,18 +71,28 @@ def at_levels(
         strength_hg=found.hg,
         strength_overlap=found.overlap,
         strength_missing=found.missing,
-        no_levels=rows["no_levels"].to_numpy(),
+        bars_left=session.bars - 1 - session.index_of(times),
     )
-    times = log["bar_ts"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
-    log = log.assign(bars_left=session.bars - 1 - session.index_of(times))
-    pieces = []
-    for role, own in log.groupby("role", sort=False):
-        if role == "served":
-            fired, reason = decide_signals(own, signalling.rules, signalling.last_signals)
-        else:
-            fired = np.zeros(len(own), dtype=np.bool_)
-            reason = np.where(own["prediction"].isna(), own["reason"], OTHER_STREAM)
-        blind = (reason == NO_LEVEL) & own["no_levels"].notna().to_numpy()
-        reason = np.where(blind, [f"{NO_LEVEL}: {why}" for why in own["no_levels"]], reason)
-        pieces.append(own.assign(signal_fired=fired, reason=reason))
-    return PREDICTION_LOG.conform(pd.concat(pieces, ignore_index=True))
+    served = (log["role"] == "served").to_numpy(dtype=np.bool_)
+    fired = np.zeros(len(log), dtype=np.bool_)
+    reason = np.where(log["prediction"].isna(), log["reason"].to_numpy(dtype=object), OTHER_STREAM)
+    if served.any():
+        own = log if served.all() else log[served]
+        fired[served], reason[served] = decide_signals(
+            own, signalling.rules, signalling.last_signals
+        )
+    why = rows["no_levels"].to_numpy(dtype=object)
+    for place in np.flatnonzero((reason == NO_LEVEL) & rows["no_levels"].notna().to_numpy()):
+        reason[place] = f"{NO_LEVEL}: {why[place]}"
+    return PREDICTION_LOG.conform(log.assign(signal_fired=fired, reason=reason))
+
+
+def _levels_of(log: pd.DataFrame, levels: pd.DataFrame) -> pd.DataFrame:
+    """The levels in force at each row of the log."""
+    key = ["symbol", "bar_ts"]
+    same = len(log) == len(levels) and all(
+        (log[name].to_numpy() == levels[name].to_numpy()).all() for name in key
+    )
+    if same:  # one stream, in the order of the bars
+        return levels
+    return log[key].merge(levels, on=key, how="left", validate="many_to_one")

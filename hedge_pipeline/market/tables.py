@@ -68,6 +68,8 @@ class Table:
         first_by: of two rows with one key the one with the smaller value here came first.
         bulky: too large to be kept in memory or to be compared row by row when something is added;
             what is added at once is one file named after its keys, so adding it twice is harmless.
+        summed_up: small, kept for ever and read over all sessions; the nightly job also writes its
+            settled sessions into one file, see `Store.sum_up`.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Table:
     key: tuple[str, ...]
     first_by: str | None = None
     bulky: bool = False
+    summed_up: bool = False
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -569,6 +572,7 @@ PROMOTIONS = Table(
     ),
     key=("symbol", "session", "kind", "model_version", "number"),
     first_by="decided_at",
+    summed_up=True,
 )
 
 PERFORMANCE = Table(
@@ -592,6 +596,7 @@ PERFORMANCE = Table(
         Column("spread", "float", "standard deviation of the trusted probability", least=0),
     ),
     key=("symbol", "session", "model_version", "role", "mode"),
+    summed_up=True,
 )
 
 _LEVEL_TYPES = ("support", "resistance", "all")

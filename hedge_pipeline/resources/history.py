@@ -61,7 +61,7 @@ def _events(deployment: Deployment) -> Iterator[dg.AssetMaterialization]:
     from hedge_pipeline.assets import pictures
     from hedge_pipeline.market import tables
 
-    sessions = deployment.store.sessions(tables.RAW_QUOTES)[-REPORTED_SESSIONS:]
+    sessions = deployment.store.sessions(tables.RAW_QUOTES, last=REPORTED_SESSIONS)
     for label in sessions:
         draw = label in sessions[-DRAWN_SESSIONS:]
         for asset, metadata in pictures.session(deployment, label, draw=draw).items():

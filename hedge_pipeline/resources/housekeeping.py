@@ -40,11 +40,13 @@ def steps(instance: dg.DagsterInstance, loop: LoopResource) -> list[tuple[str, C
         ("broken files", lambda: _quarantined(deployment)),
         ("temporary files", lambda: f"{storage.sweep(found, backup, ABANDONED)} removed"),
         ("compaction", lambda: _compacted(deployment)),
+        ("summaries", lambda: _summed_up(deployment)),
         ("tables", lambda: _forgotten(deployment, settings)),
         ("runs", lambda: f"{upkeep.delete_old_runs(instance, home, old)} deleted"),
         ("ticks", lambda: f"of {upkeep.delete_old_ticks(instance, old)} schedules and sensors"),
         ("events", lambda: f"{upkeep.delete_old_events(instance, home, old)} deleted"),
         ("MLflow", lambda: _pruned(loop, settings)),
+        ("sizes", lambda: _measured(deployment, found)),
         ("backup", lambda: _saved(found, settings)),
     ]
 
@@ -55,10 +57,20 @@ def _quarantined(deployment: Deployment) -> str:
 
 
 def _compacted(deployment: Deployment) -> str:
-    labels = deployment.store.sessions(RAW_QUOTES)[-COMPACTED_SESSIONS:]
+    labels = deployment.store.sessions(RAW_QUOTES, last=COMPACTED_SESSIONS)
     for label in labels:
         stages.compact_session(deployment, label)
     return f"{len(labels)} sessions"
+
+
+def _summed_up(deployment: Deployment) -> str:
+    found = storage.condense(deployment)
+    return ", ".join(f"{name} of {sessions} sessions" for name, sessions in found.items())
+
+
+def _measured(deployment: Deployment, found: Places) -> str:
+    total = sum(storage.note_sizes(deployment, found)["areas"].values())
+    return f"{total / 1e6:.1f} MB"
 
 
 def _forgotten(deployment: Deployment, settings: Settings) -> str:
@@ -112,7 +124,9 @@ def _looked(
     told = [*health.live_troubles(found, patience), *health.store_troubles(deployment)]
     backup = health.backup_trouble(deployment, settings)
     told += [backup] if backup else []
-    room = storage.trouble(storage.report(deployment, places(settings), settings.disk_budget_mb))
+    room = storage.trouble(
+        storage.report(deployment, places(settings), settings.disk_budget_mb, noted=True)
+    )
     told += [health.Trouble("disk", room)] if room else []
     if instance is not None:
         most = settings.alert_failed_trainings
