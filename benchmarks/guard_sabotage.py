@@ -26,6 +26,7 @@ from hedge_pipeline.settings import load_settings
 from hedge_pipeline.stages import Deployment, deploy
 
 FIRST_WINDOW = 6
+WINDOW = "hedge_pipeline.stages.training.training_window"
 
 
 def flipped_labels() -> AbstractContextManager[Any]:
@@ -34,7 +35,7 @@ def flipped_labels() -> AbstractContextManager[Any]:
     def flipped(data: Any, plan: Any) -> Any:
         return fit(dataclasses.replace(data, labels=1 - data.labels), plan)
 
-    return mock.patch.object(stages, "fit", flipped)
+    return mock.patch("hedge_pipeline.stages.training.fit", flipped)
 
 
 def permuted_columns() -> AbstractContextManager[Any]:
@@ -94,7 +95,7 @@ def verdicts(deployment: Deployment, sessions: int) -> Iterator[tuple[str, str |
     for kind, sabotage in SABOTAGES.items():
         for symbol in deployment.symbols:
             for last in range(FIRST_WINDOW, sessions + 1):
-                window = mock.patch.object(stages, "training_window", lambda *_: labels[:last])  # noqa: B023
+                window = mock.patch(WINDOW, lambda *_: labels[:last])  # noqa: B023
                 with window, sabotage():
                     yield kind, stages.train_candidate(deployment, symbol).card.guard_failure
 

@@ -1,4 +1,4 @@
-"""The stages of option chains: fetch -> store -> hedge levels; see `stages.py` for the others.
+"""The stages of option chains: fetch -> store -> hedge levels; see `stages` for the others.
 
 Fetching touches no table, so it may happen in a thread. Everything that was asked for leaves a row
 in `chain_fetches`, whatever came of it. Levels of a snapshot are computed from it and the earlier

@@ -81,8 +81,6 @@ def out_of_time(
         One row by session: session, symbol, the sums of `scoring.sums_of`, and the slope of
         calibration (NaN if it said nothing).
     """
-    import pandas as pd
-
     found = []
     for label in sessions:
         rows = deployment.store.read(FEATURE_ROWS, [label], symbols=[ledger.symbol])
@@ -96,7 +94,8 @@ def out_of_time(
         margin = usual_margins(rows, model)
         moments = rows["available_at"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
         base = ledger.in_force(moments).base_rate
-        prob = trusted_probability(base, margin, 1.0)
+        with np.errstate(invalid="ignore"):  # NaN where it abstains
+            prob = trusted_probability(base, margin, 1.0)
         said = pd.DataFrame(
             {
                 "bar_ts": rows["bar_ts"],

@@ -155,7 +155,9 @@ def history_in(folder: Path, **given: Any) -> Path:
     morning = dt.datetime(2024, 11, 29, 5, tzinfo=dt.UTC)
     deployment = deployment_in(folder, FakeMarket(), lambda: morning, **given)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "guard", lambda *_: None)  # a random walk teaches nothing
+        patch.setattr(
+            "hedge_pipeline.stages.training.guard", lambda *_: None
+        )  # a random walk teaches nothing
         found = stages.bootstrap(deployment, BEFORE)
     assert all(words.startswith("version 1") for words in found["models"].values()), found
     return folder

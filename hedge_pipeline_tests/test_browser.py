@@ -288,7 +288,9 @@ def test_a_click_on_an_experiment_opens_its_trained_models(uis: Uis, page: Any) 
     header.wait_for()
     fits = "x => x.scrollWidth <= x.clientWidth"
     assert header.evaluate(fits)  # none of its letters is cut off
-    assert not page.get_by_text("MLflow Assistant").is_visible()
+    assert not page.get_by_text("Ask questions about your").is_visible()  # the assistant
+    page.locator("input[type=radio][value=CHART]").evaluate("x => x.click()")
+    page.get_by_text("live, by session and version").first.wait_for()
 
 
 @pytest.mark.parametrize("symbol", ["SIMQ", "SIMN"])

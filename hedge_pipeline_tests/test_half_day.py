@@ -258,7 +258,9 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         for name, value in {**yahoo.env, **ours}.items():
             patch.setenv(name, value)
         patch.setattr(jobs, "time", SimpleNamespace(sleep=clock.sleep))
-        patch.setattr(stages, "guard", lambda *_: None)  # a random walk teaches nothing
+        patch.setattr(
+            "hedge_pipeline.stages.training.guard", lambda *_: None
+        )  # a random walk teaches nothing
         forget_yfinance()
         try:
             registry = open_registry(load_settings())

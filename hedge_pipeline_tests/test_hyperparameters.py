@@ -28,7 +28,7 @@ from hedge_pipeline.learning.search import DEFAULTS, INSTALL, SearchPlan, Search
 from hedge_pipeline.learning.training import TrainingPlan
 from hedge_pipeline.market.tables import FEATURE_ROWS, OUTCOMES, PREDICTION_LOG, RAW_QUOTES
 from hedge_pipeline.resources.registry import _params
-from hedge_pipeline.stages import Deployment, StageError
+from hedge_pipeline.stages import Deployment, StageError, training
 from hedge_pipeline_tests.markets import copy_of
 from hedge_pipeline_tests.replays import environment, replay_in
 from hedge_pipeline_tests.runs import code_location, failures, files, materialize, shown
@@ -36,6 +36,7 @@ from hedge_pipeline_tests.runs import code_location, failures, files, materializ
 SYMBOL = "SIMQ"
 SESSIONS = 9
 SPARING = SearchPlan(least=3, block=1)
+WINDOW = "hedge_pipeline.stages.training.training_window"
 OTHER = {"depth": 2, "trees": 40, "rows_per_tree": 0.7, "learning_rate": 0.08}
 pytestmark = pytest.mark.slow
 
@@ -234,7 +235,7 @@ def test_a_find_is_judged_on_later_sessions_only_and_leaves_the_past_as_it_was(
         if number >= 6:
             for deployment in (market, plain):
                 with pytest.MonkeyPatch.context() as patch:
-                    patch.setattr(stages, "training_window", lambda *_, n=number: labels[:n])
+                    patch.setattr(WINDOW, lambda *_, n=number: labels[:n])
                     stages.train_candidate(deployment, SYMBOL)
                 stages.judge(deployment, SYMBOL)
 
@@ -262,7 +263,9 @@ def test_the_spread_of_other_parameters_is_not_what_is_usual(
     cards = [stages.train_candidate(market, SYMBOL).card]
     stages.judge(market, SYMBOL)
     seen: list[list[float]] = []
-    monkeypatch.setattr(stages, "guard", lambda *given: seen.append(given[-1]))
+    monkeypatch.setattr(
+        "hedge_pipeline.stages.training.guard", lambda *given: seen.append(given[-1])
+    )
     for parameters in ({}, OTHER):
         card = replace(cards[0], plan={**cards[0].plan, **parameters})
         data = assemble(
@@ -275,7 +278,7 @@ def test_the_spread_of_other_parameters_is_not_what_is_usual(
         )
         later = dt.datetime(2025, 1, 1, tzinfo=dt.UTC)
         wanted = dict.fromkeys(data.sessions, (SYMBOL,))
-        stages._guarded(market, card, np.empty(0), data, wanted, 0.5, later)
+        training._guarded(market, card, np.empty(0), data, wanted, 0.5, later)
     assert seen == [[cards[0].spread], []]
 
 

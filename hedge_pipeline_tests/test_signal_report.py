@@ -306,7 +306,7 @@ def test_the_running_session_is_not_in_the_report(tmp_path: Path) -> None:
 def test_the_report_looks_back_so_many_sessions(
     scored: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "REPORTED_SESSIONS", 3)
+    monkeypatch.setattr("hedge_pipeline.stages.scoring.REPORTED_SESSIONS", 3)
     found = stages.signal_report(scored, "SIMQ")
     agrees(found["overall"], by_hand(scored, "SIMQ", SESSIONS[1:]))
     assert list(found["by_session"]) == list(SESSIONS[1:])

@@ -124,7 +124,7 @@ Files = dict[str, bytes]
 class EveryLine:
     """What lies on the disk before every line of the fold: all that a kill there would leave."""
 
-    MODULES = ("stages.py", "ledger.py", "gate.py", "store.py")
+    MODULES = ("evidence.py", "outcomes.py", "deployment.py", "ledger.py", "gate.py", "store.py")
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

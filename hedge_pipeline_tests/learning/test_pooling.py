@@ -30,7 +30,7 @@ from hedge_pipeline.market.tables import (
 )
 from hedge_pipeline.replay import replay
 from hedge_pipeline.settings import load_settings
-from hedge_pipeline.stages import Deployment, StageError
+from hedge_pipeline.stages import Deployment, StageError, training
 from hedge_pipeline.store import Store
 from hedge_pipeline_tests import runs
 from hedge_pipeline_tests.learning.conftest import (
@@ -153,7 +153,7 @@ def test_a_window_too_long_for_memory_gives_the_same_model(
 ) -> None:
     cards = []
     for name, limit in (("memory", 10**9), ("disk", 0)):
-        monkeypatch.setattr(stages, "SPOOL_FROM", limit)
+        monkeypatch.setattr("hedge_pipeline.stages.training.SPOOL_FROM", limit)
         cards.append(stages.train_candidate(market(tmp_path / name, "symbol"), "SIMQ").card)
     assert cards[0] == cards[1]
 
@@ -348,14 +348,14 @@ def test_a_symbol_that_lost_its_skill_forgets_alone(
 ) -> None:
     made = market(tmp_path)
     labels = sessions_of(made, 6)
-    state = stages._state
+    state = training.state_of
 
     def reset(deployment: Deployment, symbol: str) -> Any:
         found = state(deployment, symbol)
         since = labels[4] if symbol == "SIMN" else None
         return dataclasses.replace(found, train_from=since)
 
-    monkeypatch.setattr(stages, "_state", reset)
+    monkeypatch.setattr(training, "state_of", reset)
     window = stages.pool_window(made)
     assert tuple(window) == labels
     assert [len(window[x]) for x in labels] == [1, 1, 1, 1, 2, 2]
@@ -376,7 +376,7 @@ def test_a_tampered_candidate_of_the_pool_is_rejected_for_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = market(tmp_path)
-    monkeypatch.setattr(stages, "margins_of", lambda *given: margins_of(*given) + 0.01)
+    monkeypatch.setattr(training, "margins_of", lambda *given: margins_of(*given) + 0.01)
     card = stages.train_candidate(made, "SIMQ").card
     assert str(card.guard_failure).startswith("parity: served margins differ")
     for symbol in SYMBOLS:

@@ -119,7 +119,7 @@ def other_trains(folder: str, last: int) -> None:
     other = opened(Path(folder))
     labels = other.calendar.labels[:last]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "training_window", lambda *_: labels)
+        patch.setattr("hedge_pipeline.stages.training.training_window", lambda *_: labels)
         stages.train_candidate(other, SYMBOL)
         stages.judge(other, SYMBOL)
 
@@ -154,11 +154,11 @@ def test_a_verdict_is_given_once_whoever_gives_it(
     append = stages.append_entry
 
     def interrupted(*arguments: Any) -> bool:
-        monkeypatch.setattr(stages, "append_entry", append)
+        monkeypatch.setattr("hedge_pipeline.stages.evidence.append_entry", append)
         judged.extend(stages.judge(other, SYMBOL))
         return append(*arguments)
 
-    monkeypatch.setattr(stages, "append_entry", interrupted)
+    monkeypatch.setattr("hedge_pipeline.stages.evidence.append_entry", interrupted)
     assert stages.judge(trainer, SYMBOL) == []
     assert [entry["event"] for entry in judged] == ["hold"]
     assert verdicts_in(trainer) == [(1, "hold")]
@@ -184,7 +184,7 @@ ModelShelf.put_card = both_at_once
 loop = opened(Path(sys.argv[1]))
 while last := sys.stdin.readline():
     labels = loop.calendar.labels[: int(last)]
-    stages.training_window = lambda *_: labels
+    stages.training.training_window = lambda *_: labels
     said = "saved"
     try:
         stages.train_candidate(loop, SYMBOL)
@@ -252,7 +252,10 @@ def test_drift_changes_no_verdict_and_no_evidence(
 
     calm = entries("calm")
     for name in ("feature_drift", "performance_drift"):
-        monkeypatch.setattr(stages, name, lambda *_: Drift(-99.0, -9.0, "return_10", 4.5))
+        monkeypatch.setattr(
+            f"hedge_pipeline.stages.deciding.{name}",
+            lambda *_: Drift(-99.0, -9.0, "return_10", 4.5),
+        )
     pd.testing.assert_frame_equal(entries("alarmed"), calm)
     assert list(calm["event"].dropna()) == ["hold"]
 

@@ -325,7 +325,7 @@ def test_a_training_that_failed_is_asked_for_again(
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "fit", out_of_memory)
+        patch.setattr("hedge_pipeline.stages.training.fit", out_of_memory)
         result = train(instance, "SIMQ", now=NIGHT)
     assert len(failures(result)) == 1
     (run,) = instance.get_runs()
@@ -345,7 +345,7 @@ def test_a_rejected_candidate_is_not_asked_for_again(
     store: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reason = "spread: the model says the same of every row"
-    monkeypatch.setattr(stages, "guard", lambda *_: reason)
+    monkeypatch.setattr("hedge_pipeline.stages.training.guard", lambda *_: reason)
     for symbol in SYMBOLS:
         result = train(instance, symbol, now=NIGHT)
         assert result.success

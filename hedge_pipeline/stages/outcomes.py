@@ -1,0 +1,101 @@
+"""Outcomes of predictions, and which sessions are settled."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hedge_pipeline.learning import labels
+from hedge_pipeline.market.tables import OUTCOMES, RAW_QUOTES
+from hedge_pipeline.stages.deployment import NothingStored
+
+if TYPE_CHECKING:
+    import datetime as dt
+
+    from hedge_pipeline.stages.deployment import Deployment
+
+
+def mature_outcomes(deployment: Deployment, label: str, since: dt.datetime | None = None) -> int:
+    """Stores the outcomes of a session that are known by now; returns the new rows.
+
+    Args:
+        deployment: whose store.
+        label: the session.
+        since: only of bars that begin then or later.
+
+    Raises:
+        StageError: the session has no bars.
+    """
+    stored = deployment.store.read(RAW_QUOTES, [label], since=since)
+    if stored.empty:
+        raise NothingStored(f"raw_quotes has no bars of {label}: materialize raw_quotes first")
+    session = deployment.calendar.session(label)
+    known = labels.mature(
+        stored,
+        session,
+        horizon=deployment.horizon,
+        dead_band_bp=deployment.dead_band_bp,
+        now=deployment.asked_at(session),
+        grace=_grace(deployment),
+    )
+    return deployment.store.append(OUTCOMES, label, known)
+
+
+def settled_sessions(
+    deployment: Deployment, symbol: str, *, after: str | None = None, last: int | None = None
+) -> tuple[str, ...]:
+    """Sessions that are over and whose every bar of the symbol has its outcome, ascending.
+
+    Args:
+        deployment: where to look.
+        symbol: whose outcomes.
+        after: only later sessions.
+        last: at most so many, the newest ones.
+    """
+    found: list[str] = []
+    for label in deployment.store.newest_first(OUTCOMES):
+        if (after is not None and label <= after) or (last is not None and len(found) == last):
+            break
+        if _is_settled(deployment, symbol, label):
+            found.append(label)
+    return tuple(reversed(found))
+
+
+def _is_settled(deployment: Deployment, symbol: str, label: str) -> bool:
+    if (symbol, label) in deployment.settled:
+        return True
+    session = deployment.calendar.session(label)
+    if deployment.asked_at(session) < session.closes + _grace(deployment):
+        return False
+    columns = ("symbol", "bar_ts")
+    bars = deployment.store.read(RAW_QUOTES, [label], symbols=[symbol], columns=columns)
+    outcomes = deployment.store.read(
+        OUTCOMES, [label], symbols=[symbol], columns=(*columns, "horizon_bars")
+    )
+    outcomes = outcomes[outcomes["horizon_bars"] == deployment.horizon]
+    settled = len(bars) > 0 and len(outcomes) == len(bars)
+    if settled:
+        deployment.settled.add((symbol, label))
+    return settled
+
+
+def _grace(deployment: Deployment) -> dt.timedelta:
+    """How long after the close the last bars may still be on their way."""
+    return max(labels.GRACE, deployment.source.delay)
+
+
+def settled_symbols(deployment: Deployment, label: str) -> tuple[str, ...]:
+    """Symbols for which the session is settled, see `settled_sessions`; each table is read once."""
+    known = deployment.settled
+    session = deployment.calendar.session(label)
+    if deployment.asked_at(session) < session.closes + _grace(deployment):
+        return ()
+    if any((symbol, label) not in known for symbol in deployment.symbols):
+        bars = deployment.store.read(RAW_QUOTES, [label], columns=("symbol",))
+        outcomes = deployment.store.read(OUTCOMES, [label], columns=("symbol", "horizon_bars"))
+        outcomes = outcomes[outcomes["horizon_bars"] == deployment.horizon]
+        matured = outcomes["symbol"].value_counts()
+        counted = bars["symbol"].value_counts()
+        known.update(
+            (str(symbol), label) for symbol, n in counted.items() if matured.get(symbol, 0) == n
+        )
+    return tuple(symbol for symbol in sorted(deployment.symbols) if (symbol, label) in known)
