@@ -38,7 +38,7 @@ def test_a_report_that_is_not_taken_ends_no_polling_and_is_told_once_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def live(
-        deployment: Deployment, label: str, polls: list[Poll], *, hedges: bool
+        deployment: Deployment, label: str, polls: list[Poll], *, inputs: bool
     ) -> dict[str, dict[str, Any]]:
         bars = {"bars": sum(poll.bars for poll in polls)}
         return {"raw_quotes": bars, "features": bars}

@@ -629,7 +629,7 @@ def models(deployment: Deployment, symbol: str) -> dict[str, dict[str, Any]]:
 
 
 def live(
-    deployment: Deployment, label: str, polls: Sequence[Poll], *, hedges: bool = True
+    deployment: Deployment, label: str, polls: Sequence[Poll], *, inputs: bool = True
 ) -> dict[str, dict[str, Any]]:
     """What a few minutes of polling added to the running session, by asset.
 
@@ -637,63 +637,65 @@ def live(
         deployment: what is polled.
         label: the running session.
         polls: those since the last report.
-        hedges: with option chains and hedge levels.
+        inputs: with features, option chains and hedge levels.
     """
-    from hedge_pipeline.market.tables import FEATURE_ROWS, GAPS, RAW_QUOTES
+    from hedge_pipeline.market.tables import GAPS, RAW_QUOTES
 
     store = deployment.store
     bars = store.read(RAW_QUOTES, [label], columns=("symbol", "bar_ts", "available_at"))
     bars = bars.sort_values("bar_ts")
     gaps = store.read(GAPS, [label], columns=("symbol",))
-    rows = store.read(FEATURE_ROWS, [label], columns=("symbol",))
     lags = _lags(deployment, bars)
     failures = sum(len(poll.failures) for poll in polls)
     added = {name: sum(getattr(poll, name) for poll in polls) for name in _ADDED}
     return {
-        **(_live_hedges(deployment, label) if hedges else {}),
+        **(_live_inputs(deployment, label) if inputs else {}),
         "raw_quotes": {
             "dagster/row_count": len(bars),
             "new_rows": added["bars"],
             "coverage_pct": _coverage(len(bars), len(gaps)),
-            "bytes": store.size(RAW_QUOTES, label),
             "lag_seconds": round(float(lags.median()), 1),
-            "newest_lag_seconds": round(float(lags.iloc[-1]), 1),
-            "failed_answers": failures,
+            **({"failed_answers": failures} if failures else {}),
             "last_bar": bars["bar_ts"].iloc[-1].isoformat(),
         },
-        "features": {
-            "dagster/row_count": len(rows),
-            "bytes": store.size(FEATURE_ROWS, label),
-        },
         "prediction_log": {
-            **predictions(deployment, label, added["predictions"], draw=False),
+            **_only(_FOLLOWED, predictions(deployment, label, added["predictions"], draw=False)),
             "seconds_to_store": round(max(poll.seconds for poll in polls), 3),
         },
-        "outcomes": outcomes(deployment, label, added["outcomes"], draw=False),
+        "outcomes": _only(_FOLLOWED, outcomes(deployment, label, added["outcomes"], draw=False)),
     }
 
 
 _ADDED = ("bars", "predictions", "outcomes")
+# every entry takes 130 bytes, twice, at every report
+_FOLLOWED = (
+    *("dagster/row_count", "new_rows", "lag_seconds"),
+    *("predictions", "abstentions", "signals"),
+    *("accuracy", "base_rate_accuracy", "log_loss"),
+)
 
 
-def _live_hedges(deployment: Deployment, label: str) -> dict[str, dict[str, Any]]:
-    """Chains and levels of the running session so far."""
-    from hedge_pipeline.market.tables import CHAIN_FETCHES, HEDGE_LEVELS, OPTION_CHAINS
+def _only(names: Sequence[str], shown: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in shown.items() if name in names}
 
-    shown: dict[str, dict[str, Any]] = {}
+
+def _live_inputs(deployment: Deployment, label: str) -> dict[str, dict[str, Any]]:
+    """Features, chains and levels of the running session so far."""
+    from hedge_pipeline.market.tables import CHAIN_FETCHES, FEATURE_ROWS, HEDGE_LEVELS
+
+    features = deployment.store.read(FEATURE_ROWS, [label], columns=("symbol",))
+    shown: dict[str, dict[str, Any]] = {"features": {"dagster/row_count": len(features)}}
     fetches = deployment.store.read(CHAIN_FETCHES, [label])
     if len(fetches):
         shown["option_chains"] = {
             "dagster/row_count": int(fetches["contracts"].sum()),
             "snapshots": int(fetches["snapshots"].sum()),
             "requests": _requests(fetches),
-            "bytes": deployment.store.size(OPTION_CHAINS, label),
         }
     rows = deployment.store.read(HEDGE_LEVELS, [label], columns=("symbol", "usable"))
     if len(rows):
         shown["hedge_levels"] = {
             "dagster/row_count": len(rows),
             "usable_snapshots": int(rows["usable"].sum()),
-            "bytes": deployment.store.size(HEDGE_LEVELS, label),
         }
     return shown

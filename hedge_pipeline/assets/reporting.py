@@ -66,8 +66,9 @@ def for_each_session(context: dg.AssetExecutionContext, work: Callable[[str], Me
 class LiveReport:
     """Tells Dagster every few minutes what the polls have added, as ordinary materializations.
 
-    A materialization takes 4 to 5 kB in Dagster's database, so a report names what changed and no
-    more, and every second one leaves out option chains and hedge levels: at most 2 kB per poll.
+    A materialization takes about 4 kB in Dagster's database, so a report names what changed and no
+    more, and every second one leaves out features, option chains and hedge levels: at most 2 kB per
+    poll.
     The run's log says when a symbol stops answering and when it answers again: once, not at every
     poll. While Dagster's database does not answer, polling goes on and the reports wait.
 
@@ -87,7 +88,7 @@ class LiveReport:
         self._polls: list[Poll] = []
         self._untold: deque[dg.AssetMaterialization] = deque()
         self._silent: dict[str, dt.datetime] = {}
-        self._with_hedges = True
+        self._with_inputs = True
 
     def add(self, poll: Poll) -> None:
         """Remembers a poll; reports if it is time."""
@@ -119,8 +120,8 @@ class LiveReport:
         for label in sorted({poll.session for poll in self._polls if poll.bars}):
             own = [poll for poll in self._polls if poll.session == label]
             self._polls = [poll for poll in self._polls if poll.session != label]
-            shown = pictures.live(self._deployment, label, own, hedges=self._with_hedges)
-            self._with_hedges = not self._with_hedges
+            shown = pictures.live(self._deployment, label, own, inputs=self._with_inputs)
+            self._with_inputs = not self._with_inputs
             self._untold += (
                 dg.AssetMaterialization(asset_key=asset, partition=label, metadata=metadata)
                 for asset, metadata in shown.items()
