@@ -430,6 +430,8 @@ def test_events_without_a_run_are_deleted_on_postgres_too(
     for name, value in postgres.variables.items():
         monkeypatch.setenv(name, value)
     home = postgres.home(tmp_path / "home")
+    (home / "history" / "runs").mkdir(parents=True)
+    (home / "history" / "runs" / "index.db").touch()
     with dg.DagsterInstance.from_config(str(home)) as instance:
         run_id = some_run(instance)
         said = len(instance.all_logs(run_id))

@@ -94,13 +94,18 @@ def delete_old_events(instance: dg.DagsterInstance, home: Path, before: dt.datet
         How many rows. A SQLite database in use by somebody else at that moment is left for the
         next time.
     """
-    from dagster._core.storage.event_log import SqlEventLogStorage, SqlEventLogStorageTable
+    from dagster._core.storage.event_log import (
+        SqlEventLogStorage,
+        SqlEventLogStorageTable,
+        SqliteEventLogStorage,
+    )
 
     moment = before.astimezone(dt.UTC).replace(tzinfo=None)
     runs, storage = home / "history" / "runs", instance.event_log_storage
     databases = [path for path in (runs / ".db", runs / "index.db") if path.exists()]
     count = 0
-    if not databases and isinstance(storage, SqlEventLogStorage):
+    # a home that was moved to PostgreSQL still has the databases it had before
+    if isinstance(storage, SqlEventLogStorage) and not isinstance(storage, SqliteEventLogStorage):
         events = SqlEventLogStorageTable
         old = (events.c.run_id == "") & (events.c.timestamp < moment)
         with storage.index_transaction() as connection:
