@@ -50,6 +50,8 @@ _REQUESTS_AT_ONCE = 8
 # ours, and those of MLflow, whose files may lie below the same folder
 _TEMPORARY = re.compile(r"\.(.+\.\d+\.\d+\.tmp|probe-\d+|artifact\.uploading\..+)")
 _FILE_SYSTEM_TICK = 12_000_000  # ns; a tick of Linux at 100 Hz is 10 ms
+# of file systems that note whole seconds, or every other one
+_COARSE_TICK = 2_012_000_000
 # of so many sessions a table's summary is looked at, not their files
 _SUMMED_UP_FROM = 16
 
@@ -214,7 +216,8 @@ class Store:
 
     def quarantined(self) -> tuple[str, ...]:
         """Paths of the parts that were moved aside and are still there, below the root, sorted."""
-        found = [self.read_bytes(f"{_ASIDE}/{x}").decode() for x in self.names(_ASIDE)]
+        markers = [x for x in self.names(_ASIDE) if not x.startswith(".")]
+        found = [self.read_bytes(f"{_ASIDE}/{x}").decode() for x in markers]
         named = [x for x in found if PurePosixPath(x).name.startswith(BROKEN)]
         with self._told("cannot be read"):
             return tuple(sorted(x for x in named if self._fs.exists(str(self._root / x))))
@@ -362,7 +365,11 @@ class Store:
             fingerprint: of a session, from `fingerprints`.
             seen_ns: when it was seen, `time.time_ns`.
         """
-        return self._local and int(fingerprint[0]) > seen_ns - _FILE_SYSTEM_TICK
+        if not self._local:
+            return False
+        changed = int(fingerprint[0])
+        tick = _FILE_SYSTEM_TICK if changed % 1_000_000_000 else _COARSE_TICK
+        return changed > seen_ns - tick
 
     def sum_up(self, table: Table) -> int:
         """Compacts the settled sessions and writes them all into one file that reads look at.

@@ -799,6 +799,15 @@ def test_a_folder_without_parts_is_no_session(tmp_path: Path) -> None:
     assert list(store.newest_first(RAW_QUOTES)) == [DAYS[0]] == list(store.sessions(RAW_QUOTES))
 
 
+def test_a_session_is_seen_where_the_file_system_notes_whole_seconds(tmp_path: Path) -> None:
+    store, other = Store(str(tmp_path)), Store(str(tmp_path))
+    second = int(time.time() - 0.05)
+    for number, day in enumerate(DAYS[:2]):
+        other.append(RAW_QUOTES, day, rows(0))
+        os.utime(tmp_path / "raw_quotes", (second, second))
+        assert store.sessions(RAW_QUOTES, last=3) == DAYS[: number + 1]
+
+
 @pytest.mark.parametrize("stored", [5, 28])
 def test_the_newest_sessions_cost_the_same_however_many_there_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: int

@@ -44,6 +44,7 @@ from hedge_pipeline.resources.registry import (
     model_name,
 )
 from hedge_pipeline.stages import Deployment
+from hedge_pipeline.storage import MARKER
 from hedge_pipeline.store import Store
 from hedge_pipeline_tests.replays import (
     DEMO_SESSIONS,
@@ -453,6 +454,49 @@ def test_every_version_is_scored_once_on_the_sessions_after_its_cutoff(
         assert run.data.metrics["out_of_time/calibration_slope"] == about(
             scores[-1]["calibration_slope"]
         )
+
+
+def out_of_time_of(registry: MlflowRegistry, symbol: str) -> dict[int, str]:
+    """By version the sessions on which it was scored."""
+    tags = {version: run_of(registry, symbol, version).data.tags for version in VERSIONS}
+    return {x: own[OUT_OF_TIME_TAG] for x, own in tags.items() if OUT_OF_TIME_TAG in own}
+
+
+@pytest.mark.parametrize("left", [None, b"{"], ids=["gone", "damaged"])
+def test_a_published_version_that_the_store_cannot_describe_costs_only_its_own_score(
+    deployment: Deployment,
+    registry: MlflowRegistry,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    left: bytes | None,
+) -> None:
+    registry.publish(deployment, "SIMQ")
+    monkeypatch.setattr("hedge_pipeline.resources.registry.OUT_OF_TIME_SESSIONS", 1)
+    card = Path(deployment.store.url) / "models" / "SIMQ" / "000001.json"
+    card.unlink()
+    if left is not None:
+        card.write_bytes(left)
+    late = registry_in(tmp_path)
+    assert late.publish(replay_in(Path(deployment.store.url)), "SIMQ") == 0
+    assert set(out_of_time_of(late, "SIMQ")) >= {2, 3}
+
+
+def test_a_version_after_whose_cutoff_sessions_were_forgotten_has_no_score_of_later_ones(
+    deployment: Deployment, registry: MlflowRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hedge_pipeline.resources.registry.OUT_OF_TIME_SESSIONS", 1)
+    cutoffs = {x: deployment.shelf.card("SIMQ", x).cutoff for x in VERSIONS}
+    first = deployment.calendar.following(cutoffs[2])
+    assert first is not None and cutoffs[1] < cutoffs[2]
+    for table in (FEATURE_ROWS, OUTCOMES):
+        for label in deployment.store.sessions(table):
+            if label < first:
+                deployment.store.drop(table, label)
+    deployment.store.write_bytes(MARKER, f'{{"before": "{first}"}}'.encode())
+    registry.publish(deployment, "SIMQ")
+    found = out_of_time_of(registry, "SIMQ")
+    assert 1 not in found
+    assert found[2] == f"{first} to {first}"
 
 
 def asked_by_hand(
