@@ -733,7 +733,7 @@ def _card_metrics(card: ModelCard, when: int) -> list[Metric]:
         "training/in_sample_skill": card.in_sample_skill,
         "training/margin_spread": card.spread,
     }
-    return [Metric(name, float(value), when, 0) for name, value in values.items()]
+    return [Metric(name, _to_six_digits(float(x)), when, 0) for name, x in values.items()]
 
 
 def _gate_metrics(deployment: Deployment, ledger: Ledger, sessions: set[str]) -> list[Metric]:
@@ -805,16 +805,21 @@ def _out_of_time_metrics(deployment: Deployment, sums: pd.DataFrame) -> list[Met
 def _metrics(
     deployment: Deployment, label: str, prefix: str, values: Mapping[str, float]
 ) -> list[Metric]:
-    """The values that are known, at the session's close; steps are its ordinal."""
+    """The values that are known, to be read: six digits; at the session's close, by its ordinal."""
     from mlflow.entities import Metric
 
     when = _milliseconds(deployment.calendar.session(label).closes)
     step = deployment.calendar.ordinal(label)
     return [
-        Metric(f"{prefix}/{name}", float(x), when, step)
+        Metric(f"{prefix}/{name}", _to_six_digits(float(x)), when, step)
         for name, x in values.items()
         if not math.isnan(x)
     ]
+
+
+def _to_six_digits(value: float) -> float:
+    """The value to six significant digits; counts stay what they are."""
+    return value if value.is_integer() else float(f"{value:.6g}")
 
 
 def _shares(row: Mapping[Any, Any]) -> dict[str, float]:
