@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COMPACTED = "session"
-CACHED_BYTES = 48 << 20
+CACHED_BYTES = 64 << 20
 BROKEN = ".broken-"
 SETTLED = dt.timedelta(days=1)
 _ASIDE = "quarantined"
@@ -44,6 +44,7 @@ _SUMMARIES = ".summaries"
 _SESSION = "_session"
 _CACHED_SESSIONS = 512
 _CACHED_FILES = 4096
+_BYTES_OF_A_COLUMN = 1600  # what Arrow needs beside the values; of a file of one bar nearly all
 # a request takes as long as some hundred kilobytes
 _WHOLE_BELOW = 256 << 10
 _REQUESTS_AT_ONCE = 8
@@ -88,6 +89,7 @@ class Store:
         self._sessions = _Memory(_CACHED_SESSIONS, cached_bytes)
         self._distinct = _Memory(_CACHED_FILES, cached_bytes)
         self._labels: dict[str, tuple[int, tuple[str, ...]]] = {}
+        self._growing: dict[str, frozenset[str]] = {}
 
     # -- writing ---------------------------------------------------------------------------
 
@@ -635,6 +637,7 @@ class Store:
         needed = self._needed(table, columns, only) if since is None else None
         for _attempt in range(5):
             parts = self._parts(table, session)
+            self._let_go(f"{table.name}/{session}", parts)
             if not parts:
                 return []
             pieces = self._load_parts(table, parts, only, needed, since)
@@ -649,6 +652,18 @@ class Store:
                 found = _having(found.select([x for x in found.schema.names if x in asked]), only)
             return [found.select(list(columns)) if columns else found]
         raise StoreError(f"{self._folder(table, session)} changes faster than it can be read")
+
+    def _let_go(self, name: str, parts: list[str]) -> None:
+        """Forgets the files of a session that are gone: a session that grows has hundreds a day."""
+        gone = self._growing.get(name, frozenset()).difference(parts)
+        for part in gone:
+            self._files.drop(part)
+        if gone:
+            self._sessions.drop(name)
+        if len(parts) > 1:
+            self._growing[name] = frozenset(parts)
+        else:
+            self._growing.pop(name, None)
 
     def _merged(self, table: Table, session: str, pieces: list[pa.Table]) -> pa.Table:
         """The rows of all pieces; remembered until there is another piece."""
@@ -851,14 +866,27 @@ class _Memory:
     def put(self, name: str, entry: tuple[Any, ...]) -> None:
         """Remembers an entry in place of an earlier one of that name."""
         with self._lock:
-            earlier = self._entries.pop(name, None)
-            if entry[1].nbytes > self._most_bytes:  # it would push out everything else
-                self._bytes -= earlier[1].nbytes if earlier else 0
+            self._drop(name)
+            if _footprint(entry[1]) > self._most_bytes:  # it would push out everything else
                 return
-            self._bytes += entry[1].nbytes - (earlier[1].nbytes if earlier else 0)
+            self._bytes += _footprint(entry[1])
             self._entries[name] = entry
             while len(self._entries) > self._most or self._bytes > self._most_bytes:
-                self._bytes -= self._entries.popitem(last=False)[1][1].nbytes
+                self._bytes -= _footprint(self._entries.popitem(last=False)[1][1])
+
+    def drop(self, name: str) -> None:
+        """Forgets an entry, if it is there."""
+        with self._lock:
+            self._drop(name)
+
+    def _drop(self, name: str) -> None:
+        earlier = self._entries.pop(name, None)
+        self._bytes -= _footprint(earlier[1]) if earlier else 0
+
+
+def _footprint(rows: pa.Table) -> int:
+    """Bytes of memory a table takes, measured to within a few per cent."""
+    return int(rows.nbytes) + _BYTES_OF_A_COLUMN * int(rows.num_columns)
 
 
 def _is_part(path: PurePosixPath) -> bool:

@@ -395,6 +395,36 @@ def test_a_compacted_session_is_one_file_with_the_same_rows(tmp_path: Path, tabl
     assert store.compact(table, DAY) == 3
 
 
+def test_the_files_of_a_session_that_grows_are_not_remembered_once_they_are_gone(url: str) -> None:
+    """A bar's files take a hundred times their size in memory, and a day has thousands of them."""
+    store, writer = Store(url), Store(url)
+    for minute in range(60):
+        writer.append(RAW_QUOTES, DAY, rows(minute))
+        assert len(store.read(RAW_QUOTES, [DAY])) == minute + 1
+        if minute % 20 == 19:
+            writer.compact(RAW_QUOTES, DAY)
+            assert len(store.read(RAW_QUOTES, [DAY])) == minute + 1
+            assert len(store._files._entries) == 1
+            assert len(store._sessions._entries) == 0
+        assert len(store._files._entries) <= 21
+    whole = store.read(RAW_QUOTES, [DAY])
+    assert store._files._bytes >= len(RAW_QUOTES.names) * 1600
+    pd.testing.assert_frame_equal(whole, Store(url).read(RAW_QUOTES, [DAY]))
+
+
+def test_what_is_remembered_stays_within_its_bytes(tmp_path: Path) -> None:
+    """Small tables count for what they take, not for what they hold."""
+    days = [f"2026-03-{day:02d}" for day in range(1, 21)]
+    store = Store(str(tmp_path), cached_bytes=300_000)
+    for day in days:
+        store.append(RAW_QUOTES, day, rows(1))
+    for _ in range(2):
+        for day in days:
+            assert len(store.read(RAW_QUOTES, [day])) == 1
+        assert 0 < store._files._bytes <= 300_000
+        assert len(store._files._entries) == 300_000 // (1600 * len(RAW_QUOTES.names) + 122)
+
+
 def test_a_session_in_memory_is_compacted_too(url: str) -> None:
     store = Store(url)
     store.append(RAW_QUOTES, DAY, rows(0))
