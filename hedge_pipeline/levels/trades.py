@@ -39,7 +39,6 @@ TRADE_COLUMNS: Final = (
     "return_pct",
     "win",
 )
-EXITS: Final = ("target", "stop", "time", "unscorable")
 UNSCORABLE: Final = ("crosses_close", "no_next_bar", "gap")
 
 CONFIDENCE_EDGES: Final = (0.0, 0.5, 0.55, 0.6, 0.65, 0.7, 1.0)

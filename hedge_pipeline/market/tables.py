@@ -619,6 +619,8 @@ LEVEL_EVIDENCE = Table(
     key=("symbol", "session", "level_type", "level_source", "strength_band"),
 )
 
+EXITS = ("target", "stop", "time", "unscorable")
+
 TRADES = Table(
     "trades",
     "Signals scored as the trades they ask for, from observed bars.",
@@ -641,7 +643,7 @@ TRADES = Table(
             "exit_reason",
             "text",
             "what ended the trade",
-            among=("target", "stop", "time", "unscorable"),
+            among=EXITS,
         ),
         Column("reason", "text", "why unscorable; NULL = scored", nullable=True),
         Column(
