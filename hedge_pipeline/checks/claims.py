@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from hedge_pipeline.learning.labels import GRACE, mature
 from hedge_pipeline.learning.novelty import UNLIKE
+from hedge_pipeline.market.calendar import utc_times
 from hedge_pipeline.market.tables import (
     CHAIN_FETCHES,
     FEATURE_ROWS,
@@ -111,7 +112,7 @@ def _minutes(deployment: Deployment, label: str, table: Table) -> set[tuple[str,
 def implausible_bars(deployment: Deployment, label: str) -> int:
     """Bars whose high or low does not contain open and close, or that lie outside the session."""
     bars = deployment.store.read(RAW_QUOTES, [label])
-    times = bars["bar_ts"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
+    times = utc_times(bars["bar_ts"])
     outside = deployment.calendar.session(label).index_of(times) < 0
     body = bars[["open", "close"]]
     torn = (bars["high"] < body.max(axis=1)) | (bars["low"] > body.min(axis=1))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from hedge_pipeline.levels.joining import in_force, level_grid
 from hedge_pipeline.market.bars import on_grid
+from hedge_pipeline.market.calendar import utc_times
 from hedge_pipeline.market.features import compute_features, no_previous, remember
 from hedge_pipeline.market.tables import (
     FEATURE_ROWS,
@@ -84,7 +85,7 @@ def feature_rows(
     session = deployment.calendar.session(label)
     symbols = tuple(sorted(stored["symbol"].unique()))
     memory = _memory(deployment, session, symbols)
-    times = bars["bar_ts"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
+    times = utc_times(bars["bar_ts"])
     columns = session.index_of(times)
     first = int(columns.min())
     levels = levels_in_force(deployment, label, bars)
