@@ -110,7 +110,7 @@ class Spool:
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive rows of a training set, see there."""
+    """Consecutive rows of a `TrainingSet`, see there."""
 
     features: npt.NDArray[np.float32]
     labels: npt.NDArray[np.float64]
@@ -123,8 +123,9 @@ class TrainingSet:
     """Rows for one fit, oldest session first.
 
     Attributes:
-        features: float32 [rows, features].
-        labels: float64 [rows].
+        names: of the features, in the order of the columns.
+        features: float32 [rows, features], NaN = unknown.
+        labels: float64 [rows], 1 up and 0 down.
         weights: float64 [rows]; one over the horizon, halved every half-life.
         recent: the rows of the last sessions, for the guards.
         sessions: labels of the sessions used.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from zoneinfo import ZoneInfo
 
@@ -25,14 +25,12 @@ class Heartbeat:
         run_id: Dagster run that polls.
         at: ISO time of its last poll, UTC.
         session: session polled.
-        last_bar: ISO start of the newest stored bar; empty before the first.
         begun: ISO time the run began to poll, UTC.
     """
 
     run_id: str
     at: str
     session: str
-    last_bar: str = ""
     begun: str = ""
 
     @property
@@ -56,7 +54,9 @@ class Heartbeat:
     def read(cls, store: Store) -> Heartbeat | None:
         """The stored heartbeat; None if there is none or it cannot be read."""
         try:
-            found = cls(**json.loads(store.read_bytes(HEARTBEAT)))
+            stored = json.loads(store.read_bytes(HEARTBEAT))
+            known = (field.name for field in fields(cls))
+            found = cls(**{name: stored[name] for name in known if name in stored})
             return found if found.moment.tzinfo else None
         except (FileNotFoundError, ValueError, TypeError):
             return None

@@ -152,12 +152,20 @@ class SessionCalendar:
         )
 
     def previous(self, label: str) -> str | None:
-        """The session before, None for the first one."""
+        """The session before, None for the first one.
+
+        Raises:
+            NoSession: the date is no session.
+        """
         position = self.ordinal(label)
         return self.labels[position - 1] if position else None
 
     def following(self, label: str) -> str | None:
-        """The session after, None for the last one."""
+        """The session after, None for the last one.
+
+        Raises:
+            NoSession: the date is no session.
+        """
         position = self.ordinal(label) + 1
         return self.labels[position] if position < len(self.labels) else None
 
