@@ -34,6 +34,7 @@ from hedge_pipeline.store import Store
 
 MARKER = "operations/forgotten.json"
 SIZES = "operations/sizes.json"
+SIZES_HOLD = dt.timedelta(days=2)
 FORGOTTEN: tuple[Table, ...] = (
     PREDICTION_LOG,
     OUTCOMES,
@@ -157,10 +158,11 @@ def report(
         deployment: whose tables.
         places: of the deployment.
         budget_mb: HEDGE_DISK_BUDGET_MB.
-        noted: bytes of the last night will do; measuring takes longer the more files there are.
+        noted: bytes of the last night will do, or of the one before; measuring takes longer the
+            more files there are.
     """
     found = noted_sizes(deployment.store) if noted else None
-    if found is None:
+    if found is None or _age(deployment, found["at"]) > SIZES_HOLD:
         found = _measured(deployment, places)
     total = sum(found["areas"].values())
     local = "://" not in places.data_url
@@ -174,6 +176,11 @@ def report(
         "free_share": disk.free / disk.total,
         "quarantined": list(deployment.store.quarantined()),
     }
+
+
+def _age(deployment: Deployment, at: str) -> dt.timedelta:
+    """How far away a time is; from a clock that was set back it may lie ahead."""
+    return abs(deployment.clock() - dt.datetime.fromisoformat(at).astimezone(dt.UTC))
 
 
 def _measured(deployment: Deployment, places: Places) -> dict[str, Any]:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COMPACTED = "session"
-CACHED_BYTES = 48 << 20
+CACHED_BYTES = 64 << 20
 BROKEN = ".broken-"
 SETTLED = dt.timedelta(days=1)
 _ASIDE = "quarantined"
@@ -44,12 +44,15 @@ _SUMMARIES = ".summaries"
 _SESSION = "_session"
 _CACHED_SESSIONS = 512
 _CACHED_FILES = 4096
+_BYTES_OF_A_COLUMN = 1600  # what Arrow needs beside the values; of a file of one bar nearly all
 # a request takes as long as some hundred kilobytes
 _WHOLE_BELOW = 256 << 10
 _REQUESTS_AT_ONCE = 8
 # ours, and those of MLflow, whose files may lie below the same folder
 _TEMPORARY = re.compile(r"\.(.+\.\d+\.\d+\.tmp|probe-\d+|artifact\.uploading\..+)")
 _FILE_SYSTEM_TICK = 12_000_000  # ns; a tick of Linux at 100 Hz is 10 ms
+# of file systems that note whole seconds, or every other one
+_COARSE_TICK = 2_012_000_000
 # of so many sessions a table's summary is looked at, not their files
 _SUMMED_UP_FROM = 16
 
@@ -86,6 +89,7 @@ class Store:
         self._sessions = _Memory(_CACHED_SESSIONS, cached_bytes)
         self._distinct = _Memory(_CACHED_FILES, cached_bytes)
         self._labels: dict[str, tuple[int, tuple[str, ...]]] = {}
+        self._growing: dict[str, frozenset[str]] = {}
 
     # -- writing ---------------------------------------------------------------------------
 
@@ -214,7 +218,8 @@ class Store:
 
     def quarantined(self) -> tuple[str, ...]:
         """Paths of the parts that were moved aside and are still there, below the root, sorted."""
-        found = [self.read_bytes(f"{_ASIDE}/{x}").decode() for x in self.names(_ASIDE)]
+        markers = [x for x in self.names(_ASIDE) if not x.startswith(".")]
+        found = [self.read_bytes(f"{_ASIDE}/{x}").decode() for x in markers]
         named = [x for x in found if PurePosixPath(x).name.startswith(BROKEN)]
         with self._told("cannot be read"):
             return tuple(sorted(x for x in named if self._fs.exists(str(self._root / x))))
@@ -362,7 +367,11 @@ class Store:
             fingerprint: of a session, from `fingerprints`.
             seen_ns: when it was seen, `time.time_ns`.
         """
-        return self._local and int(fingerprint[0]) > seen_ns - _FILE_SYSTEM_TICK
+        if not self._local:
+            return False
+        changed = int(fingerprint[0])
+        tick = _FILE_SYSTEM_TICK if changed % 1_000_000_000 else _COARSE_TICK
+        return changed > seen_ns - tick
 
     def sum_up(self, table: Table) -> int:
         """Compacts the settled sessions and writes them all into one file that reads look at.
@@ -628,6 +637,7 @@ class Store:
         needed = self._needed(table, columns, only) if since is None else None
         for _attempt in range(5):
             parts = self._parts(table, session)
+            self._let_go(f"{table.name}/{session}", parts)
             if not parts:
                 return []
             pieces = self._load_parts(table, parts, only, needed, since)
@@ -642,6 +652,18 @@ class Store:
                 found = _having(found.select([x for x in found.schema.names if x in asked]), only)
             return [found.select(list(columns)) if columns else found]
         raise StoreError(f"{self._folder(table, session)} changes faster than it can be read")
+
+    def _let_go(self, name: str, parts: list[str]) -> None:
+        """Forgets the files of a session that are gone: a session that grows has hundreds a day."""
+        gone = self._growing.get(name, frozenset()).difference(parts)
+        for part in gone:
+            self._files.drop(part)
+        if gone:
+            self._sessions.drop(name)
+        if len(parts) > 1:
+            self._growing[name] = frozenset(parts)
+        else:
+            self._growing.pop(name, None)
 
     def _merged(self, table: Table, session: str, pieces: list[pa.Table]) -> pa.Table:
         """The rows of all pieces; remembered until there is another piece."""
@@ -844,14 +866,27 @@ class _Memory:
     def put(self, name: str, entry: tuple[Any, ...]) -> None:
         """Remembers an entry in place of an earlier one of that name."""
         with self._lock:
-            earlier = self._entries.pop(name, None)
-            if entry[1].nbytes > self._most_bytes:  # it would push out everything else
-                self._bytes -= earlier[1].nbytes if earlier else 0
+            self._drop(name)
+            if _footprint(entry[1]) > self._most_bytes:  # it would push out everything else
                 return
-            self._bytes += entry[1].nbytes - (earlier[1].nbytes if earlier else 0)
+            self._bytes += _footprint(entry[1])
             self._entries[name] = entry
             while len(self._entries) > self._most or self._bytes > self._most_bytes:
-                self._bytes -= self._entries.popitem(last=False)[1][1].nbytes
+                self._bytes -= _footprint(self._entries.popitem(last=False)[1][1])
+
+    def drop(self, name: str) -> None:
+        """Forgets an entry, if it is there."""
+        with self._lock:
+            self._drop(name)
+
+    def _drop(self, name: str) -> None:
+        earlier = self._entries.pop(name, None)
+        self._bytes -= _footprint(earlier[1]) if earlier else 0
+
+
+def _footprint(rows: pa.Table) -> int:
+    """Bytes of memory a table takes, measured to within a few per cent."""
+    return int(rows.nbytes) + _BYTES_OF_A_COLUMN * int(rows.num_columns)
 
 
 def _is_part(path: PurePosixPath) -> bool:

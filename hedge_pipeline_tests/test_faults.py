@@ -85,6 +85,9 @@ def test_a_cut_part_is_moved_aside_and_the_rest_is_readable(
     assert len(Store(store.url).read(RAW_QUOTES, [SESSION])) == 5
     assert len(pd.read_parquet(second.parent.parent)) == 5
     assert len(store.quarantined()) == 1
+    # somebody else is just moving another part aside, and has finished when its name is read
+    (Path(store.url) / "quarantined" / ".0123.1.2.tmp").symlink_to("gone")
+    assert len(store.quarantined()) == 1
     second.write_bytes(whole)
     assert store.quarantine(RAW_QUOTES, SESSION) == ()
     assert len(Store(store.url).read(RAW_QUOTES, [SESSION])) == 10

@@ -395,6 +395,36 @@ def test_a_compacted_session_is_one_file_with_the_same_rows(tmp_path: Path, tabl
     assert store.compact(table, DAY) == 3
 
 
+def test_the_files_of_a_session_that_grows_are_not_remembered_once_they_are_gone(url: str) -> None:
+    """A bar's files take a hundred times their size in memory, and a day has thousands of them."""
+    store, writer = Store(url), Store(url)
+    for minute in range(60):
+        writer.append(RAW_QUOTES, DAY, rows(minute))
+        assert len(store.read(RAW_QUOTES, [DAY])) == minute + 1
+        if minute % 20 == 19:
+            writer.compact(RAW_QUOTES, DAY)
+            assert len(store.read(RAW_QUOTES, [DAY])) == minute + 1
+            assert len(store._files._entries) == 1
+            assert len(store._sessions._entries) == 0
+        assert len(store._files._entries) <= 21
+    whole = store.read(RAW_QUOTES, [DAY])
+    assert store._files._bytes >= len(RAW_QUOTES.names) * 1600
+    pd.testing.assert_frame_equal(whole, Store(url).read(RAW_QUOTES, [DAY]))
+
+
+def test_what_is_remembered_stays_within_its_bytes(tmp_path: Path) -> None:
+    """Small tables count for what they take, not for what they hold."""
+    days = [f"2026-03-{day:02d}" for day in range(1, 21)]
+    store = Store(str(tmp_path), cached_bytes=300_000)
+    for day in days:
+        store.append(RAW_QUOTES, day, rows(1))
+    for _ in range(2):
+        for day in days:
+            assert len(store.read(RAW_QUOTES, [day])) == 1
+        assert 0 < store._files._bytes <= 300_000
+        assert len(store._files._entries) == 300_000 // (1600 * len(RAW_QUOTES.names) + 122)
+
+
 def test_a_session_in_memory_is_compacted_too(url: str) -> None:
     store = Store(url)
     store.append(RAW_QUOTES, DAY, rows(0))
@@ -797,6 +827,15 @@ def test_a_folder_without_parts_is_no_session(tmp_path: Path) -> None:
     (tmp_path / "raw_quotes" / f"session={DAYS[1]}" / ".broken-part.parquet").touch()
     (tmp_path / "raw_quotes" / "notes.txt").touch()
     assert list(store.newest_first(RAW_QUOTES)) == [DAYS[0]] == list(store.sessions(RAW_QUOTES))
+
+
+def test_a_session_is_seen_where_the_file_system_notes_whole_seconds(tmp_path: Path) -> None:
+    store, other = Store(str(tmp_path)), Store(str(tmp_path))
+    second = int(time.time() - 0.05)
+    for number, day in enumerate(DAYS[:2]):
+        other.append(RAW_QUOTES, day, rows(0))
+        os.utime(tmp_path / "raw_quotes", (second, second))
+        assert store.sessions(RAW_QUOTES, last=3) == DAYS[: number + 1]
 
 
 @pytest.mark.parametrize("stored", [5, 28])

@@ -144,12 +144,13 @@ class Work:
     deployment: Deployment
     whole: bool = True
     _session: str = ""
+    _unfinished: bool = False
     _asked: list[stages.Asked] = field(default_factory=list)
 
     def begin(self, session: Session) -> None:
-        """Of another session than the last one nothing is known to be done."""
-        self.whole |= self._session not in ("", session.label) or bool(self._asked)
-        self._session = session.label
+        """Of another session than the last one, or after a failure, nothing is known to be done."""
+        self.whole |= self._session not in ("", session.label) or self._unfinished
+        self._session, self._unfinished = session.label, False
         self._asked = []
 
     def serve(self, session: Session, bars: pd.DataFrame) -> pd.DataFrame:
@@ -159,6 +160,7 @@ class Work:
             session: whose bars.
             bars: those stored just now.
         """
+        self._unfinished = True
         if self.whole:
             stages.build_missing_features(self.deployment, session.label)
             return stages.log_served(self.deployment, session.label)
@@ -183,7 +185,7 @@ class Work:
         reach = self.deployment.horizon * dt.timedelta(seconds=session.bar_seconds)
         since = None if self.whole else first - reach
         outcomes = stages.mature_outcomes(self.deployment, label, since)
-        self.whole, self._asked = failed, []
+        self.whole, self._unfinished, self._asked = failed, False, []
         return companions, outcomes
 
 

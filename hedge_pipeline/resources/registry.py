@@ -25,6 +25,7 @@ from hedge_pipeline.learning.training import ModelError
 from hedge_pipeline.market.tables import PERFORMANCE, PROMOTIONS
 from hedge_pipeline.resources import views
 from hedge_pipeline.stages import Deployment
+from hedge_pipeline.storage import forgotten_before
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -546,22 +547,24 @@ class MlflowRegistry:
         """Scores every version once on the same number of sessions right after its cutoff.
 
         Whether it served, was followed by a newer one the same night, or was rejected: in that
-        column all versions can be compared.
+        column all versions can be compared. One that is not in the store, or after whose cutoff
+        sessions were forgotten, has no such score.
         """
         from mlflow.entities import RunTag
 
         symbol, folded = ledger.symbol, ledger.state.last_session
-        waiting = {
-            version: run_id
-            for (owner, version), run_id in sorted(self._runs.items())
-            if owner == symbol and run_id not in self._out_of_time
-        }
-        if not waiting or folded is None:
+        cutoffs: dict[int, str] = {}
+        for owner, version in sorted(self._runs):
+            if owner == symbol and self._runs[owner, version] not in self._out_of_time:
+                with contextlib.suppress(ModelError):  # of another store, or said when published
+                    cutoffs[version] = deployment.shelf.card(symbol, version).cutoff
+        kept, after = forgotten_before(deployment.store) or "", deployment.calendar.following
+        cutoffs = {version: x for version, x in cutoffs.items() if (after(x) or kept) >= kept}
+        if not cutoffs or folded is None:
             return
-        cutoffs = {version: deployment.shelf.card(symbol, version).cutoff for version in waiting}
         settled = stages.settled_sessions(deployment, symbol, after=min(cutoffs.values()))
-        for version, run_id in waiting.items():
-            later = [x for x in settled if cutoffs[version] < x <= folded][:OUT_OF_TIME_SESSIONS]
+        for version, cutoff in cutoffs.items():
+            later = [x for x in settled if cutoff < x <= folded][:OUT_OF_TIME_SESSIONS]
             if len(later) < OUT_OF_TIME_SESSIONS:
                 continue
             try:
@@ -571,6 +574,7 @@ class MlflowRegistry:
             sums = insight.out_of_time(deployment, ledger, model, later)
             metrics = _out_of_time_metrics(deployment, sums)
             told = RunTag(OUT_OF_TIME_TAG, f"{later[0]} to {later[-1]}")
+            run_id = self._runs[symbol, version]
             self.client.log_batch(run_id, metrics=metrics, tags=[told])
             self._out_of_time.add(run_id)
 
@@ -729,7 +733,7 @@ def _card_metrics(card: ModelCard, when: int) -> list[Metric]:
         "training/in_sample_skill": card.in_sample_skill,
         "training/margin_spread": card.spread,
     }
-    return [Metric(name, float(value), when, 0) for name, value in values.items()]
+    return [Metric(name, _to_six_digits(float(x)), when, 0) for name, x in values.items()]
 
 
 def _gate_metrics(deployment: Deployment, ledger: Ledger, sessions: set[str]) -> list[Metric]:
@@ -801,16 +805,21 @@ def _out_of_time_metrics(deployment: Deployment, sums: pd.DataFrame) -> list[Met
 def _metrics(
     deployment: Deployment, label: str, prefix: str, values: Mapping[str, float]
 ) -> list[Metric]:
-    """The values that are known, at the session's close; steps are its ordinal."""
+    """The values that are known, to be read: six digits; at the session's close, by its ordinal."""
     from mlflow.entities import Metric
 
     when = _milliseconds(deployment.calendar.session(label).closes)
     step = deployment.calendar.ordinal(label)
     return [
-        Metric(f"{prefix}/{name}", float(x), when, step)
+        Metric(f"{prefix}/{name}", _to_six_digits(float(x)), when, step)
         for name, x in values.items()
         if not math.isnan(x)
     ]
+
+
+def _to_six_digits(value: float) -> float:
+    """The value to six significant digits; counts stay what they are."""
+    return value if value.is_integer() else float(f"{value:.6g}")
 
 
 def _shares(row: Mapping[Any, Any]) -> dict[str, float]:

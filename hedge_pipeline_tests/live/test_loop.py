@@ -783,6 +783,30 @@ def test_a_baseline_that_fails_once_is_made_up_for_at_the_next_poll(
     assert len(found.rows(OUTCOMES, HALF_DAY, "SIMA")) == 5
 
 
+def test_a_poll_that_fails_after_it_stored_bars_is_made_up_for_by_the_next(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = watch(folder, FakeMarket(), at(5, 1))
+    work, moments = Work(found.deployment), iter([at(5, 1), at(6, 1), at(7, 1)])
+
+    def next_one() -> Poll:
+        moment = next(moments)
+        work.deployment = replace(found.deployment, clock=lambda: moment)
+        return poll(work.deployment, Fetcher(work.deployment, 20.0), SESSION, work)
+
+    assert next_one().predictions
+    with monkeypatch.context() as patch:
+
+        def broken(*_: Any) -> None:
+            raise RuntimeError("not now")
+
+        patch.setattr(stages, "serve", broken)
+        with pytest.raises(RuntimeError, match="not now"):
+            next_one()
+    next_one()
+    assert len(found.served(HALF_DAY, "SIMA")) == 7
+
+
 def test_what_another_poller_stored_and_did_not_predict_is_found_before_long(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,6 +44,7 @@ from hedge_pipeline.resources.registry import (
     model_name,
 )
 from hedge_pipeline.stages import Deployment
+from hedge_pipeline.storage import MARKER
 from hedge_pipeline.store import Store
 from hedge_pipeline_tests.replays import (
     DEMO_SESSIONS,
@@ -110,6 +111,11 @@ def published(
     added = [registry.publish(replay_in(demo.out), symbol) for symbol in SYMBOLS]
     assert added == [len(VERSIONS)] * len(SYMBOLS)
     return registry
+
+
+def about(value: Any) -> Any:
+    """MLflow is told six digits."""
+    return pytest.approx(value, rel=1e-5)
 
 
 def run_of(registry: MlflowRegistry, symbol: str, version: int) -> Any:
@@ -196,7 +202,7 @@ def test_a_run_is_named_and_holds_the_description_of_its_version(
         "sessions": str(card.sessions),
     }
     assert run.data.metrics["training/rows"] == card.rows
-    assert run.data.metrics["training/base_rate"] == pytest.approx(card.base_rate)
+    assert run.data.metrics["training/base_rate"] == about(card.base_rate)
     assert run.data.tags["hedge.sha256"] == card.sha256
     assert run.data.tags["hedge.verdict"] == verdict["event"] == "hold"
     assert run.data.tags["hedge.reason"] == verdict["reason"]
@@ -219,7 +225,7 @@ def test_live_accuracy_stands_beside_the_base_rate_at_the_step_of_every_session(
         found = history(published, run_id, f"{prefix}/{metric}")
         assert [step for step, _ in found] == steps
         shares = (sums[hits] / sums["labels"]).to_numpy(dtype=np.float64)
-        assert [value for _, value in found] == pytest.approx(shares)
+        assert [value for _, value in found] == about(shares)
 
 
 def by_hand(rows: pd.DataFrame) -> dict[str, float]:
@@ -275,7 +281,7 @@ def test_every_score_of_every_version_and_session_is_that_of_the_log(
         run_id = run_of(published, symbol, version).info.run_id
         for name, value in by_hand(rows).items():
             found = dict(history(published, run_id, f"{prefix}/{name}"))
-            assert found[calendar.ordinal(label)] == pytest.approx(value, rel=1e-6), name
+            assert found[calendar.ordinal(label)] == about(value), name
             seen.add((prefix, version, name))
     assert len(seen) == (3 + 1) * 12  # three versions were served, the first is the baseline
 
@@ -301,7 +307,7 @@ def test_a_session_made_up_for_in_part_is_scored_as_one(
             wanted = history(published, other.info.run_id, name)
             found = history(registry, one.info.run_id, name)
             assert [step for step, _ in found] == [step for step, _ in wanted], name
-            assert [x for _, x in found] == pytest.approx([x for _, x in wanted]), name
+            assert [x for _, x in found] == about([x for _, x in wanted]), name
 
 
 def test_a_session_of_abstentions_is_shown_without_scores(
@@ -332,14 +338,14 @@ def test_the_totals_of_a_version_stand_with_their_interval(
     metrics = run_of(published, "SIMQ", version).data.metrics
     assert metrics["live_total/labels"] == sums["labels"].sum()
     accuracy = sums["hits"].sum() / sums["labels"].sum()
-    assert metrics["live_total/accuracy"] == pytest.approx(accuracy)
+    assert metrics["live_total/accuracy"] == about(accuracy)
     assert metrics["live_total/accuracy_lo"] <= accuracy <= metrics["live_total/accuracy_hi"]
     base = sums["base_hits"].sum() / sums["labels"].sum()
-    assert metrics["live_total/base_rate_accuracy"] == pytest.approx(base)
+    assert metrics["live_total/base_rate_accuracy"] == about(base)
     for name in ("log_loss", "brier"):
-        assert metrics[f"live_total/{name}"] == pytest.approx(sums[name].sum() / len_of(sums))
+        assert metrics[f"live_total/{name}"] == about(sums[name].sum() / len_of(sums))
     skill = 1e4 * (sums["base_log_loss"] - sums["log_loss"]).sum() / len_of(sums)
-    assert metrics["live_total/skill_1e4_nats"] == pytest.approx(skill)
+    assert metrics["live_total/skill_1e4_nats"] == about(skill)
 
 
 def len_of(sums: pd.DataFrame) -> float:
@@ -371,8 +377,8 @@ def test_evidence_trust_coverage_and_slope_stand_at_every_session_of_a_version(
         "role == 'served' and model_version == 3"
     )["session"]
     metrics = run_of(published, "SIMQ", 3).data.metrics
-    assert metrics["gate/trust"] == pytest.approx(folds["trust"][label])
-    assert metrics["gate/evidence_log10"] == pytest.approx(folds["evidence"][label] / np.log(10))
+    assert metrics["gate/trust"] == about(folds["trust"][label])
+    assert metrics["gate/evidence_log10"] == about(folds["evidence"][label] / np.log(10))
     assert metrics["gate/proven"] == 0
     assert metrics["live/coverage"] == 1
     assert np.isfinite(metrics["live/calibration_slope"])
@@ -440,14 +446,57 @@ def test_every_version_is_scored_once_on_the_sessions_after_its_cutoff(
             points = history(registry, run.info.run_id, f"out_of_time/{name}")
             assert [step for step, _ in points] == [deployment.calendar.ordinal(x) for x in later]
             wanted = [score[name] for score in scores]
-            assert [value for _, value in points] == pytest.approx(wanted, rel=1e-6), name
+            assert [value for _, value in points] == about(wanted), name
         total = sum(score["labels"] for score in scores)
         assert run.data.metrics["out_of_time_total/labels"] == total > 700
         accuracy = sum(score["accuracy"] * score["labels"] for score in scores) / total
-        assert run.data.metrics["out_of_time_total/accuracy"] == pytest.approx(accuracy)
-        assert run.data.metrics["out_of_time/calibration_slope"] == pytest.approx(
-            scores[-1]["calibration_slope"], rel=1e-5
+        assert run.data.metrics["out_of_time_total/accuracy"] == about(accuracy)
+        assert run.data.metrics["out_of_time/calibration_slope"] == about(
+            scores[-1]["calibration_slope"]
         )
+
+
+def out_of_time_of(registry: MlflowRegistry, symbol: str) -> dict[int, str]:
+    """By version the sessions on which it was scored."""
+    tags = {version: run_of(registry, symbol, version).data.tags for version in VERSIONS}
+    return {x: own[OUT_OF_TIME_TAG] for x, own in tags.items() if OUT_OF_TIME_TAG in own}
+
+
+@pytest.mark.parametrize("left", [None, b"{"], ids=["gone", "damaged"])
+def test_a_published_version_that_the_store_cannot_describe_costs_only_its_own_score(
+    deployment: Deployment,
+    registry: MlflowRegistry,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    left: bytes | None,
+) -> None:
+    registry.publish(deployment, "SIMQ")
+    monkeypatch.setattr("hedge_pipeline.resources.registry.OUT_OF_TIME_SESSIONS", 1)
+    card = Path(deployment.store.url) / "models" / "SIMQ" / "000001.json"
+    card.unlink()
+    if left is not None:
+        card.write_bytes(left)
+    late = registry_in(tmp_path)
+    assert late.publish(replay_in(Path(deployment.store.url)), "SIMQ") == 0
+    assert set(out_of_time_of(late, "SIMQ")) >= {2, 3}
+
+
+def test_a_version_after_whose_cutoff_sessions_were_forgotten_has_no_score_of_later_ones(
+    deployment: Deployment, registry: MlflowRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hedge_pipeline.resources.registry.OUT_OF_TIME_SESSIONS", 1)
+    cutoffs = {x: deployment.shelf.card("SIMQ", x).cutoff for x in VERSIONS}
+    first = deployment.calendar.following(cutoffs[2])
+    assert first is not None and cutoffs[1] < cutoffs[2]
+    for table in (FEATURE_ROWS, OUTCOMES):
+        for label in deployment.store.sessions(table):
+            if label < first:
+                deployment.store.drop(table, label)
+    deployment.store.write_bytes(MARKER, f'{{"before": "{first}"}}'.encode())
+    registry.publish(deployment, "SIMQ")
+    found = out_of_time_of(registry, "SIMQ")
+    assert 1 not in found
+    assert found[2] == f"{first} to {first}"
 
 
 def asked_by_hand(
@@ -524,8 +573,8 @@ def test_the_timeline_has_every_fold_the_line_of_proof_and_every_change(demo: De
     entries.loc[last, "event"] = ["skill_proven", "skill_lost"]
     (axes,) = plots.evidence(entries, 20, "SIMQ").axes
     curve, proof, *changes = axes.get_lines()
-    assert curve.get_ydata() == pytest.approx(entries.loc[folds, "evidence"] / np.log(10))
-    assert np.asarray(proof.get_ydata()) == pytest.approx(np.log10(20))
+    assert curve.get_ydata() == about(entries.loc[folds, "evidence"] / np.log(10))
+    assert np.asarray(proof.get_ydata()) == about(np.log10(20))
     places = [float(np.asarray(line.get_xdata()).min()) for line in changes]
     assert places == [folds.sum() - 2, folds.sum() - 1]
 
