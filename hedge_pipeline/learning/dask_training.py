@@ -38,7 +38,6 @@ INSTALL = (
 )
 _LOOK_SECONDS = 1.0
 _PATIENCE_SECONDS = 30.0
-_LOOKS_AFTER_AN_ERROR = 5
 
 
 class _WorkerLost(RuntimeError):
@@ -123,13 +122,10 @@ class DaskTrainer:
             work.cancel()
 
     async def _tell(self, client: Any, workers: list[str], error: Exception) -> None:
-        """Raises what the error means; the others may fail before the scheduler misses a worker."""
-        for look in range(_LOOKS_AFTER_AN_ERROR):
-            if look:
-                await asyncio.sleep(_LOOK_SECONDS)
-            lost = await _lost(client, workers, self.address)
-            if lost:
-                raise _WorkerLost(f"{lost} of {len(workers)} Dask workers lost in a training")
+        """Raises what the error means."""
+        lost = await _lost(client, workers, self.address)
+        if lost:
+            raise _WorkerLost(f"{lost} of {len(workers)} Dask workers lost in a training")
         raise TrainingFailed(
             f"the training on the Dask cluster at {self.address} failed: {_first_line(error)}"
         ) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from zoneinfo import ZoneInfo
 
@@ -54,9 +54,7 @@ class Heartbeat:
     def read(cls, store: Store) -> Heartbeat | None:
         """The stored heartbeat; None if there is none or it cannot be read."""
         try:
-            stored = json.loads(store.read_bytes(HEARTBEAT))
-            known = (field.name for field in fields(cls))
-            found = cls(**{name: stored[name] for name in known if name in stored})
+            found = cls(**json.loads(store.read_bytes(HEARTBEAT)))
             return found if found.moment.tzinfo else None
         except (FileNotFoundError, ValueError, TypeError):
             return None
