@@ -112,7 +112,7 @@ def year(out: Path, sessions: int, runs: int, *, polled: bool) -> list[dict[str,
                 some_polls.execute_in_process(instance=instance, run_config=QUIET)
             night(label)
 
-        with contextlib.suppress(KeyboardInterrupt):
+        with contextlib.suppress(KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
             if polled:
                 poll_sessions(deployment, labels, runs, instance, night)
             else:

@@ -156,7 +156,8 @@ def _signals_verdict(signals: dict[str, Any]) -> str:
         return "No signal has been scored yet."
     low, high = signals["profit_factor_lo"], signals["profit_factor_hi"]
     if low is None or (low <= 1 and (high is None or high >= 1)):
-        earned = "are not shown to win or lose money"
+        verb = "are" if signals["scored"] > 1 else "is"
+        earned = f"{verb} not shown to win or lose money"
     else:
         earned = "won money" if low > 1 else "lost money"
     count = f"{signals['scored']:,} signals" if signals["scored"] > 1 else "1 signal"
