@@ -23,7 +23,7 @@ from benchmarks.report import show
 from hedge_pipeline.levels.chain import Chain
 from hedge_pipeline.levels.exposure import exposure
 from hedge_pipeline.levels.gaps import DailyBars
-from hedge_pipeline.levels.snapshot import levels_of
+from hedge_pipeline.levels.snapshot import gated, row_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,7 +96,9 @@ def measure(repeats: int) -> dict[str, float]:
         chain = Chain.from_frame(frame, AS_OF)
 
         def row(frame: pd.DataFrame = frame) -> dict[str, object]:
-            return levels_of(frame, as_of=AS_OF, available_at=AS_OF + DELAY, spot=SPOT, daily=daily)
+            read = Chain.from_frame(frame, AS_OF)
+            snapshot = gated(read, available_at=AS_OF + DELAY, spot=SPOT)
+            return row_of(snapshot, daily=daily)
 
         def exposures(chain: Chain = chain) -> object:
             return exposure(chain, SPOT)

@@ -144,7 +144,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Done:
-    """What a backup has written: `new` contents of `new_bytes` as stored."""
+    """What a backup has written: `new` contents of `new_bytes` as stored, `removed` old ones."""
 
     snapshot: Snapshot
     new: int
@@ -167,6 +167,7 @@ class Repository:
 
     def __init__(self, url: str) -> None:
         self.url = shown(url)
+        self._mine = ""
         self._secret = urlsplit(url).netloc.rpartition("@")[0] if "://" in url else ""
         with self._told("cannot be opened"):
             self._store = Store(url)

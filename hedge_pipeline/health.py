@@ -53,7 +53,7 @@ class Facts:
 
     Attributes:
         now: aware.
-        session: label of the open session.
+        session: label of the session that is to be polled: the open one; of a replay there is none.
         opened: when it opened.
         last_bar: end of the newest stored bar.
         last_outcome: start of the newest bar that has an outcome.
@@ -85,7 +85,7 @@ def facts(deployment: Deployment, home: Path | None) -> Facts:
         daemon = daemon_heartbeat(home) if home is not None else None
     except HeartbeatsUnknown as error:
         unseen = str(error)
-    session = session_at(deployment.calendar, now)
+    session = None if deployment.replay else session_at(deployment.calendar, now)
     beat = Heartbeat.read(deployment.store)
     bar = _newest(deployment, RAW_QUOTES)
     length = dt.timedelta(seconds=deployment.calendar.bar_seconds)

@@ -20,7 +20,7 @@ from hedge_pipeline.learning.gate import logit, trusted_probability
 from hedge_pipeline.learning.paired import Paired, SessionPair
 from hedge_pipeline.learning.scoring import sums_of
 from hedge_pipeline.live.predicting import usual_margins
-from hedge_pipeline.market.calendar import to_datetime64
+from hedge_pipeline.market.calendar import to_datetime64, utc_times
 from hedge_pipeline.market.tables import FEATURE_ROWS, OUTCOMES, PREDICTION_LOG, feature_names
 from hedge_pipeline.stages import Deployment
 from hedge_pipeline.store import Store
@@ -92,7 +92,7 @@ def out_of_time(
             only={"horizon_bars": [deployment.horizon]},
         )
         margin = usual_margins(rows, model)
-        moments = rows["available_at"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
+        moments = utc_times(rows["available_at"])
         base = ledger.in_force(moments).base_rate
         with np.errstate(invalid="ignore"):  # NaN where it abstains
             prob = trusted_probability(base, margin, 1.0)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hedge_pipeline.legacy_files import LAYOUTS, Layout, LegacyFile, read_legacy_file
-from hedge_pipeline.market.calendar import SessionCalendar, to_datetime64
+from hedge_pipeline.market.calendar import SessionCalendar, to_datetime64, utc_times
 from hedge_pipeline.market.sources import BadInput
 from hedge_pipeline.market.tables import (
     LEGACY_FEATURES,
@@ -465,7 +465,7 @@ def _outside_sessions(moments: pd.Series[Any], calendar: SessionCalendar) -> Fla
     sessions = [calendar.session(x) for x in calendar.between(first.isoformat(), last.isoformat())]
     if not sessions:
         return np.ones(len(moments), dtype=np.bool_)
-    times = moments.dt.tz_localize(None).to_numpy().astype("datetime64[us]")
+    times = utc_times(moments)
     opens = np.array([to_datetime64(session.opens) for session in sessions])
     closes = np.array([to_datetime64(session.closes) for session in sessions])
     place = np.searchsorted(opens, times, side="right") - 1

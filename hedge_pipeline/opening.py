@@ -32,7 +32,7 @@ def live_settings(settings: Settings) -> Settings:
 
 def _holds_sessions_of(settings: Settings) -> bool:
     """Whether the newest stored session is one of the calendar of the settings."""
-    from hedge_pipeline.market.calendar import SessionCalendar
+    from hedge_pipeline.market.calendar import SessionCalendar, utc_times
     from hedge_pipeline.market.tables import RAW_QUOTES
     from hedge_pipeline.store import Store, StoreError
 
@@ -47,7 +47,7 @@ def _holds_sessions_of(settings: Settings) -> bool:
     )
     if not labels or labels[-1] not in calendar:
         return False
-    times = bars["bar_ts"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
+    times = utc_times(bars["bar_ts"])
     return bool((calendar.session(labels[-1]).index_of(times) >= 0).all())
 
 

@@ -2,6 +2,7 @@
 
 Each session: collect -> levels -> features -> predict -> outcomes -> fold -> (retrain -> verdict)
 -> score.
+
 A replay that was interrupted goes on where it stopped; nothing it wrote is changed by going on, or
 by replaying further.
 """
@@ -120,7 +121,7 @@ def replay(
     """Runs the loop over the sessions.
 
     Args:
-        deployment: a replay deployment; see `open_replay`.
+        deployment: with `replay` set.
         sessions: ascending labels.
         registry: shows versions and scores; None = only the store.
         train: retrain when it is due; otherwise the models that are there predict throughout.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hedge_pipeline.learning.gate import log_likelihood, logit
+from hedge_pipeline.market.calendar import utc_times
 from hedge_pipeline.market.sources.simulated import SimulatedSource, oracle
 from hedge_pipeline.market.tables import OUTCOMES, PERFORMANCE
 
@@ -49,7 +50,7 @@ def _oracle_skill(deployment: Deployment, symbol: str, label: str, outcomes: pd.
     if not isinstance(source, SimulatedSource):
         raise TypeError("only the simulated market knows its truth")
     session = deployment.calendar.session(label)
-    times = outcomes["bar_ts"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
+    times = utc_times(outcomes["bar_ts"])
     minutes = session.index_of(times)
     ordinal = source.ordinal(label)
     known = [oracle(source.seed, symbol, ordinal, int(minute)) for minute in minutes]

@@ -28,7 +28,14 @@ from hedge_pipeline.market.tables import (
 )
 from hedge_pipeline.opening import open_deployment
 from hedge_pipeline.settings import load_settings
-from hedge_pipeline.stages import PATIENCE, PATIENCE_FOR_DAYS, SETTLING, StageError
+from hedge_pipeline.stages import (
+    PATIENCE,
+    PATIENCE_FOR_DAYS,
+    SETTLING,
+    Deployment,
+    StageError,
+    starting,
+)
 from hedge_pipeline.store import Store
 from hedge_pipeline_tests.markets import (
     BEFORE,
@@ -390,6 +397,20 @@ def test_a_first_start_without_daily_bars_says_so_and_goes_on(tmp_path: Path) ->
     assert found["failures"] == ["no days today"]
     assert all(words.startswith("version 1 on ") for words in found["models"].values())
     assert stages.pending_sessions(deployment) == ()
+
+
+def test_a_first_model_that_somebody_else_judged_meanwhile_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def second(deployment: Deployment, symbol: str) -> list[dict[str, object]]:
+        judge(deployment, symbol)
+        return judge(deployment, symbol)
+
+    judge = stages.judge
+    monkeypatch.setattr(starting, "judge", second)
+    deployment = deployment_in(tmp_path, MarketWithDays(), lambda: OPENS - 9 * HOUR)
+    found = stages.bootstrap(deployment, BEFORE)
+    assert all(words.endswith("rows, judged meanwhile") for words in found["models"].values())
 
 
 @pytest.mark.parametrize("column", ["session", "high", "close"])

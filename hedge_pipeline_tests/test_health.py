@@ -421,3 +421,14 @@ def test_a_heartbeat_is_the_last_poll(tmp_path: Path) -> None:
     deployment = replace(replay_in(tmp_path), clock=lambda: NOW)
     Heartbeat("run", (NOW - MINUTE).isoformat(), "2026-03-09").write(deployment.store)
     assert health.facts(deployment, None).last_poll == NOW - MINUTE
+
+
+@pytest.mark.parametrize("replayed", [True, False])
+def test_nobody_polls_a_replay_so_it_lacks_no_bars_while_the_exchange_is_open(
+    tmp_path: Path, replayed: bool
+) -> None:
+    deployment = replace(replay_in(tmp_path), clock=lambda: NOW, replay=replayed)
+    troubles = health.live_troubles(health.facts(deployment, None), PATIENCE)
+    assert [trouble.name for trouble in troubles] == (
+        [] if replayed else ["no new bar in 2026-03-09"]
+    )

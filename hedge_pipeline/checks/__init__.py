@@ -1,1 +1,5 @@
-"""Rules as named claims: each counts the rows that break it and says which partition."""
+"""Rules as named claims about what is stored.
+
+Those about a session's rows count what breaks them, session by session; those about models, files
+and room say in words what is wrong.
+"""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import datetime as dt
 from typing import TYPE_CHECKING
 
-from hedge_pipeline.learning.labels import GRACE, mature
 from hedge_pipeline.learning.novelty import UNLIKE
+from hedge_pipeline.market.calendar import utc_times
 from hedge_pipeline.market.tables import (
     CHAIN_FETCHES,
     FEATURE_ROWS,
@@ -18,6 +18,7 @@ from hedge_pipeline.market.tables import (
     RAW_QUOTES,
     Table,
 )
+from hedge_pipeline.stages.outcomes import observed_outcomes
 
 if TYPE_CHECKING:
     from hedge_pipeline.stages import Deployment
@@ -111,7 +112,7 @@ def _minutes(deployment: Deployment, label: str, table: Table) -> set[tuple[str,
 def implausible_bars(deployment: Deployment, label: str) -> int:
     """Bars whose high or low does not contain open and close, or that lie outside the session."""
     bars = deployment.store.read(RAW_QUOTES, [label])
-    times = bars["bar_ts"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
+    times = utc_times(bars["bar_ts"])
     outside = deployment.calendar.session(label).index_of(times) < 0
     body = bars[["open", "close"]]
     torn = (bars["high"] < body.max(axis=1)) | (bars["low"] > body.min(axis=1))
@@ -172,17 +173,10 @@ def novel_share(deployment: Deployment, label: str) -> float:
 
 def invented_outcomes(deployment: Deployment, label: str) -> int:
     """Outcomes that differ from what the observed closes of the session give."""
-    session = deployment.calendar.session(label)
     stored = deployment.store.read(OUTCOMES, [label])
     stored = stored[stored["horizon_bars"] == deployment.horizon]
-    observed = mature(
-        deployment.store.read(RAW_QUOTES, [label]),
-        session,
-        horizon=deployment.horizon,
-        dead_band_bp=deployment.dead_band_bp,
-        now=deployment.asked_at(session),
-        grace=max(GRACE, deployment.source.delay),
-    )
+    bars = deployment.store.read(RAW_QUOTES, [label])
+    observed = observed_outcomes(deployment, label, bars)
     claimed = ["entry_price", "exit_price", "return_pct", "actual_direction", "status"]
     columns = [*KEY, *claimed]
     joined = stored[columns].merge(observed[columns], on=KEY, how="left", suffixes=("", "_seen"))

@@ -5,7 +5,7 @@ import dagster as dg
 from hedge_pipeline.resources.loop import LoopResource
 
 
-def symbols_of_the_run(context: dg.AssetCheckExecutionContext, loop: LoopResource) -> list[str]:
+def _symbols_of_the_run(context: dg.AssetCheckExecutionContext, loop: LoopResource) -> list[str]:
     """The run's symbol; for a check started on its own, every watched one."""
     if context.has_partition_key or context.has_partition_key_range:
         return list(context.partition_keys)
@@ -21,7 +21,7 @@ def model_files_are_untouched(
 
     shelf = loop.deployment.shelf
     count = 0
-    for symbol in symbols_of_the_run(context, loop):
+    for symbol in _symbols_of_the_run(context, loop):
         versions = shelf.versions(symbol)
         count += len(versions)
         try:
@@ -41,7 +41,7 @@ def no_feature_knows_the_outcome(
 
     said = "; ".join(
         words
-        for symbol in symbols_of_the_run(context, loop)
+        for symbol in _symbols_of_the_run(context, loop)
         if (words := leaks_in_words(loop.deployment, symbol))
     )
     return dg.AssetCheckResult(
@@ -61,7 +61,7 @@ def mlflow_shows_every_version(
     registry = loop.registry.open()
     judged: set[tuple[str, int]] = set()
     missing: list[str] = []
-    for symbol in symbols_of_the_run(context, loop):
+    for symbol in _symbols_of_the_run(context, loop):
         versions = kept_versions(loop.deployment.ledger(symbol), registry.newest)
         judged |= {(symbol, version) for version in versions}
         try:

@@ -1,4 +1,4 @@
-"""Blocking checks of the session tables: a table of claims, each wrapped for Dagster."""
+"""Checks of the session tables: blocking claims, each wrapped for Dagster, and one warning."""
 
 import dagster as dg
 
@@ -7,7 +7,7 @@ from hedge_pipeline.resources.loop import LoopResource
 RECENT_SESSIONS = 20
 
 
-def sessions_of_the_run(context: dg.AssetCheckExecutionContext, loop: LoopResource) -> list[str]:
+def _sessions_of_the_run(context: dg.AssetCheckExecutionContext, loop: LoopResource) -> list[str]:
     """The run's sessions; for a check started on its own, the newest stored ones."""
     from hedge_pipeline.market.tables import RAW_QUOTES
 
@@ -31,7 +31,7 @@ def _claim(asset: str, name: str, counted_by: str, broken_by: str) -> dg.AssetCh
         from hedge_pipeline.checks import claims
 
         count = getattr(claims, counted_by)
-        labels = sessions_of_the_run(context, loop)
+        labels = _sessions_of_the_run(context, loop)
         found = {label: count(loop.deployment, label) for label in labels}
         broken = [f"{label}: {number} rows" for label, number in found.items() if number]
         return dg.AssetCheckResult(
@@ -141,7 +141,9 @@ def most_bars_are_like_the_training_data(
     from hedge_pipeline.checks import claims
     from hedge_pipeline.learning.novelty import MOST_NOVEL
 
-    shares = {x: claims.novel_share(loop.deployment, x) for x in sessions_of_the_run(context, loop)}
+    shares = {
+        x: claims.novel_share(loop.deployment, x) for x in _sessions_of_the_run(context, loop)
+    }
     above = [f"{label}: {share:.0%}" for label, share in shares.items() if share > MOST_NOVEL]
     return dg.AssetCheckResult(
         passed=not above,

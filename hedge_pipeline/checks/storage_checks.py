@@ -1,4 +1,4 @@
-"""Checks of the room and the files: they warn, nothing waits for them."""
+"""Checks of the room and the files; nothing waits for them."""
 
 import dagster as dg
 
@@ -7,7 +7,7 @@ from hedge_pipeline.resources.loop import LoopResource
 
 @dg.asset_check(asset="raw_quotes")
 def disk_use_is_within_the_budget(loop: LoopResource) -> dg.AssetCheckResult:
-    """The deployment takes more than HEDGE_DISK_BUDGET_MB, or the disk is nearly full."""
+    """The deployment takes at most HEDGE_DISK_BUDGET_MB, and the disk is not nearly full."""
     from hedge_pipeline import storage
     from hedge_pipeline.opening import places
     from hedge_pipeline.settings import load_settings
@@ -21,7 +21,7 @@ def disk_use_is_within_the_budget(loop: LoopResource) -> dg.AssetCheckResult:
 
 @dg.asset_check(asset="raw_quotes")
 def no_file_is_in_quarantine(loop: LoopResource) -> dg.AssetCheckResult:
-    """Broken files of any table were moved aside and wait for somebody to look at them."""
+    """No broken file of any table was moved aside and waits for somebody to look at it."""
     found = loop.deployment.store.quarantined()
     return dg.AssetCheckResult(
         passed=not found, description=", ".join(found) or None, metadata={"files": len(found)}

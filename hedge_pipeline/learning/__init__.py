@@ -1,5 +1,6 @@
 """Learning as plain functions: labels, data sets, training, scoring, the gate and its verdicts.
 
-Nothing in this room reads a file, a clock, a network or an orchestrator; callers bring the rows and
-store the results.
+Nothing in this room knows an orchestrator or a market data source. Files are touched by what reads
+rows or keeps results only (`dataset`, `pooling`, `ledger`, `shelf`, `search`: through the store
+they are given), a network by `dask_training`. Everything else is arithmetic on what callers bring.
 """

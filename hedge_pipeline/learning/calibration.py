@@ -32,7 +32,13 @@ def slope(base_rate: Floats, log_odds_gain: Floats, up: Floats) -> float:
 
 @dataclass(frozen=True)
 class Reliability:
-    """Predicted and observed shares of ups by bin, ascending; every bin has about as many rows."""
+    """Predicted and observed shares of ups by bin, ascending; every bin has about as many rows.
+
+    Attributes:
+        predicted: [bins] mean probability.
+        observed: [bins] share of ups.
+        count: [bins] rows.
+    """
 
     predicted: Floats
     observed: Floats

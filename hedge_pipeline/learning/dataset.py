@@ -21,12 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from hedge_pipeline.learning.gate import sigmoid
-from hedge_pipeline.market.calendar import to_datetime64
+from hedge_pipeline.market.calendar import to_datetime64, utc_times
 from hedge_pipeline.market.tables import FEATURE_ROWS, OUTCOMES, feature_names
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from hedge_pipeline.learning.training import TrainingPlan
     from hedge_pipeline.store import Store
 
@@ -112,7 +110,7 @@ class Spool:
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive rows of a training set, see there."""
+    """Consecutive rows of a `TrainingSet`, see there."""
 
     features: npt.NDArray[np.float32]
     labels: npt.NDArray[np.float64]
@@ -125,8 +123,9 @@ class TrainingSet:
     """Rows for one fit, oldest session first.
 
     Attributes:
-        features: float32 [rows, features].
-        labels: float64 [rows].
+        names: of the features, in the order of the columns.
+        features: float32 [rows, features], NaN = unknown.
+        labels: float64 [rows], 1 up and 0 down.
         weights: float64 [rows]; one over the horizon, halved every half-life.
         recent: the rows of the last sessions, for the guards.
         sessions: labels of the sessions used.
@@ -199,32 +198,53 @@ class LabelledSessions:
         """The labelled rows; without rows if the session has none."""
         key = (symbol, session)
         if key not in self._known:
-            self._known[key] = self._load(symbol, session)
+            read = read_labelled(self._store, self._horizon, session, [symbol])
+            self._known[key] = read[symbol]
             if len(self._known) > _REMEMBERED:
                 self._known.popitem(last=False)
         return self._known[key]
 
-    def _load(self, symbol: str, session: str) -> LabelledSession:
-        outcomes = self._store.read(
-            OUTCOMES,
-            [session],
-            symbols=[symbol],
-            columns=("symbol", "bar_ts", "horizon_bars", "actual_direction", "available_at"),
-        )
-        outcomes = outcomes[
-            (outcomes["horizon_bars"] == self._horizon) & outcomes["actual_direction"].notna()
-        ]
-        rows = self._store.read(FEATURE_ROWS, [session], symbols=[symbol])
-        joined = rows.merge(
-            outcomes[["bar_ts", "actual_direction", "available_at"]],
-            on="bar_ts",
+
+def read_labelled(
+    store: Store, horizon: int, session: str, symbols: Sequence[str]
+) -> dict[str, LabelledSession]:
+    """The labelled rows of a session by symbol; a symbol that has none has a session without rows.
+
+    Args:
+        store: where features and outcomes are.
+        horizon: label horizon, bars.
+        session: label.
+        symbols: whose rows.
+    """
+    key = ["symbol", "bar_ts"]
+    outcomes = store.read(
+        OUTCOMES,
+        [session],
+        symbols=symbols,
+        columns=(*key, "horizon_bars", "actual_direction", "available_at"),
+    )
+    labelled = (outcomes["horizon_bars"] == horizon) & outcomes["actual_direction"].notna()
+    rows = (
+        store.read(FEATURE_ROWS, [session], symbols=symbols)
+        .merge(
+            outcomes.loc[labelled, [*key, "actual_direction", "available_at"]],
+            on=key,
             validate="one_to_one",
             suffixes=("", "_outcome"),
-        ).sort_values("bar_ts")
-        known_at = joined[["available_at", "available_at_outcome"]].max(axis=1)
-        features = np.ascontiguousarray(joined[list(feature_names())].to_numpy(dtype=np.float32))
-        labels = joined["actual_direction"].to_numpy(dtype=np.float64)
-        return LabelledSession.of(features, labels, _plain(joined["bar_ts"]), _plain(known_at))
+        )
+        .sort_values(key)
+    )
+    features = np.ascontiguousarray(rows[list(feature_names())].to_numpy(dtype=np.float32))
+    labels = rows["actual_direction"].to_numpy(dtype=np.float64)
+    times = utc_times(rows["bar_ts"])
+    known_at = utc_times(rows[["available_at", "available_at_outcome"]].max(axis=1))
+    owners = rows["symbol"].to_numpy().astype(np.str_)
+    found = {}
+    for symbol in symbols:
+        first, last = (int(np.searchsorted(owners, symbol, side=x)) for x in ("left", "right"))
+        own = slice(first, last)
+        found[symbol] = LabelledSession.of(features[own], labels[own], times[own], known_at[own])
+    return found
 
 
 def assemble(
@@ -327,7 +347,3 @@ def _part(data: TrainingSet, first: int, last: int) -> TrainingSet:
         counts=data.counts[first:last],
         data_hash=hashlib.sha256(text.encode()).hexdigest(),
     )
-
-
-def _plain(times: pd.Series[pd.Timestamp]) -> npt.NDArray[np.datetime64]:
-    return np.asarray(times.dt.tz_localize(None).to_numpy().astype("datetime64[us]"))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hedge_pipeline.market.calendar import to_datetime64
+from hedge_pipeline.market.calendar import to_datetime64, utc_times
 from hedge_pipeline.market.tables import OUTCOMES
 
 if TYPE_CHECKING:
@@ -57,10 +57,10 @@ def mature(
     codes, symbols = pd.factorize(known["symbol"], sort=True)
     close = np.full((len(symbols), session.bars), np.nan)
     available = np.full(close.shape, np.datetime64("NaT", "us"))
-    place = session.index_of(_plain(known["bar_ts"]))
+    place = session.index_of(utc_times(known["bar_ts"]))
     inside = place >= 0
     close[codes[inside], place[inside]] = known["close"].to_numpy()[inside]
-    available[codes[inside], place[inside]] = _plain(known["available_at"])[inside]
+    available[codes[inside], place[inside]] = utc_times(known["available_at"])[inside]
     in_time = np.isfinite(close) & (available <= to_datetime64(deadline))
 
     symbol, entry = np.nonzero(np.isfinite(close))
@@ -101,7 +101,3 @@ def mature(
     )
     settled = crosses | np.isfinite(exits) | (now >= deadline)
     return OUTCOMES.conform(frame[settled]).reset_index(drop=True)
-
-
-def _plain(times: pd.Series[pd.Timestamp]) -> np.ndarray[tuple[int], np.dtype[np.datetime64]]:
-    return times.dt.tz_localize(None).to_numpy().astype("datetime64[us]")

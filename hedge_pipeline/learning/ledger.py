@@ -29,7 +29,7 @@ from hedge_pipeline.learning.gate import (
     SessionEvidence,
     VerdictKind,
 )
-from hedge_pipeline.market.calendar import Session
+from hedge_pipeline.market.calendar import Session, utc_times
 from hedge_pipeline.market.tables import OUTCOMES, PREDICTION_LOG, PROMOTIONS
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Ledger:
                 own["model_version"].to_numpy(dtype=np.int64),
                 own["kind"].to_numpy().astype(np.str_),
                 own["session"].to_numpy().astype(np.str_),
-                _plain(own["decided_at"]),
+                utc_times(own["decided_at"]),
             )
         )
         self.entries = own.take(order).reset_index(drop=True)
@@ -203,12 +203,12 @@ class Ledger:
         accepted = self._accepted
         numbers = accepted["model_version"].to_numpy(dtype=np.int64)
         return (
-            _plain(folds["decided_at"]),
+            utc_times(folds["decided_at"]),
             np.array([fresh.base_rate(self.rule), *newest["base_rate"]]),
             np.array([gate.trust(fresh, self.rule), *newest["trust"]]),
             np.array([fresh.status.value, *newest["skill"]], dtype=object),
         ), (
-            _plain(accepted["decided_at"]),
+            utc_times(accepted["decided_at"]),
             np.array([0, *np.maximum.accumulate(numbers)], dtype=np.int64),
         )
 
@@ -231,7 +231,7 @@ class Ledger:
         overrides = self._overrides
         newest = overrides.iloc[_newest_so_far(overrides["number"])]
         pins = np.where(newest["event"] == PIN, newest["model_version"], 0)
-        return _plain(overrides["decided_at"]), np.array([0, *pins], dtype=np.int64)
+        return utc_times(overrides["decided_at"]), np.array([0, *pins], dtype=np.int64)
 
 
 class KnownLedgers:
@@ -308,7 +308,7 @@ def session_evidence(
     ]
     columns = ("symbol", "bar_ts", "decided_at", "role", "mode", "margin", "base_rate")
     log = store.read(PREDICTION_LOG, [session.label], symbols=[symbol], columns=columns)
-    pinned = ledger.pinned_at(_plain(log["decided_at"])) > 0
+    pinned = ledger.pinned_at(utc_times(log["decided_at"])) > 0
     tested = log["role"] == np.where(pinned, "newest", "served")
     log = log[tested & log["margin"].notna() & log["mode"].isin(modes)]
     known_at = log["bar_ts"] + dt.timedelta(seconds=(horizon + 1) * session.bar_seconds)
@@ -321,7 +321,7 @@ def session_evidence(
         session=session.label,
         margin=rows["margin"].to_numpy(dtype=np.float64),
         up=rows["actual_direction"].to_numpy(dtype=np.int64),
-        offset=session.index_of(_plain(rows["bar_ts"])) % horizon,
+        offset=session.index_of(utc_times(rows["bar_ts"])) % horizon,
         base_rate=rows["base_rate"].to_numpy(dtype=np.float64),
         ups=ups,
         labels=len(outcomes),
@@ -430,7 +430,3 @@ def _newest_so_far(numbers: pd.Series[Any]) -> npt.NDArray[np.int64]:
     _, first, ranks = np.unique(numbers.to_numpy(), return_index=True, return_inverse=True)
     highest = np.maximum.accumulate(ranks) if len(ranks) else ranks
     return np.asarray(first[highest], dtype=np.int64)
-
-
-def _plain(times: pd.Series[Any]) -> npt.NDArray[np.datetime64]:
-    return np.asarray(times.dt.tz_localize(None).to_numpy().astype("datetime64[us]"))

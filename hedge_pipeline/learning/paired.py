@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hedge_pipeline.learning.gate import log_likelihood, logit
+from hedge_pipeline.market.calendar import utc_times
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,7 +102,7 @@ def pair(
         log_likelihood(logit(rows[name].to_numpy(dtype=np.float64)), up)
         for name in ("prob_up", "prob_up_second")
     )
-    times = rows["bar_ts"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
+    times = utc_times(rows["bar_ts"])
     place = np.searchsorted(opens, times, side="right") - 1
     labels = np.bincount(place, minlength=len(opens))
     gains = np.bincount(place, weights=one - other, minlength=len(opens))
@@ -123,8 +124,23 @@ def compare(pairs: Sequence[SessionPair], *, draws: int = DRAWS, seed: int = 0) 
         return Paired(float("nan"), float("nan"), float("nan"), 0, 0)
     lo = hi = float("nan")
     if len(used) >= LEAST_SESSIONS:
-        picks = np.random.default_rng(seed).integers(0, len(used), (draws, len(used)))
-        means = gains[picks].sum(axis=1) / labels[picks].sum(axis=1)
-        lo, hi = (1e4 * float(x) for x in np.quantile(means, [0.025, 0.975]))
+        lo, hi = (1e4 * x for x in ratio_interval(gains, labels, draws, seed))
     mean = 1e4 * float(gains.sum() / labels.sum())
     return Paired(mean, lo, hi, int(labels.sum()), len(used))
+
+
+def ratio_interval(
+    tops: npt.NDArray[np.float64], bottoms: npt.NDArray[np.float64], draws: int, seed: int
+) -> tuple[float, float]:
+    """95 % interval of a ratio of sums over sessions, whole sessions resampled.
+
+    Args:
+        tops: by session, [sessions], one or more.
+        bottoms: by session, positive.
+        draws: bootstrap draws.
+        seed: of the draws.
+    """
+    picks = np.random.default_rng(seed).integers(0, len(tops), (draws, len(tops)))
+    ratios = tops[picks].sum(axis=1) / bottoms[picks].sum(axis=1)
+    lo, hi = np.quantile(ratios, [0.025, 0.975])
+    return float(lo), float(hi)

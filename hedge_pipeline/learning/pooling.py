@@ -21,10 +21,11 @@ from hedge_pipeline.learning.dataset import (
     Spool,
     TrainingSet,
     data_hash,
+    read_labelled,
 )
 from hedge_pipeline.learning.gate import logit
 from hedge_pipeline.learning.training import TrainingPlan
-from hedge_pipeline.market.tables import FEATURE_ROWS, OUTCOMES, feature_names
+from hedge_pipeline.market.tables import feature_names
 from hedge_pipeline.store import Store
 
 # no symbol may contain an underscore, so it is nobody's name
@@ -55,7 +56,8 @@ class PooledSessions:
             known = self._known.get(session, {})
             if not set(symbols) <= set(known):
                 self._forget(session)
-                known = self._load(session, sorted(set(symbols) | set(known)))
+                every = sorted(set(symbols) | set(known))
+                known = read_labelled(self._store, self._horizon, session, every)
                 if not remember:
                     return known
                 self._known[session] = known
@@ -66,39 +68,6 @@ class PooledSessions:
 
     def _forget(self, session: str) -> None:
         self._bytes -= _bytes(self._known.pop(session, {}))
-
-    def _load(self, session: str, symbols: Sequence[str]) -> dict[str, LabelledSession]:
-        key = ["symbol", "bar_ts"]
-        outcomes = self._store.read(
-            OUTCOMES,
-            [session],
-            symbols=symbols,
-            columns=(*key, "horizon_bars", "actual_direction", "available_at"),
-        )
-        labelled = (outcomes["horizon_bars"] == self._horizon) & outcomes[
-            "actual_direction"
-        ].notna()
-        rows = self._store.read(FEATURE_ROWS, [session], symbols=symbols).merge(
-            outcomes.loc[labelled, [*key, "actual_direction", "available_at"]],
-            on=key,
-            validate="one_to_one",
-            suffixes=("", "_outcome"),
-        )
-        rows = rows.sort_values(key)
-        known_at = rows[["available_at", "available_at_outcome"]].max(axis=1)
-        features = np.ascontiguousarray(rows[list(feature_names())].to_numpy(dtype=np.float32))
-        labels = rows["actual_direction"].to_numpy(dtype=np.float64)
-        times, known = (
-            x.dt.tz_localize(None).to_numpy().astype("datetime64[us]")
-            for x in (rows["bar_ts"], known_at)
-        )
-        owners = rows["symbol"].to_numpy().astype(np.str_)
-        found = {}
-        for symbol in symbols:
-            first, last = (np.searchsorted(owners, symbol, side=x) for x in ("left", "right"))
-            own = slice(int(first), int(last))
-            found[symbol] = LabelledSession.of(features[own], labels[own], times[own], known[own])
-        return found
 
 
 def assemble_pool(

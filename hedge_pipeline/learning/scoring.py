@@ -11,10 +11,15 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from hedge_pipeline.learning.gate import log_likelihood, logit
-from hedge_pipeline.learning.paired import LEAST_SESSIONS, Paired, SessionPair, compare
+from hedge_pipeline.learning.paired import (
+    LEAST_SESSIONS,
+    Paired,
+    SessionPair,
+    compare,
+    ratio_interval,
+)
 from hedge_pipeline.market.tables import PERFORMANCE
 
 if TYPE_CHECKING:
@@ -136,8 +141,9 @@ def score(sums: pd.DataFrame, horizon: int, *, draws: int = DRAWS, seed: int = 0
     if labels == 0:
         nan = float("nan")
         return Score(nan, nan, nan, 0, 0.0, nan, nan, nan, nan)
-    lo, hi = _interval(by_session[:, 0], by_session[:, 1], draws, seed)
-    if int((by_session[:, 1] > 0).sum()) < LEAST_SESSIONS:
+    scored = by_session[by_session[:, 1] > 0]
+    lo, hi = ratio_interval(scored[:, 0], scored[:, 1], draws, seed)
+    if len(scored) < LEAST_SESSIONS:
         # symbols of one session move together
         effective = float(labels / horizon / sums["symbol"].nunique())
         low, high = _wilson(float(total[0] / labels), effective)
@@ -168,17 +174,6 @@ def skill(sums: pd.DataFrame, *, draws: int = DRAWS) -> Paired:
         [SessionPair(int(labels), float(base - loss)) for labels, loss, base in by_session],
         draws=draws,
     )
-
-
-def _interval(
-    hits: npt.NDArray[np.float64], labels: npt.NDArray[np.float64], draws: int, seed: int
-) -> tuple[float, float]:
-    some = labels > 0
-    hits, labels = hits[some], labels[some]
-    picks = np.random.default_rng(seed).integers(0, len(hits), (draws, len(hits)))
-    shares = hits[picks].sum(axis=1) / labels[picks].sum(axis=1)
-    lo, hi = np.quantile(shares, [0.025, 0.975])
-    return float(lo), float(hi)
 
 
 def _wilson(share: float, number: float) -> tuple[float, float]:

@@ -91,8 +91,10 @@ class Found:
     """The outcome of a search; gains are over climatology unless said otherwise.
 
     Attributes:
+        adopted: whether the best trial replaces the defaults.
         parameters: those in force from now on, the defaults unless `adopted`.
         best: number of the trial with the highest gain; 0 = the defaults.
+        trials: every one, in order; the defaults first.
         chosen: the best trial's gain on the sessions that chose it: optimistic.
         confirmed: its gain on the later sessions.
         defaults: the defaults' gain on the later sessions.
@@ -233,9 +235,11 @@ class SearchRecord:
     """What is stored of a search.
 
     Attributes:
+        symbol: whose parameters.
         number: 1, 2, ... by symbol.
         cutoff: last session whose outcomes were used; trainings of later cutoffs may use the find.
         first_session: first session used.
+        sessions: number of sessions used.
         created_at: when the search was made, ISO 8601, UTC; simulated in a replay.
         horizon_bars: label horizon; the find is for this one only.
         schema_hash: hash of the features table; the find is for these features only.

@@ -44,6 +44,21 @@ class TrainingPlan:
     `child_weight` and `penalty` are in effective rows: a row weighs uniqueness (one over the
     horizon, since labels overlap) times the half-life decay, and the second derivative of the
     logistic loss is about a quarter per row.
+
+    Attributes:
+        window_sessions: a training looks back on so many settled sessions.
+        half_life_sessions: sessions after which a row counts half.
+        least_sessions: without so many there is no training; as many are the recent ones that
+            guards look at.
+        trees: how many are grown.
+        learning_rate: share of each tree's answer that is taken.
+        depth: levels of splits of a tree.
+        columns_per_node: share of the features a split may choose from.
+        rows_per_tree: share of the rows a tree is grown on.
+        bins: of a feature's values.
+        child_weight: least effective rows on either side of a split.
+        penalty: ridge penalty on a leaf, effective rows.
+        seed: of every draw.
     """
 
     window_sessions: int = 60
@@ -82,15 +97,19 @@ class ModelCard:
     """The description stored beside a model file.
 
     Attributes:
+        symbol: ticker symbol it is a version of, or the name of the pool.
         version: 1, 2, ... by symbol, in order of training; rejected candidates count.
         cutoff: last session whose outcomes were used.
         first_session: first session of the training window.
+        sessions: number of sessions in it.
         features: names in the order of the columns.
         schema_hash: hash of the features table.
+        horizon_bars: label horizon.
         base_rate: weighted share of ups in the training rows.
         rows: training rows; `effective_rows` is the sum of their weights.
         data_hash: sha256 over features, labels and weights.
         sha256: of the UBJ file.
+        plan: fields of the `TrainingPlan`.
         gain: total gain by feature, zero left out.
         contributions: mean absolute contribution to the log-odds by feature on the last sessions
             of training (SHAP values), zero left out.

@@ -55,7 +55,7 @@ def context(chain: Chain, spot: float, rules: LevelRules = DEFAULT_RULES) -> Con
     interest = np.nan_to_num(chain.open_interest, nan=0.0)
     near = chain.near(spot, rules)
     puts, calls = float(interest[~chain.is_call].sum()), float(interest[chain.is_call].sum())
-    smiles = _Smiles(chain, spot, rules)
+    smiles = Smiles(chain, spot, rules)
     at_the_money = smiles.at_the_money(rules.volatility_days)
     return Context(
         call_oi_wall=_largest(chain.strike, interest, near & chain.is_call, spot),
@@ -68,72 +68,76 @@ def context(chain: Chain, spot: float, rules: LevelRules = DEFAULT_RULES) -> Con
     )
 
 
-def atm_iv(chain: Chain, spot: float, days: float, rules: LevelRules = DEFAULT_RULES) -> float:
-    """At-the-money implied volatility of one maturity.
-
-    The total variance sigma^2 T is linear in T between the nearest expirations on both sides of
-    the maturity that have an at-the-money volatility.
+class Smiles:
+    """The smiles of a chain, each computed once, and figures of a maturity between two of them.
 
     Args:
         chain: the snapshot.
         spot: price of the underlying, in quote currency.
-        days: maturity.
-        rules: range of volatilities, and how far the strikes may be.
-
-    Returns:
-        Per square root of a year; NaN if the expirations do not enclose the maturity.
+        rules: range of volatilities, rates, and how far strikes at the money may be.
     """
-    return _Smiles(chain, spot, rules).at_the_money(days)
 
+    def __init__(self, chain: Chain, spot: float, rules: LevelRules) -> None:
+        self._chain, self._spot, self._rules = chain, spot, rules
+        first = np.searchsorted(chain.expiry, chain.expirations)
+        self._years = chain.years[first] if len(first) else chain.years
+        self._known: dict[int, tuple[Array, Array]] = {}
 
-def skew_25d(chain: Chain, spot: float, days: float, rules: LevelRules = DEFAULT_RULES) -> float:
-    """25-delta skew of one maturity, linear in time between the nearest expirations that have one.
+    def at_the_money(self, days: float) -> float:
+        """At-the-money implied volatility of a maturity in days.
 
-    Args: as for `atm_iv`.
+        The total variance sigma^2 T is linear in T between the nearest expirations on both sides of
+        the maturity that have an at-the-money volatility.
 
-    Returns:
-        Per square root of a year, positive when puts are dearer; NaN if the expirations do not
-        enclose the maturity.
-    """
-    return _Smiles(chain, spot, rules).skew(days)
+        Returns:
+            Per square root of a year; NaN if the expirations do not enclose the maturity.
+        """
+        years, values = self._around(days, self._at_the_money_of)
+        wanted = days / DAYS_PER_YEAR
+        return float(np.sqrt(np.interp(wanted, years, values**2 * years) / wanted))
 
+    def skew(self, days: float) -> float:
+        """25-delta skew of a maturity in days, linear in time between the nearest expirations.
 
-def at_the_money_volatility(series: Chain, spot: float, rules: LevelRules = DEFAULT_RULES) -> float:
-    """Implied volatility of one expiration at the spot.
+        Returns:
+            Per square root of a year, positive when puts are dearer; NaN if no expirations that
+            have a skew enclose the maturity.
+        """
+        years, values = self._around(days, self._skew_of)
+        return float(np.interp(days / DAYS_PER_YEAR, years, values))
 
-    Linear in the strike between the nearest strikes on both sides of the spot that have a
-    volatility.
+    def _at_the_money_of(self, place: int) -> float:
+        return at_the_money_volatility(self._smile(place), self._spot, self._rules)
 
-    Args:
-        series: contracts of one expiration.
-        spot: price of the underlying, in quote currency.
-        rules: range of volatilities, rates, and how far the strikes may be.
+    def _skew_of(self, place: int) -> float:
+        years = float(self._years[place])
+        return quarter_delta_skew(self._smile(place), years, self._spot, self._rules)
 
-    Returns:
-        Per square root of a year; NaN without strikes near the spot on both sides.
-    """
-    return _at_the_money(smile(series, spot, rules), spot, rules)
+    def _smile(self, place: int) -> tuple[Array, Array]:
+        if place not in self._known:
+            series = self._chain.part(self._chain.expiry == self._chain.expirations[place])
+            self._known[place] = smile(series, self._spot, self._rules)
+        return self._known[place]
 
+    def _around(self, days: float, figure: Callable[[int], float]) -> tuple[Array, Array]:
+        """Years and figures of the nearest expirations on both sides that have the figure, [2].
 
-def quarter_delta_skew(series: Chain, spot: float, rules: LevelRules = DEFAULT_RULES) -> float:
-    """Volatility of the 25-delta put less that of the 25-delta call of one expiration.
-
-    Deltas are Black-Scholes-Merton with the volatility of the strike, puts below and calls above
-    the spot. Linear in delta between the first two neighbours, going outward from the spot,
-    between which the absolute delta falls below 0.25.
-
-    Args:
-        series: contracts of one expiration.
-        spot: price of the underlying, in quote currency.
-        rules: range of volatilities and rates.
-
-    Returns:
-        Per square root of a year, positive when puts are dearer; NaN if the deltas of a side do
-        not enclose 0.25.
-    """
-    if not len(series):
-        return float("nan")
-    return _quarter_delta_skew(smile(series, spot, rules), series.years[0], spot, rules)
+        NaN where a side has none. An expiration of exactly the maturity is both sides.
+        """
+        wanted = days / DAYS_PER_YEAR
+        found = []
+        for outward in (
+            np.flatnonzero(self._years <= wanted)[::-1],
+            np.flatnonzero(self._years >= wanted),
+        ):
+            for place in outward:
+                value = figure(int(place))
+                if np.isfinite(value):
+                    found.append((self._years[place], value))
+                    break
+            else:
+                return np.full(2, np.nan), np.full(2, np.nan)
+        return np.array([x for x, _ in found]), np.array([x for _, x in found])
 
 
 def smile(series: Chain, spot: float, rules: LevelRules = DEFAULT_RULES) -> tuple[Array, Array]:
@@ -166,70 +170,22 @@ def smile(series: Chain, spot: float, rules: LevelRules = DEFAULT_RULES) -> tupl
     return strikes, total / np.bincount(place, weights=weight)
 
 
-def _at_quarter_delta(delta: Array, volatility: Array) -> float:
-    """Volatility where the delta first falls below 0.25; arrays go outward from the spot."""
-    falls = (delta[:-1] >= QUARTER_DELTA) & (delta[1:] < QUARTER_DELTA)
-    if not falls.any():
-        return float("nan")
-    inner = int(np.argmax(falls))
-    share = (delta[inner] - QUARTER_DELTA) / (delta[inner] - delta[inner + 1])
-    return float(volatility[inner] + share * (volatility[inner + 1] - volatility[inner]))
+def at_the_money_volatility(
+    curve: tuple[Array, Array], spot: float, rules: LevelRules = DEFAULT_RULES
+) -> float:
+    """Implied volatility of one expiration at the spot.
 
+    Linear in the strike between the nearest strikes on both sides of the spot that have a
+    volatility.
 
-class _Smiles:
-    """The smiles of a chain, each computed once, and figures of a maturity between two of them."""
+    Args:
+        curve: strikes and volatilities, see `smile`.
+        spot: price of the underlying, in quote currency.
+        rules: how far the strikes may be.
 
-    def __init__(self, chain: Chain, spot: float, rules: LevelRules) -> None:
-        self._chain, self._spot, self._rules = chain, spot, rules
-        first = np.searchsorted(chain.expiry, chain.expirations)
-        self._years = chain.years[first] if len(first) else chain.years
-        self._known: dict[int, tuple[Array, Array]] = {}
-
-    def at_the_money(self, days: float) -> float:
-        """See `atm_iv`."""
-        years, values = self._around(days, self._at_the_money)
-        wanted = days / DAYS_PER_YEAR
-        return float(np.sqrt(np.interp(wanted, years, values**2 * years) / wanted))
-
-    def skew(self, days: float) -> float:
-        """See `skew_25d`."""
-        years, values = self._around(days, self._quarter_delta_skew)
-        return float(np.interp(days / DAYS_PER_YEAR, years, values))
-
-    def _at_the_money(self, place: int) -> float:
-        return _at_the_money(self._smile(place), self._spot, self._rules)
-
-    def _quarter_delta_skew(self, place: int) -> float:
-        return _quarter_delta_skew(self._smile(place), self._years[place], self._spot, self._rules)
-
-    def _smile(self, place: int) -> tuple[Array, Array]:
-        if place not in self._known:
-            series = self._chain.part(self._chain.expiry == self._chain.expirations[place])
-            self._known[place] = smile(series, self._spot, self._rules)
-        return self._known[place]
-
-    def _around(self, days: float, figure: Callable[[int], float]) -> tuple[Array, Array]:
-        """Years and figures of the nearest expirations on both sides that have the figure, [2].
-
-        NaN where a side has none. An expiration of exactly the maturity is both sides.
-        """
-        wanted = days / DAYS_PER_YEAR
-        found = []
-        for outward in (
-            np.flatnonzero(self._years <= wanted)[::-1],
-            np.flatnonzero(self._years >= wanted),
-        ):
-            for place in outward:
-                value = figure(int(place))
-                if np.isfinite(value):
-                    found.append((self._years[place], value))
-                    break
-            else:
-                return np.full(2, np.nan), np.full(2, np.nan)
-        return np.array([x for x, _ in found]), np.array([x for _, x in found])
-
-
-def _at_the_money(curve: tuple[Array, Array], spot: float, rules: LevelRules) -> float:
+    Returns:
+        Per square root of a year; NaN without strikes near the spot on both sides.
+    """
     strikes, volatility = curve
     near = is_near(strikes, spot, rules)
     strikes, volatility = strikes[near], volatility[near]
@@ -238,9 +194,25 @@ def _at_the_money(curve: tuple[Array, Array], spot: float, rules: LevelRules) ->
     return float(np.interp(spot, strikes, volatility))
 
 
-def _quarter_delta_skew(
-    curve: tuple[Array, Array], years: float, spot: float, rules: LevelRules
+def quarter_delta_skew(
+    curve: tuple[Array, Array], years: float, spot: float, rules: LevelRules = DEFAULT_RULES
 ) -> float:
+    """Volatility of the 25-delta put less that of the 25-delta call of one expiration.
+
+    Deltas are Black-Scholes-Merton with the volatility of the strike, puts below and calls above
+    the spot. Linear in delta between the first two neighbours, going outward from the spot,
+    between which the absolute delta falls below 0.25.
+
+    Args:
+        curve: strikes and volatilities, see `smile`.
+        years: time to the end of the series.
+        spot: price of the underlying, in quote currency.
+        rules: rates.
+
+    Returns:
+        Per square root of a year, positive when puts are dearer; NaN if the deltas of a side do
+        not enclose 0.25.
+    """
     strikes, volatility = curve
     if not len(strikes):
         return float("nan")
@@ -250,6 +222,16 @@ def _quarter_delta_skew(
     return _at_quarter_delta(put[below][::-1], volatility[below][::-1]) - _at_quarter_delta(
         call[above], volatility[above]
     )
+
+
+def _at_quarter_delta(delta: Array, volatility: Array) -> float:
+    """Volatility where the delta first falls below 0.25; arrays go outward from the spot."""
+    falls = (delta[:-1] >= QUARTER_DELTA) & (delta[1:] < QUARTER_DELTA)
+    if not falls.any():
+        return float("nan")
+    inner = int(np.argmax(falls))
+    share = (delta[inner] - QUARTER_DELTA) / (delta[inner] - delta[inner + 1])
+    return float(volatility[inner] + share * (volatility[inner + 1] - volatility[inner]))
 
 
 def _largest(strike: Array, values: Array, chosen: Flags, spot: float) -> float:

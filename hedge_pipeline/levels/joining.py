@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from hedge_pipeline.market.bars import places_on_grid
+from hedge_pipeline.market.calendar import utc_times
 from hedge_pipeline.market.features import LEVEL_COLUMNS, LevelGrid
 
 if TYPE_CHECKING:
@@ -69,8 +71,8 @@ def _fill_from_chains(
     place = _newest(usable, rows)
     known = place >= 0
     age = np.full(len(rows), np.inf)
-    since = _plain(usable["available_at"])[place[known]]
-    age[known] = (_plain(rows["bar_end"])[known] - since) / np.timedelta64(60, "s")
+    since = utc_times(usable["available_at"])[place[known]]
+    age[known] = (utc_times(rows["bar_end"])[known] - since) / np.timedelta64(60, "s")
     fresh = age <= most_age.total_seconds() / 60
     for name in (*_FROM_CHAIN, *RANKS):
         found[name][fresh] = usable[name].to_numpy(dtype=float)[place[fresh]]
@@ -90,7 +92,7 @@ def _newest(levels: pd.DataFrame, rows: pd.DataFrame) -> npt.NDArray[np.int64]:
     """
     import pandas as pd
 
-    available, at = _plain(levels["available_at"]), _plain(rows["bar_end"])
+    available, at = utc_times(levels["available_at"]), utc_times(rows["bar_end"])
     codes, _ = pd.factorize(pd.concat([levels["symbol"], rows["symbol"]]))
     own, asked = codes[: len(levels)], codes[len(levels) :]
     moments = np.concatenate([available, at])
@@ -114,14 +116,7 @@ def level_grid(
         session: the session.
     """
     grid = LevelGrid.unknown(len(symbols), session.bars)
-    row = bars["symbol"].map({symbol: i for i, symbol in enumerate(symbols)})
-    column = session.index_of(_plain(bars["bar_ts"]))
-    inside = row.notna().to_numpy() & (column >= 0)
-    place = (row.to_numpy()[inside].astype(int), column[inside])
+    inside, place = places_on_grid(bars, symbols, session)
     for name, array in grid.values.items():
         array[place] = joined[name].to_numpy(dtype=float)[inside]
     return grid
-
-
-def _plain(times: pd.Series[Any]) -> npt.NDArray[np.datetime64]:
-    return np.asarray(times.dt.tz_localize(None).to_numpy().astype("datetime64[us]"))

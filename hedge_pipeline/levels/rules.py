@@ -1,7 +1,7 @@
-"""Every constant of the levels in one place; the defaults are the definitions of this project.
+"""What may be varied in the levels of a snapshot; the defaults are this project's definitions.
 
 Nothing is computed here. The signs are a heuristic about who holds which side of a contract, not
-a fact of the market, and are therefore settings like the rest.
+a fact of the market: they are settings of the operator, as are interest and dividends.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hedge_pipeline.levels.strength import Texts
-from hedge_pipeline.market.calendar import to_datetime64
+from hedge_pipeline.market.calendar import to_datetime64, utc_times
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,7 +79,7 @@ def decide_signals(
     Raises:
         ValueError: the bars of a symbol are not in time order.
     """
-    times = rows["bar_ts"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
+    times = utc_times(rows["bar_ts"])
     symbols = rows["symbol"].to_numpy(dtype=object)
     _, codes = np.unique(symbols.astype(np.str_), return_inverse=True)
     order = np.argsort(codes, kind="stable")

@@ -1,6 +1,6 @@
 """From one option-chain snapshot to one row of hedge levels.
 
-The order of things, nothing else: read, gate, borrow, compute. What is computed is defined in the
+The order of things, nothing else: borrow, gate, compute. What is computed is defined in the
 modules of this room.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
 from hedge_pipeline.levels.chain import (
     Chain,
@@ -22,9 +21,6 @@ from hedge_pipeline.levels.exposure import exposure
 from hedge_pipeline.levels.gaps import DailyBars, half_gaps
 from hedge_pipeline.levels.rules import DEFAULT_RULES, LevelRules
 from hedge_pipeline.levels.walls import front_hedges, monthly_hedges
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 GAP_LEVELS = ("hg_below", "hg_above")
 CHAIN_LEVELS = (
@@ -75,43 +71,6 @@ class Snapshot:
         return self.unusable_reason is None
 
 
-def prepare(
-    frame: pd.DataFrame,
-    *,
-    as_of: dt.datetime,
-    available_at: dt.datetime,
-    spot: float,
-    earlier: Chain | None = None,
-    rules: LevelRules = DEFAULT_RULES,
-) -> Snapshot:
-    """Reads a snapshot, borrows what it lacks from an earlier one, and says whether it is usable.
-
-    The snapshot itself must have contracts: one that came back empty is not replaced by an earlier
-    one. If more than half of its contracts near the spot have no open interest, that of the
-    earlier snapshot is used. Then the expirations it did not ask for are added. The gate looks at
-    the whole, and at the open interest of the snapshot's own contracts.
-
-    Args:
-        frame: columns as for `Chain.from_frame`.
-        as_of: aware time that the quotes describe: time of fetching less the source's delay.
-        available_at: aware time of fetching.
-        spot: price of the underlying at `as_of`; NaN or anything not positive = unknown.
-        earlier: chain of the last usable `Snapshot` of the same session, None if there is none.
-        rules: thresholds.
-
-    Raises:
-        ValueError: a time without a zone, a snapshot available before its own time, or an earlier
-            one of another session.
-    """
-    return gated(
-        Chain.from_frame(frame, as_of),
-        available_at=available_at,
-        spot=spot,
-        earlier=earlier,
-        rules=rules,
-    )
-
-
 def gated(
     chain: Chain,
     *,
@@ -120,7 +79,25 @@ def gated(
     earlier: Chain | None = None,
     rules: LevelRules = DEFAULT_RULES,
 ) -> Snapshot:
-    """As `prepare`, for a snapshot that was read."""
+    """Borrows what a snapshot lacks from an earlier one, and says whether it is usable.
+
+    The snapshot itself must have contracts: one that came back empty is not replaced by an earlier
+    one. If more than half of its contracts near the spot have no open interest, that of the
+    earlier snapshot is used. Then the expirations it did not ask for are added. The gate looks at
+    the whole, and at the open interest of the snapshot's own contracts.
+
+    Args:
+        chain: the snapshot as it was fetched; its `as_of` is the time of fetching less the source's
+            delay.
+        available_at: aware time of fetching.
+        spot: price of the underlying at `chain.as_of`; NaN or anything not positive = unknown.
+        earlier: chain of the last usable `Snapshot` of the same session, None if there is none.
+        rules: thresholds.
+
+    Raises:
+        ValueError: a time without a zone, a snapshot available before its own time, or an earlier
+            one of another session.
+    """
     if available_at.tzinfo is None or available_at < chain.as_of:
         raise ValueError(f"a snapshot of {chain.as_of} cannot be available at {available_at}")
     spot = float(spot) if 0 < spot < float("inf") else float("nan")
@@ -134,48 +111,15 @@ def gated(
     return Snapshot(whole, available_at, spot, reason, reused and reason is None)
 
 
-def levels_of(
-    frame: pd.DataFrame,
-    *,
-    as_of: dt.datetime,
-    available_at: dt.datetime,
-    spot: float,
-    daily: DailyBars,
-    earlier: Chain | None = None,
-    rules: LevelRules = DEFAULT_RULES,
-) -> dict[str, object]:
-    """One row of hedge levels, without symbol and ranks.
-
-    Args:
-        frame: columns as for `Chain.from_frame`.
-        as_of: aware time that the quotes describe: time of fetching less the source's delay.
-        available_at: aware time of fetching.
-        spot: price of the underlying at `as_of`; NaN = unknown.
-        daily: completed sessions before the one of `as_of`.
-        earlier: chain of the last usable `Snapshot` of the same session, None if there is none.
-        rules: constants.
-
-    Returns:
-        See `row_of`.
-
-    Raises:
-        ValueError: as for `prepare`.
-    """
-    snapshot = prepare(
-        frame, as_of=as_of, available_at=available_at, spot=spot, earlier=earlier, rules=rules
-    )
-    return row_of(snapshot, daily=daily, rules=rules)
-
-
 def row_of(
     snapshot: Snapshot, *, daily: DailyBars, rules: LevelRules = DEFAULT_RULES
 ) -> dict[str, object]:
-    """One row of hedge levels of a prepared snapshot.
+    """One row of hedge levels of a gated snapshot.
 
     Args:
-        snapshot: from `prepare`.
+        snapshot: from `gated`.
         daily: completed sessions before the one of the snapshot.
-        rules: constants, the same as in `prepare`.
+        rules: constants, the same as in `gated`.
 
     Returns:
         as_of, available_at: aware times. spot, the levels of `GAP_LEVELS` and `CHAIN_LEVELS`:

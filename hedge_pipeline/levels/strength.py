@@ -112,7 +112,7 @@ def measure(close: Floats, levels: Mapping[str, Any] | pd.DataFrame) -> Strength
     Args:
         close: [n] price S, quote currency.
         levels: by name [n] the levels of `LEVELS` in force at each bar, and `gex_rank` and
-            `vanna_rank` (see `rank`); NaN = unknown.
+            `vanna_rank` (see `ranks`); NaN = unknown.
     """
     price = np.asarray(close, dtype=np.float64)
     level = np.array([_column(levels, name) for name, _, _ in LEVELS])
@@ -178,27 +178,11 @@ def strength_band(score: npt.ArrayLike) -> Texts:
     return names[np.where(np.isnan(stored), len(BANDS), np.digitize(stored, _BAND_EDGES))]
 
 
-def rank(value: float, history: npt.ArrayLike) -> float:
-    """Share of the history whose size is below that of the value; ties count half.
-
-    Args:
-        value: gamma or vanna exposure of a snapshot.
-        history: [m] the same of the symbol's usable snapshots before it, within the last 20
-            sessions (the running one included); NaN is left out.
-
-    Returns:
-        0..1; NaN if the value is NaN or fewer than 20 snapshots are known.
-    """
-    size = np.abs(np.asarray(history, dtype=np.float64))
-    size = size[np.isfinite(size)]
-    if not np.isfinite(value) or len(size) < RANK_LEAST:
-        return float("nan")
-    below, equal = np.sum(size < abs(value)), np.sum(size == abs(value))
-    return float((below + 0.5 * equal) / len(size))
-
-
 def ranks(values: npt.ArrayLike, sessions: npt.ArrayLike) -> Floats:
-    """The rank of each snapshot among those before it; `rank` for a batch, without look-ahead.
+    """The rank of each snapshot among the usable ones of the last 20 sessions before it.
+
+    A rank is the share of those (the running session included) whose size is below that of the
+    snapshot; ties count half.
 
     Args:
         values: [n] exposures of one symbol in time order; NaN = the snapshot was not usable.

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from hedge_pipeline.learning.paired import ratio_interval
 from hedge_pipeline.levels.signals import SIDES
 from hedge_pipeline.levels.strength import Floats, Texts, strength_band
-from hedge_pipeline.market.calendar import Session
+from hedge_pipeline.market.calendar import Session, utc_times
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +40,6 @@ TRADE_COLUMNS: Final = (
     "return_pct",
     "win",
 )
-EXITS: Final = ("target", "stop", "time", "unscorable")
 UNSCORABLE: Final = ("crosses_close", "no_next_bar", "gap")
 
 CONFIDENCE_EDGES: Final = (0.0, 0.5, 0.55, 0.6, 0.65, 0.7, 1.0)
@@ -100,7 +100,7 @@ def score_trades(
         }
     )
     sign = np.where(np.array(side, dtype=object) == "long", 1.0, -1.0)
-    times = signals["bar_ts"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
+    times = utc_times(signals["bar_ts"])
     place = session.index_of(times)
     if (place < 0).any():
         raise ValueError(f"a signal is at no bar of {session.label}")
@@ -137,7 +137,7 @@ def score_trades(
 def _on_grid(bars: pd.DataFrame, session: Session) -> Floats:
     """Open, high, low and close on the session's grid, [4, bars]; NaN = no bar."""
     grid = np.full((4, session.bars), np.nan)
-    times = bars["bar_ts"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
+    times = utc_times(bars["bar_ts"])
     place = session.index_of(times)
     values = bars[["open", "high", "low", "close"]].to_numpy(dtype=np.float64).T
     grid[:, place[place >= 0]] = values[:, place >= 0]
@@ -179,9 +179,8 @@ def report(trades: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> dict[s
     Every group has: signals; scored; unscorable by reason; exits by kind; win_rate with the 95 %
     interval lo, hi from resampling whole sessions (None with fewer than two); profit_factor, gains
     over losses (None without a loss), with its interval profit_factor_lo, profit_factor_hi made the
-    same way (None = an end that is infinite); average_pct, mean return after costs.
-    `by_session` has the
-    false-positive rate: the share of a session's scored signals that did not win.
+    same way (None = an end that is infinite); average_pct, mean return after costs. `by_session`
+    has the false-positive rate: the share of a session's scored signals that did not win.
 
     Args:
         trades: rows of `score_trades` of any number of sessions.
@@ -250,12 +249,9 @@ def _interval(
     labels, place = np.unique(session.astype(str), return_inverse=True)
     if len(labels) < 2:
         return None, None
-    counts = np.bincount(place, minlength=len(labels))
-    sums = np.bincount(place, weights=wins, minlength=len(labels))
-    picks = np.random.default_rng(seed).integers(0, len(labels), (draws, len(labels)))
-    shares = sums[picks].sum(axis=1) / counts[picks].sum(axis=1)
-    lo, hi = np.quantile(shares, [0.025, 0.975])
-    return float(lo), float(hi)
+    counts = np.bincount(place, minlength=len(labels)).astype(np.float64)
+    sums = np.bincount(place, weights=wins, minlength=len(labels)).astype(np.float64)
+    return ratio_interval(sums, counts, draws, seed)
 
 
 def _factor_interval(

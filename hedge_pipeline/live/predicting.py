@@ -19,6 +19,7 @@ from hedge_pipeline.learning.novelty import novelties
 from hedge_pipeline.learning.training import Margins, ModelError
 from hedge_pipeline.levels.signals import NO_LEVEL
 from hedge_pipeline.levels.strength import PARTS
+from hedge_pipeline.market.calendar import utc_times
 from hedge_pipeline.market.tables import FEATURE_ROWS, PREDICTION_LOG, ROLES, feature_names
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def in_force_of(
         symbols: [n].
         decided_at: [n] UTC.
     """
-    moments = decided_at.dt.tz_localize(None).to_numpy().astype("datetime64[us]")
+    moments = utc_times(decided_at)
     names = symbols.to_numpy(dtype=object)
     found = InForce.empty(len(names))
     for symbol in dict.fromkeys(names):

@@ -12,6 +12,7 @@ import numpy as np
 from hedge_pipeline.levels.confidence import PRIOR, LevelEvidence, confident, seen_at
 from hedge_pipeline.levels.signals import NO_LEVEL, SignalRules, decide_signals
 from hedge_pipeline.levels.strength import measure
+from hedge_pipeline.market.calendar import utc_times
 from hedge_pipeline.market.tables import PREDICTION_LOG
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def at_levels(
     found = measure(log["price"].to_numpy(dtype=np.float64), rows)
     symbols = log["symbol"].to_numpy(dtype=object)
     seen = seen_at(signalling.evidence, symbols, found.level_type, found.level_source, found.score)
-    times = log["bar_ts"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
+    times = utc_times(log["bar_ts"])
     log = log.assign(
         confidence=confident(log["prob_up"], seen, signalling.prior).value.astype(np.float32),
         strength_score=found.score,

@@ -25,14 +25,12 @@ class Heartbeat:
         run_id: Dagster run that polls.
         at: ISO time of its last poll, UTC.
         session: session polled.
-        last_bar: ISO start of the newest stored bar; empty before the first.
         begun: ISO time the run began to poll, UTC.
     """
 
     run_id: str
     at: str
     session: str
-    last_bar: str = ""
     begun: str = ""
 
     @property

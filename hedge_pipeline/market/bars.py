@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
-from hedge_pipeline.market.calendar import Session
+from hedge_pipeline.market.calendar import Session, utc_times
 from hedge_pipeline.market.features import Bars
 from hedge_pipeline.market.sources.protocol import (
     BAR_COLUMNS,
@@ -173,7 +174,7 @@ def find_gaps(
     pieces = []
     for symbol in symbols:
         own = bars.loc[bars["symbol"] == symbol, "bar_ts"]
-        present = own.dt.tz_localize(None).to_numpy().astype("datetime64[us]")
+        present = utc_times(own)
         missing = np.setdiff1d(expected, present)
         failure = failures.get(symbol)
         pieces.append(
@@ -202,15 +203,27 @@ def on_grid(bars: pd.DataFrame, symbols: Sequence[str], session: Session) -> Bar
     arrays = {name: np.full(shape, np.nan) for name in GRID_COLUMNS}
     if len(bars):
         usable = bars[~late(bars)]
-        row = usable["symbol"].map({symbol: i for i, symbol in enumerate(symbols)})
-        times = usable["bar_ts"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
-        column = session.index_of(times)
-        inside = row.notna().to_numpy() & (column >= 0)
-        place = (row.to_numpy()[inside].astype(int), column[inside])
+        inside, place = places_on_grid(usable, symbols, session)
         for name, array in arrays.items():
             array[place] = usable[name].to_numpy(dtype=float)[inside]
     arrays["volume"][arrays["volume"] == 0] = np.nan
     return Bars(**arrays)
+
+
+def places_on_grid(
+    rows: pd.DataFrame, symbols: Sequence[str], session: Session
+) -> tuple[npt.NDArray[np.bool_], tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    """Which rows lie on the grid [symbols, bars of the session], and the places of those.
+
+    Args:
+        rows: [n] with symbol and bar_ts.
+        symbols: order of the rows of the grid; rows of others lie beside it.
+        session: the session.
+    """
+    row = rows["symbol"].map({symbol: i for i, symbol in enumerate(symbols)})
+    column = session.index_of(utc_times(rows["bar_ts"]))
+    inside = row.notna().to_numpy() & (column >= 0)
+    return inside, (row.to_numpy()[inside].astype(np.int64), column[inside])
 
 
 def late(bars: pd.DataFrame) -> pd.Series[bool]:

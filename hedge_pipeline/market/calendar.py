@@ -8,9 +8,13 @@ from __future__ import annotations
 import datetime as dt
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Times = npt.NDArray[np.datetime64]
 UTC = dt.UTC
@@ -58,6 +62,11 @@ class Session:
 def to_datetime64(moment: dt.datetime) -> np.datetime64:
     """An aware datetime as `datetime64[us]` in UTC."""
     return np.datetime64(moment.astimezone(UTC).replace(tzinfo=None), "us")
+
+
+def utc_times(moments: pd.Series[Any]) -> Times:
+    """A column of aware times as `datetime64[us]` in UTC, shape [rows]."""
+    return np.asarray(moments.dt.tz_convert(None).to_numpy().astype("datetime64[us]"))
 
 
 class SessionCalendar:
@@ -143,12 +152,20 @@ class SessionCalendar:
         )
 
     def previous(self, label: str) -> str | None:
-        """The session before, None for the first one."""
+        """The session before, None for the first one.
+
+        Raises:
+            NoSession: the date is no session.
+        """
         position = self.ordinal(label)
         return self.labels[position - 1] if position else None
 
     def following(self, label: str) -> str | None:
-        """The session after, None for the last one."""
+        """The session after, None for the last one.
+
+        Raises:
+            NoSession: the date is no session.
+        """
         position = self.ordinal(label) + 1
         return self.labels[position] if position < len(self.labels) else None
 

@@ -46,7 +46,17 @@ _PANDAS: dict[Kind, str] = {
 
 @dataclass(frozen=True)
 class Column:
-    """One column: name, kind, meaning with unit, and what values are allowed."""
+    """One column: name, kind, meaning with unit, and what values are allowed.
+
+    Attributes:
+        name: as it is stored.
+        kind: of its values.
+        description: meaning with unit, and what NULL means.
+        nullable: whether a value may be missing.
+        least: smallest value allowed; None = any.
+        most: largest value allowed; None = any.
+        among: the texts allowed; empty = any.
+    """
 
     name: str
     kind: Kind
@@ -63,6 +73,7 @@ class Table:
 
     Attributes:
         name: folder name.
+        description: what a row is.
         columns: in stored order.
         key: columns that identify a row; the first row written for a key is the one that counts.
         first_by: of two rows with one key the one with the smaller value here came first.
@@ -619,6 +630,8 @@ LEVEL_EVIDENCE = Table(
     key=("symbol", "session", "level_type", "level_source", "strength_band"),
 )
 
+EXITS = ("target", "stop", "time", "unscorable")
+
 TRADES = Table(
     "trades",
     "Signals scored as the trades they ask for, from observed bars.",
@@ -641,7 +654,7 @@ TRADES = Table(
             "exit_reason",
             "text",
             "what ended the trade",
-            among=("target", "stop", "time", "unscorable"),
+            among=EXITS,
         ),
         Column("reason", "text", "why unscorable; NULL = scored", nullable=True),
         Column(

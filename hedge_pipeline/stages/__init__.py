@@ -1,7 +1,9 @@
-"""One plain function per asset: the single code path of live collection, backfill and replay.
+"""The stages as plain functions: the single code path of live collection, backfill and replay.
 
-A bar's way: `bars` -> `features` -> `predictions` -> `outcomes` -> `training` -> `evidence` (fold
-and verdict) -> `scoring`; `closing` ends a session with all of it, `starting` opens a deployment.
+A bar's way: `bars` -> `features` -> `predictions` -> `outcomes` -> `evidence` (the fold) ->
+`deciding` -> `training` -> `evidence` (the verdict) -> `scoring`; `searching` is asked for by hand,
+`closing` ends a session with what is due, `starting` opens a deployment. Option chains and the
+levels they give come from `chains.py`.
 Every stage is told by a `deployment` what there is, reads its inputs from the store, writes keyed
 rows, and may be killed and run again. Dagster assets and the replay are thin callers.
 """

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from hedge_pipeline.market.bars import collect_bars, collect_days, find_gaps
 from hedge_pipeline.market.sources import DailySource, NoDataYet, SourceError
 from hedge_pipeline.market.tables import DAILY_BARS, GAPS, RAW_QUOTES, without
+from hedge_pipeline.stages.deployment import NothingStored
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,15 +18,19 @@ if TYPE_CHECKING:
     from hedge_pipeline.market.calendar import Session
     from hedge_pipeline.stages.deployment import Deployment
 
-
 DAYS_OF_HISTORY = 60
 
 
 @dataclass(frozen=True)
 class CollectedSession:
-    """Counts of one collection; `failures` are one line per symbol that did not answer.
+    """What one collection brought.
 
-    `without_days` are those of the daily bars; no other stage needs them to go on.
+    Attributes:
+        bars: stored bars of the session, of every symbol.
+        new: those that were not there before.
+        gaps: expected minutes without a bar.
+        failures: the error of each symbol that did not answer.
+        without_days: the same for daily bars; no other stage needs them to go on.
     """
 
     bars: int
@@ -107,6 +112,20 @@ def collect_daily_bars(
         available = late.map({True: pd.Timestamp(asked_at), False: pd.Timestamp(closed)})
         deployment.store.append(DAILY_BARS, str(day), bars.assign(available_at=available))
     return failures
+
+
+def stored_bars(
+    deployment: Deployment, label: str, since: dt.datetime | None = None
+) -> pd.DataFrame:
+    """The stored bars of a session, or of those only that begin at `since` or later.
+
+    Raises:
+        NothingStored: there are none.
+    """
+    stored = deployment.store.read(RAW_QUOTES, [label], since=since)
+    if stored.empty:
+        raise NothingStored(f"raw_quotes has no bars of {label}: materialize raw_quotes first")
+    return stored
 
 
 def store_bars(deployment: Deployment, label: str, bars: pd.DataFrame) -> pd.DataFrame:

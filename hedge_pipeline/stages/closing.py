@@ -30,10 +30,24 @@ if TYPE_CHECKING:
     from hedge_pipeline.stages.deployment import Deployment
     from hedge_pipeline.stages.evidence import Fold
 
+# how long after the close a source that does not answer is waited for: bars, and daily bars
+PATIENCE = dt.timedelta(hours=20)
+PATIENCE_FOR_DAYS = dt.timedelta(hours=2)
+CLOSED = "live/closed.json"
+
 
 @dataclass(frozen=True)
 class ClosedSession:
-    """What closing a session brought; counts of new rows, and the folds by symbol."""
+    """What closing a session brought.
+
+    Attributes:
+        label: of the session.
+        bars: new bars.
+        gaps: expected minutes without a bar.
+        predictions: new rows of the log.
+        outcomes: new outcomes.
+        folds: by symbol, of this session and of others that had not been folded.
+    """
 
     label: str
     bars: int
@@ -41,13 +55,6 @@ class ClosedSession:
     predictions: int
     outcomes: int
     folds: dict[str, list[Fold]]
-
-
-PATIENCE = dt.timedelta(hours=20)
-PATIENCE_FOR_DAYS = dt.timedelta(hours=2)
-
-
-CLOSED = "live/closed.json"
 
 
 def close_session(deployment: Deployment, label: str) -> ClosedSession:

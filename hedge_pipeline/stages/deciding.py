@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def leaking_features(deployment: Deployment, symbol: str) -> dict[str, float]:
-    """Features that know the outcome on their own in the newest sessions; see `leaks`."""
+    """Features that know the outcome on their own in the newest sessions."""
     sessions = settled_sessions(deployment, symbol, last=deployment.plan.least_sessions)
     parts = [deployment.labelled.read(symbol, label) for label in sessions]
     if not parts:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from hedge_pipeline.market.sources import MarketSource
     from hedge_pipeline.settings import Settings
 
-
+# a session is asked for, folded and closed this long after its end
 SETTLING = dt.timedelta(minutes=15)
 
 
@@ -58,6 +58,10 @@ class Deployment:
         rule: constants of the gate.
         plan: constants of training.
         search_plan: how a search for hyper-parameters divides its sessions.
+        horizon: label horizon, bars.
+        dead_band_bp: absolute returns up to this are flat, basis points.
+        min_samples: new outcomes that ask for a training.
+        retrain_hour: exchange-local hour of trainings; None = any.
         replay: the store holds a replay of history: times are those a live system would have had,
             rows say `replay`, and that is what counts as evidence here.
         clock: the time now.
@@ -155,11 +159,7 @@ class Deployment:
         return ("replay",) if self.replay else ("live", "catch_up")
 
     def asked_at(self, session: Session) -> dt.datetime:
-        """When the session is asked for: now, in a replay shortly after its close."""
-        return session.closes + SETTLING if self.replay else self.clock()
-
-    def folded_at(self, session: Session) -> dt.datetime:
-        """When a session's evidence comes into force."""
+        """When the session is asked for and folded: now, in a replay shortly after its close."""
         return session.closes + SETTLING if self.replay else self.clock()
 
     def judged_at(self, cutoff: Session) -> dt.datetime:

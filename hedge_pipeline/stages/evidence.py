@@ -18,7 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Fold:
-    """One folded session: the entry for the log, and what changed."""
+    """One folded session.
+
+    Attributes:
+        session: its label.
+        state: the evidence after it.
+        event: the change of skill; None = no change.
+        entry: row of `promotions`.
+    """
 
     session: str
     state: GateState
@@ -36,7 +43,7 @@ def pending_folds(deployment: Deployment, symbol: str) -> list[Fold]:
         evidence = evidence_of(deployment, symbol, label)
         state, event = gate.fold(state, evidence, deployment.rule)
         entry = ledger.fold_entry(
-            symbol, state, event, evidence, deployment.rule, deployment.folded_at(session)
+            symbol, state, event, evidence, deployment.rule, deployment.asked_at(session)
         )
         folds.append(Fold(label, state, event, entry))
     return folds
@@ -61,7 +68,7 @@ def fold_evidence(deployment: Deployment, symbol: str) -> list[Fold]:
 
 def fold_all(deployment: Deployment, symbols: Sequence[str]) -> dict[str, list[Fold]]:
     """The same for several symbols: a session of all of them is one file."""
-    deployment.ledgers(symbols)
+    deployment.ledgers(symbols)  # read together, then known one by one
     folds = {symbol: pending_folds(deployment, symbol) for symbol in symbols}
     for label in sorted({fold.session for own in folds.values() for fold in own}):
         entries = [fold.entry for own in folds.values() for fold in own if fold.session == label]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from hedge_pipeline.levels.joining import in_force, level_grid
 from hedge_pipeline.market.bars import on_grid
+from hedge_pipeline.market.calendar import utc_times
 from hedge_pipeline.market.features import compute_features, no_previous, remember
 from hedge_pipeline.market.tables import (
     FEATURE_ROWS,
@@ -15,7 +16,7 @@ from hedge_pipeline.market.tables import (
     feature_names,
     without,
 )
-from hedge_pipeline.stages.deployment import NothingStored
+from hedge_pipeline.stages.bars import stored_bars
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from hedge_pipeline.market.features import Previous
     from hedge_pipeline.stages.deployment import Deployment
 
-
+# of a session's bars; with fewer its close and volatility tell the next session nothing
 PREVIOUS_SESSION_SHARE = 0.25
 
 
@@ -32,7 +33,7 @@ def build_features(deployment: Deployment, label: str) -> int:
     """Computes the feature rows of a session from its stored bars; returns their number.
 
     Raises:
-        StageError: the session has no bars.
+        NothingStored: the session has no bars.
     """
     frame = features_of(deployment, label)
     return deployment.store.replace(FEATURE_ROWS, label, frame)
@@ -42,7 +43,7 @@ def build_missing_features(deployment: Deployment, label: str) -> int:
     """Computes feature rows for the bars of a session that have none yet; returns how many.
 
     Raises:
-        StageError: the session has no bars.
+        NothingStored: the session has no bars.
     """
     rows = deployment.store.read(FEATURE_ROWS, [label], columns=FEATURE_ROWS.key)
     stored = stored_bars(deployment, label)
@@ -57,34 +58,32 @@ def features_of(deployment: Deployment, label: str) -> pd.DataFrame:
     """Feature rows of all stored bars of a session.
 
     Raises:
-        StageError: the session has no bars.
+        NothingStored: the session has no bars.
     """
     stored = stored_bars(deployment, label)
     return feature_rows(deployment, label, stored, stored)[0]
 
 
-def stored_bars(deployment: Deployment, label: str) -> pd.DataFrame:
-    """The stored bars of a session.
-
-    Raises:
-        StageError: there are none.
-    """
-    stored = deployment.store.read(RAW_QUOTES, [label])
-    if stored.empty:
-        raise NothingStored(f"raw_quotes has no bars of {label}: materialize raw_quotes first")
-    return stored
-
-
 def feature_rows(
     deployment: Deployment, label: str, stored: pd.DataFrame, bars: pd.DataFrame
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Feature rows of some of the stored bars, and the levels in force at them, in their order."""
+    """Feature rows of some of the stored bars, and the levels in force at them, in their order.
+
+    Args:
+        deployment: where levels and the session before are.
+        label: the session.
+        stored: every stored bar of the session.
+        bars: those of them that rows are wanted for, one or more.
+
+    Returns:
+        Rows of `features`, and the answer of `in_force`.
+    """
     import pandas as pd
 
     session = deployment.calendar.session(label)
     symbols = tuple(sorted(stored["symbol"].unique()))
     memory = _memory(deployment, session, symbols)
-    times = bars["bar_ts"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
+    times = utc_times(bars["bar_ts"])
     columns = session.index_of(times)
     first = int(columns.min())
     levels = levels_in_force(deployment, label, bars)

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 
 from hedge_pipeline.learning import labels
 from hedge_pipeline.market.tables import OUTCOMES, RAW_QUOTES
-from hedge_pipeline.stages.deployment import NothingStored
+from hedge_pipeline.stages.bars import stored_bars
 
 if TYPE_CHECKING:
     import datetime as dt
+
+    import pandas as pd
 
     from hedge_pipeline.stages.deployment import Deployment
 
@@ -23,21 +25,29 @@ def mature_outcomes(deployment: Deployment, label: str, since: dt.datetime | Non
         since: only of bars that begin then or later.
 
     Raises:
-        StageError: the session has no bars.
+        NothingStored: the session has no bars.
     """
-    stored = deployment.store.read(RAW_QUOTES, [label], since=since)
-    if stored.empty:
-        raise NothingStored(f"raw_quotes has no bars of {label}: materialize raw_quotes first")
+    known = observed_outcomes(deployment, label, stored_bars(deployment, label, since))
+    return deployment.store.append(OUTCOMES, label, known)
+
+
+def observed_outcomes(deployment: Deployment, label: str, bars: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `outcomes` that the observed closes of a session give by now; writes nothing.
+
+    Args:
+        deployment: horizon, dead band and the time to look at.
+        label: the session.
+        bars: rows of `raw_quotes` of the session.
+    """
     session = deployment.calendar.session(label)
-    known = labels.mature(
-        stored,
+    return labels.mature(
+        bars,
         session,
         horizon=deployment.horizon,
         dead_band_bp=deployment.dead_band_bp,
         now=deployment.asked_at(session),
         grace=_grace(deployment),
     )
-    return deployment.store.append(OUTCOMES, label, known)
 
 
 def settled_sessions(
@@ -58,6 +68,24 @@ def settled_sessions(
         if _is_settled(deployment, symbol, label):
             found.append(label)
     return tuple(reversed(found))
+
+
+def settled_symbols(deployment: Deployment, label: str) -> tuple[str, ...]:
+    """Symbols for which the session is settled, see `settled_sessions`; each table is read once."""
+    known = deployment.settled
+    session = deployment.calendar.session(label)
+    if deployment.asked_at(session) < session.closes + _grace(deployment):
+        return ()
+    if any((symbol, label) not in known for symbol in deployment.symbols):
+        bars = deployment.store.read(RAW_QUOTES, [label], columns=("symbol",))
+        outcomes = deployment.store.read(OUTCOMES, [label], columns=("symbol", "horizon_bars"))
+        outcomes = outcomes[outcomes["horizon_bars"] == deployment.horizon]
+        matured = outcomes["symbol"].value_counts()
+        counted = bars["symbol"].value_counts()
+        known.update(
+            (str(symbol), label) for symbol, n in counted.items() if matured.get(symbol, 0) == n
+        )
+    return tuple(symbol for symbol in sorted(deployment.symbols) if (symbol, label) in known)
 
 
 def _is_settled(deployment: Deployment, symbol: str, label: str) -> bool:
@@ -81,21 +109,3 @@ def _is_settled(deployment: Deployment, symbol: str, label: str) -> bool:
 def _grace(deployment: Deployment) -> dt.timedelta:
     """How long after the close the last bars may still be on their way."""
     return max(labels.GRACE, deployment.source.delay)
-
-
-def settled_symbols(deployment: Deployment, label: str) -> tuple[str, ...]:
-    """Symbols for which the session is settled, see `settled_sessions`; each table is read once."""
-    known = deployment.settled
-    session = deployment.calendar.session(label)
-    if deployment.asked_at(session) < session.closes + _grace(deployment):
-        return ()
-    if any((symbol, label) not in known for symbol in deployment.symbols):
-        bars = deployment.store.read(RAW_QUOTES, [label], columns=("symbol",))
-        outcomes = deployment.store.read(OUTCOMES, [label], columns=("symbol", "horizon_bars"))
-        outcomes = outcomes[outcomes["horizon_bars"] == deployment.horizon]
-        matured = outcomes["symbol"].value_counts()
-        counted = bars["symbol"].value_counts()
-        known.update(
-            (str(symbol), label) for symbol, n in counted.items() if matured.get(symbol, 0) == n
-        )
-    return tuple(symbol for symbol in sorted(deployment.symbols) if (symbol, label) in known)

@@ -20,8 +20,9 @@ from hedge_pipeline.market.tables import (
     ROLES,
     without,
 )
+from hedge_pipeline.stages.bars import stored_bars
 from hedge_pipeline.stages.deployment import SETTLING, NothingStored
-from hedge_pipeline.stages.features import feature_rows, levels_in_force, stored_bars
+from hedge_pipeline.stages.features import feature_rows, levels_in_force
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
     from hedge_pipeline.market.calendar import Session
     from hedge_pipeline.stages.deployment import Deployment
-
 
 _SERVED = {"role": ["served"]}
 
@@ -61,7 +61,7 @@ def log_predictions(deployment: Deployment, label: str) -> int:
     session is decided now: `live`, or `catch_up` if it became final more than a bar ago.
 
     Raises:
-        StageError: the session has no feature rows.
+        NothingStored: the session has no feature rows.
     """
     return len(log_served(deployment, label, ROLES)) + log_companions(deployment, label)
 
@@ -108,7 +108,7 @@ def log_served(
         The new rows.
 
     Raises:
-        StageError: the session has no feature rows.
+        NothingStored: the session has no feature rows.
     """
     features = deployment.store.read(FEATURE_ROWS, [label])
     if features.empty:

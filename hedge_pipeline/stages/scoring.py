@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from hedge_pipeline.stages.deployment import Deployment
 
+REPORTED_SESSIONS = 250
+
 
 def score_session(deployment: Deployment, label: str, symbols: Sequence[str]) -> pd.DataFrame:
     """Scores the predictions of a settled session and stores the sums; returns them."""
@@ -54,9 +56,6 @@ def _score_levels(
             signals, bars, session, horizon=deployment.horizon, cost_bps=deployment.cost_bps
         )
         deployment.store.append(TRADES, label, trades)
-
-
-REPORTED_SESSIONS = 250
 
 
 def signal_report(deployment: Deployment, symbol: str) -> dict[str, Any]:

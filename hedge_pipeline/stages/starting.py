@@ -95,4 +95,5 @@ def _first_model(deployment: Deployment, symbol: str) -> str:
     except StageError as error:
         return str(error)
     entries = judge(deployment, symbol)
-    return f"version {card.version} on {card.rows} rows, {entries[-1]['event']}"
+    said = entries[-1]["event"] if entries else "judged meanwhile"  # by a training of the service
+    return f"version {card.version} on {card.rows} rows, {said}"

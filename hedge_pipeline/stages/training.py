@@ -41,11 +41,9 @@ if TYPE_CHECKING:
     from hedge_pipeline.learning.training import Margins
     from hedge_pipeline.stages.deployment import Deployment
 
-
 # the mean over every eighth row says the same and costs an eighth; of many rows so many suffice
 _EXPLAIN_EVERY = 8
 _EXPLAINED_ROWS = 2_000
-
 
 # hedge levels take a few values a day: no window of sessions tells what is usual of them; and the
 # last bars before a close, which have no label, are in no training set
@@ -66,7 +64,7 @@ class Candidate:
 def train_candidate(deployment: Deployment, symbol: str) -> Candidate:
     """Fits a candidate on the matured outcomes of the window and puts it on the shelf.
 
-    The window are the last `window_sessions` settled sessions, not before the session from which
+    The window is the last `window_sessions` settled sessions, not before the session from which
     on the evidence trusts the past. The file is loaded back through the serving path and must pass
     the guards; the result is part of its description. Equal data give no new version. Parameters
     come from the newest search before the cutoff, see `plan_of`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ import pandas as pd
 from hedge_pipeline.levels.chain import Chain
 from hedge_pipeline.levels.gaps import DailyBars
 from hedge_pipeline.levels.rules import LevelRules
+from hedge_pipeline.levels.snapshot import Snapshot, gated, row_of
 
 Array = npt.NDArray[np.float64]
 
@@ -57,6 +59,19 @@ def frame_of(rows: Iterable[Row]) -> pd.DataFrame:
 def chain_of(*rows: Row, as_of: dt.datetime = AS_OF) -> Chain:
     """Rows as a chain."""
     return Chain.from_frame(frame_of(rows), as_of)
+
+
+def snapshot_of(frame: pd.DataFrame, *, as_of: dt.datetime, **rest: Any) -> Snapshot:
+    """The rows of a snapshot, read and gated."""
+    return gated(Chain.from_frame(frame, as_of), **rest)
+
+
+def levels_of(
+    frame: pd.DataFrame, *, daily: DailyBars, rules: LevelRules | None = None, **rest: Any
+) -> dict[str, Any]:
+    """One row of hedge levels from the rows of a snapshot."""
+    rules = rules or LevelRules()
+    return row_of(snapshot_of(frame, rules=rules, **rest), daily=daily, rules=rules)
 
 
 def walls_at(expiry: str, **interest: float) -> list[Row]:

@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 
 from hedge_pipeline.levels.chain import MINUTES_PER_YEAR, Chain
 from hedge_pipeline.levels.context import (
+    Smiles,
     at_the_money_volatility,
-    atm_iv,
     context,
     quarter_delta_skew,
-    skew_25d,
     smile,
 )
 from hedge_pipeline.levels.exposure import call_delta, gamma
@@ -49,6 +48,19 @@ def series(
         for k in strikes
         for right in rights
     ]
+
+
+def at_the_money(chain: Chain, spot: float, rules: LevelRules | None = None) -> float:
+    """At-the-money volatility of a chain with one expiration."""
+    rules = rules or LevelRules()
+    return at_the_money_volatility(smile(chain, spot, rules), spot, rules)
+
+
+def skew(chain: Chain, spot: float, rules: LevelRules | None = None) -> float:
+    """25-delta skew of a chain with one expiration, or none."""
+    rules = rules or LevelRules()
+    years = float(chain.years[0]) if len(chain) else math.nan
+    return quarter_delta_skew(smile(chain, spot, rules), years, spot, rules)
 
 
 # -- open interest -----------------------------------------------------------------------------
@@ -107,14 +119,14 @@ def test_the_max_gamma_strike_is_unknown_without_prices() -> None:
 
 def test_at_the_money_volatility_is_interpolated_between_strikes() -> None:
     chain = chain_of(*series(TOMORROW, 0.2, slope=-0.01))
-    assert at_the_money_volatility(chain, 100.0) == pytest.approx(0.2)
-    assert at_the_money_volatility(chain, 100.25) == pytest.approx(0.1975)
+    assert at_the_money(chain, 100.0) == pytest.approx(0.2)
+    assert at_the_money(chain, 100.25) == pytest.approx(0.1975)
 
 
 @pytest.mark.parametrize("strikes", [range(101, 111), range(90, 100), range(70, 80), range(0)])
 def test_at_the_money_volatility_needs_near_strikes_on_both_sides(strikes: range) -> None:
     chain = chain_of(*series(TOMORROW, strikes=strikes), *series(TOMORROW, strikes=range(120, 125)))
-    assert math.isnan(at_the_money_volatility(chain, SPOT))
+    assert math.isnan(at_the_money(chain, SPOT))
 
 
 @pytest.mark.parametrize("spot", [100.0, 105.0])
@@ -122,7 +134,7 @@ def test_the_first_and_the_last_strike_are_at_the_money_when_the_price_is_there(
     spot: float,
 ) -> None:
     chain = chain_of(*series(TOMORROW, 0.2, strikes=range(100, 106)))
-    assert at_the_money_volatility(chain, spot) == pytest.approx(0.2)
+    assert at_the_money(chain, spot) == pytest.approx(0.2)
 
 
 def test_placeholders_and_absurd_values_are_no_volatility() -> None:
@@ -130,7 +142,7 @@ def test_placeholders_and_absurd_values_are_no_volatility() -> None:
     for row in rows:
         if row["strike"] == 100:
             row["implied_volatility"] = 1e-5 if row["right"] == "C" else 7.0
-    assert at_the_money_volatility(chain_of(*rows), SPOT) == pytest.approx(0.2)
+    assert at_the_money(chain_of(*rows), SPOT) == pytest.approx(0.2)
 
 
 def test_a_strike_with_one_right_has_that_one_s_volatility() -> None:
@@ -170,9 +182,9 @@ def test_an_error_in_the_vendor_s_forward_cancels_between_call_and_put() -> None
         rows.append(row | {"implied_volatility": true + min(max(shift, -0.1), 0.1)})
     chain = chain_of(*rows)
     calls = chain.part(chain.is_call)
-    assert at_the_money_volatility(calls, SPOT, NO_CARRY) > true + 0.01
-    assert at_the_money_volatility(chain, SPOT, NO_CARRY) == pytest.approx(true, abs=5e-4)
-    assert quarter_delta_skew(chain, SPOT, NO_CARRY) == pytest.approx(0, abs=2e-3)
+    assert at_the_money(calls, SPOT, NO_CARRY) > true + 0.01
+    assert at_the_money(chain, SPOT, NO_CARRY) == pytest.approx(true, abs=5e-4)
+    assert skew(chain, SPOT, NO_CARRY) == pytest.approx(0, abs=2e-3)
 
 
 def test_skew_is_put_less_call_volatility_at_a_quarter_delta() -> None:
@@ -182,17 +194,17 @@ def test_skew_is_put_less_call_volatility_at_a_quarter_delta() -> None:
     put_strike = np.interp(0.25, 1 - call, strikes)
     call_strike = np.interp(-0.25, -call, strikes)
     assert put_strike < SPOT < call_strike
-    found = quarter_delta_skew(chain, SPOT, NO_CARRY)
+    found = skew(chain, SPOT, NO_CARRY)
     assert found == pytest.approx(0.002 * (call_strike - put_strike), rel=1e-3)
 
 
 def test_a_flat_smile_has_no_skew() -> None:
-    assert quarter_delta_skew(chain_of(*series(MONTHLIES[1])), SPOT) == pytest.approx(0, abs=1e-12)
+    assert skew(chain_of(*series(MONTHLIES[1])), SPOT) == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize("strikes", [range(80, 101), range(100, 121), range(99, 102), range(0)])
 def test_the_skew_is_unknown_where_the_deltas_do_not_reach_a_quarter(strikes: range) -> None:
-    assert math.isnan(quarter_delta_skew(chain_of(*series(MONTHLIES[1], strikes=strikes)), SPOT))
+    assert math.isnan(skew(chain_of(*series(MONTHLIES[1], strikes=strikes)), SPOT))
 
 
 # -- volatility of one maturity ----------------------------------------------------------------
@@ -207,34 +219,40 @@ def test_total_variance_is_linear_between_expirations() -> None:
     share = (wanted - t1) / (t2 - t1)
     variance = (1 - share) * 0.3**2 * t1 + share * 0.2**2 * t2
     # daylight saving begins between the two: 60 minutes less to the second
-    assert atm_iv(chain, SPOT, 30) == pytest.approx(math.sqrt(variance / wanted), rel=1e-3)
+    assert Smiles(chain, SPOT, LevelRules()).at_the_money(30) == pytest.approx(
+        math.sqrt(variance / wanted), rel=1e-3
+    )
 
 
 def test_an_expiration_without_a_volatility_is_passed_over() -> None:
     rows = [*series("2026-03-06", 0.2), *series("2026-03-27", 0.2), *series("2026-03-09", 1e-5)]
-    assert atm_iv(chain_of(*rows), SPOT, 30) == pytest.approx(0.2)
+    assert Smiles(chain_of(*rows), SPOT, LevelRules()).at_the_money(30) == pytest.approx(0.2)
 
 
 def test_an_expiration_of_exactly_the_maturity_decides_alone() -> None:
     exact = AS_OF.replace(hour=21)
     rows = [*series("2026-02-20", 0.4), *series("2026-03-02", 0.25), *series("2026-03-20", 0.4)]
     for alone in (rows, series("2026-03-02", 0.25)):
-        assert atm_iv(chain_of(*alone, as_of=exact), SPOT, 20) == pytest.approx(0.25)
+        assert Smiles(chain_of(*alone, as_of=exact), SPOT, LevelRules()).at_the_money(
+            20
+        ) == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize("expiries", [("2026-02-20", "2026-02-27"), ("2026-03-20", "2026-04-17")])
 def test_a_maturity_outside_the_expirations_is_unknown(expiries: tuple[str, str]) -> None:
     rows = [row for day in expiries for row in series(day)]
-    assert math.isnan(atm_iv(chain_of(*rows), SPOT, 30))
-    assert math.isnan(skew_25d(chain_of(*rows), SPOT, 30))
+    assert math.isnan(Smiles(chain_of(*rows), SPOT, LevelRules()).at_the_money(30))
+    assert math.isnan(Smiles(chain_of(*rows), SPOT, LevelRules()).skew(30))
 
 
 def test_the_skew_of_a_maturity_lies_between_its_expirations() -> None:
     rows = [*series("2026-03-06", slope=-0.001), *series("2026-03-27", slope=-0.004)]
     chain = chain_of(*rows)
-    ends = [quarter_delta_skew(chain.part(chain.expiry == x), SPOT) for x in chain.expirations]
+    ends = [skew(chain.part(chain.expiry == x), SPOT) for x in chain.expirations]
     share = (30 / 365 - chain.years[0]) / (chain.years[-1] - chain.years[0])
-    assert skew_25d(chain, SPOT, 30) == pytest.approx(ends[0] + share * (ends[1] - ends[0]))
+    assert Smiles(chain, SPOT, LevelRules()).skew(30) == pytest.approx(
+        ends[0] + share * (ends[1] - ends[0])
+    )
 
 
 def test_the_term_slope_is_the_longer_less_the_shorter_maturity() -> None:
@@ -242,7 +260,9 @@ def test_the_term_slope_is_the_longer_less_the_shorter_maturity() -> None:
     chain = chain_of(*rows)
     found = context(chain, SPOT)
     assert found.atm_iv == pytest.approx(0.3)
-    assert found.term_slope == pytest.approx(atm_iv(chain, SPOT, 60) - 0.3)
+    assert found.term_slope == pytest.approx(
+        Smiles(chain, SPOT, LevelRules()).at_the_money(60) - 0.3
+    )
     assert found.term_slope < 0
 
 

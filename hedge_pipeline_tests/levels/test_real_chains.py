@@ -22,9 +22,9 @@ from hedge_pipeline.levels.chain import CHAIN_COLUMNS, Chain, parity_price
 from hedge_pipeline.levels.exposure import exposure
 from hedge_pipeline.levels.gaps import DailyBars
 from hedge_pipeline.levels.rules import LevelRules
-from hedge_pipeline.levels.snapshot import CHAIN_LEVELS, levels_of, prepare
+from hedge_pipeline.levels.snapshot import CHAIN_LEVELS
 from hedge_pipeline.levels.walls import monthlies
-from hedge_pipeline_tests.levels.chains import MONTHLIES
+from hedge_pipeline_tests.levels.chains import MONTHLIES, levels_of, snapshot_of
 
 pytestmark = pytest.mark.shared_data
 
@@ -51,7 +51,7 @@ class Recorded:
             available_at=self.available_at,
             spot=self.spot,
             daily=NO_BARS,
-            rules=rules or LevelRules(),
+            rules=rules,
         )
 
     @property
@@ -198,7 +198,7 @@ def test_every_default_reaches_the_flip_alike(shared_data: Path) -> None:
 def test_the_poll_of_some_expirations_is_completed_by_the_sweep(shared_data: Path) -> None:
     sweep, poll = yahoo_chains(shared_data)[1:3]
     assert sweep.as_of < poll.as_of
-    earlier = prepare(
+    earlier = snapshot_of(
         sweep.frame, as_of=sweep.as_of, available_at=sweep.available_at, spot=sweep.spot
     )
     front = poll.frame[poll.frame["expiry"].isin(sorted(poll.frame["expiry"].unique())[:2])]

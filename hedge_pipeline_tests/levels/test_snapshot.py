@@ -15,12 +15,7 @@ from hypothesis import strategies as st
 from hedge_pipeline.levels.chain import Chain
 from hedge_pipeline.levels.gaps import DailyBars
 from hedge_pipeline.levels.rules import LevelRules
-from hedge_pipeline.levels.snapshot import (
-    CHAIN_LEVELS,
-    GAP_LEVELS,
-    levels_of,
-    prepare,
-)
+from hedge_pipeline.levels.snapshot import CHAIN_LEVELS, GAP_LEVELS
 from hedge_pipeline_tests.levels.chains import (
     AS_OF,
     DELAY,
@@ -30,8 +25,10 @@ from hedge_pipeline_tests.levels.chains import (
     chain_of,
     contract,
     frame_of,
+    levels_of,
     random_daily,
     random_frame,
+    snapshot_of,
     usable_rows,
 )
 
@@ -78,7 +75,7 @@ def levels(
         spot=spot,
         daily=daily or DailyBars.none(),
         earlier=earlier,
-        rules=rules or LevelRules(),
+        rules=rules,
     )
 
 
@@ -185,11 +182,11 @@ def test_without_volatilities_walls_remain_and_exposures_are_unknown() -> None:
 )
 def test_a_snapshot_cannot_be_available_before_its_own_time(available_at: dt.datetime) -> None:
     with pytest.raises(ValueError, match="cannot be available at"):
-        prepare(random_frame(0), as_of=AS_OF, available_at=available_at, spot=SPOT)
+        snapshot_of(random_frame(0), as_of=AS_OF, available_at=available_at, spot=SPOT)
 
 
 def test_a_source_without_delay_is_available_at_once() -> None:
-    assert prepare(random_frame(0), as_of=AS_OF, available_at=AS_OF, spot=SPOT).usable
+    assert snapshot_of(random_frame(0), as_of=AS_OF, available_at=AS_OF, spot=SPOT).usable
 
 
 # -- borrowing ---------------------------------------------------------------------------------
@@ -199,7 +196,7 @@ EARLIER = AS_OF - dt.timedelta(minutes=30)
 
 def earlier_chain(frame: pd.DataFrame) -> Chain:
     """A usable snapshot half an hour before."""
-    found = prepare(frame, as_of=EARLIER, available_at=EARLIER + DELAY, spot=SPOT)
+    found = snapshot_of(frame, as_of=EARLIER, available_at=EARLIER + DELAY, spot=SPOT)
     assert found.usable
     return found.chain
 
@@ -252,7 +249,9 @@ def test_what_one_snapshot_lends_to_the_next_goes_on_to_the_one_after() -> None:
     chain = earlier_chain(frame)
     for minutes in (0, 5):
         moment = AS_OF + dt.timedelta(minutes=minutes)
-        found = prepare(polled, as_of=moment, available_at=moment + DELAY, spot=SPOT, earlier=chain)
+        found = snapshot_of(
+            polled, as_of=moment, available_at=moment + DELAY, spot=SPOT, earlier=chain
+        )
         assert found.usable
         chain = found.chain
     assert len(chain) == len(Chain.from_frame(frame, AS_OF))
@@ -262,7 +261,7 @@ def test_the_sweep_of_the_morning_does_not_bring_back_a_series_that_ended() -> N
     frame = random_frame(6)
     evening = AS_OF.replace(hour=21)
     polled = frame[frame["expiry"] == TOMORROW]
-    found = prepare(
+    found = snapshot_of(
         polled,
         as_of=evening,
         available_at=evening + DELAY,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -17,7 +19,6 @@ from hedge_pipeline.levels.strength import (
     Strength,
     measure,
     proximity,
-    rank,
     ranks,
     strength_band,
 )
@@ -268,19 +269,33 @@ def test_a_score_lies_in_one_band_as_it_is_stored(score: float, band: str) -> No
 # --- ranks -------------------------------------------------------------------------------------
 
 
+def rank(value: float, history: npt.ArrayLike) -> float:
+    """The definition for one snapshot: share of the sizes before it that are smaller."""
+    size = np.abs(np.asarray(history, dtype=np.float64))
+    size = size[np.isfinite(size)]
+    if not np.isfinite(value) or len(size) < 20:
+        return NAN
+    return float(np.mean(size < abs(value)) + 0.5 * np.mean(size == abs(value)))
+
+
+def last_rank(values: Sequence[float]) -> float:
+    """The rank of the last of the snapshots of one session."""
+    return float(ranks(values, np.zeros(len(values)))[-1])
+
+
 def test_a_rank_is_unknown_until_twenty_snapshots_exist() -> None:
-    assert np.isnan(rank(5.0, np.arange(19)))
-    assert np.isnan(rank(5.0, [*range(19), NAN]))
-    assert np.isnan(rank(NAN, np.arange(50)))
-    assert rank(5.0, np.arange(20)) == (5 + 0.5) / 20
+    assert np.isnan(last_rank([*range(19), 5.0]))
+    assert np.isnan(last_rank([*range(19), NAN, 5.0]))
+    assert np.isnan(last_rank([*range(50), NAN]))
+    assert last_rank([*range(20), 5.0]) == (5 + 0.5) / 20
 
 
 def test_a_rank_looks_at_the_size_and_ties_count_half() -> None:
     history = [*range(-10, 0), *range(1, 11)]
-    assert rank(-5.0, history) == rank(5.0, history) == (8 + 1) / 20
-    assert rank(100.0, history) == 1
-    assert rank(0.0, history) == 0
-    assert rank(-7.0, [7.0] * 30) == 0.5
+    assert last_rank([*history, -5.0]) == last_rank([*history, 5.0]) == (8 + 1) / 20
+    assert last_rank([*history, 100.0]) == 1
+    assert last_rank([*history, 0.0]) == 0
+    assert last_rank([*[7.0] * 30, -7.0]) == 0.5
 
 
 def test_only_the_last_twenty_sessions_count() -> None:
@@ -307,7 +322,7 @@ def test_the_ranks_of_a_batch_are_those_of_each_snapshot_and_its_past(
     found = ranks(values, sessions)
     for i, value in enumerate(values):
         past = (np.arange(len(values)) < i) & (sessions > sessions[i] - 20)
-        np.testing.assert_equal(found[i], rank(value, values[past]))
+        np.testing.assert_allclose(found[i], rank(value, values[past]), rtol=1e-12)
     for cut in (0, 50, 100):
         np.testing.assert_array_equal(ranks(values[:cut], sessions[:cut]), found[:cut])
 

@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hedge_pipeline.levels.trades import (
-    EXITS,
     RELIABILITY_EDGES,
     TRADE_COLUMNS,
     UNSCORABLE,
@@ -23,6 +22,7 @@ from hedge_pipeline.levels.trades import (
     score_trades,
 )
 from hedge_pipeline.market.calendar import Session
+from hedge_pipeline.market.tables import EXITS
 from hedge_pipeline_tests.learning.conftest import log_rows, session_on, times_of
 
 HORIZON = 4

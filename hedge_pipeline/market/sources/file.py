@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hedge_pipeline.market.bars import days_of
+from hedge_pipeline.market.calendar import utc_times
 from hedge_pipeline.market.sources import chain_files
 from hedge_pipeline.market.sources.columns import (
     check_columns,
@@ -178,7 +179,7 @@ def session_of(bar_ts: pd.Series[Any], calendar: SessionCalendar) -> np.ndarray[
         else np.array([], dtype="datetime64[us]")
     )
     names = np.repeat(np.array(labels, dtype=object), [session.bars for session in sessions])
-    times = bar_ts.dt.tz_localize(None).to_numpy().astype("datetime64[us]")
+    times = utc_times(bar_ts)
     if not len(grid):
         return np.full(len(times), "", dtype=object)
     position = np.minimum(np.searchsorted(grid, times), len(grid) - 1)

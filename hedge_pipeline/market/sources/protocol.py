@@ -110,7 +110,14 @@ class Capabilities:
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What a source may need to be opened."""
+    """What a source may need to be opened.
+
+    Attributes:
+        calendar: sessions, and the length of a bar.
+        paths: files or folders of the user; empty = none.
+        seed: of a simulated market.
+        extra: what only one source knows, by name.
+    """
 
     calendar: SessionCalendar
     paths: Sequence[str] = ()

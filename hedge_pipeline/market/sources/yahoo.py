@@ -29,6 +29,7 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 
+from hedge_pipeline.market.calendar import utc_times
 from hedge_pipeline.market.sources import yahoo_chains
 from hedge_pipeline.market.sources.protocol import (
     BAR_COLUMNS,
@@ -387,7 +388,7 @@ class YahooSource:
         metadata: Any,
     ) -> pd.DataFrame:
         bars = _rows(symbol, frame)
-        times = bars["bar_ts"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
+        times = utc_times(bars["bar_ts"])
         on_grid = session.index_of(times) >= 0
         ends = bars["bar_ts"] + dt.timedelta(seconds=session.bar_seconds)
         final = ends + self.delay <= now
