@@ -329,7 +329,7 @@ def test_the_watch_sends_one_alert_per_trouble_until_the_period_is_over(
     variables = environment(
         HEDGE_DATA_URL=str(out),
         HEDGE_CALENDAR="24/7",
-        HEDGE_MODE="replay",
+        HEDGE_MODE="live",
         HEDGE_ALERT_URLS="json://127.0.0.1:9",
         HEDGE_BACKUP_URL="backup",
         HEDGE_DISK_BUDGET_MB="1",
