@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 
 from hedge_pipeline import stages
 from hedge_pipeline.opening import ALWAYS_OPEN, live_settings, open_deployment
+from hedge_pipeline.resources import loop
 from hedge_pipeline.settings import Settings, load_settings
 
 
@@ -67,3 +71,21 @@ def test_a_store_keeps_to_the_calendar_it_is_on(given: Any) -> None:
 def test_a_store_that_is_always_open_stays_so(given: Any, label: str) -> None:
     fill(live_settings(given()), label)
     assert live_settings(given()).calendar == ALWAYS_OPEN
+
+
+def test_what_a_look_of_a_schedule_has_read_is_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The code server opens a deployment for every look, each minute, for months."""
+    monkeypatch.setenv("HEDGE_DATA_URL", str(tmp_path))
+    made = loop.LoopResource(
+        source=loop.SourceResource(), store=loop.StoreResource(), registry=loop.RegistryResource()
+    )
+    gc.disable()
+    try:
+        with dg.build_resources({"loop": made}) as opened:
+            deployment = weakref.ref(opened.loop.deployment)
+            assert deployment() is opened.loop.deployment
+        assert deployment() is None
+    finally:
+        gc.enable()

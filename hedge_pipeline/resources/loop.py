@@ -1,5 +1,8 @@
 """Dagster resources: the source, the store and the registry, and the deployment made of them."""
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -53,6 +56,19 @@ class LoopResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     source: dg.ResourceDependency[SourceResource]
     store: dg.ResourceDependency[StoreResource]
     registry: dg.ResourceDependency[RegistryResource]
+
+    @contextmanager
+    def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator["LoopResource"]:
+        """Lets go of the deployment afterwards.
+
+        A code server has one for every look of a schedule or sensor; Python would keep what they
+        have read, which hangs together in circles, until tens of megabytes have gathered.
+        """
+        try:
+            yield self
+        finally:
+            self.__dict__.pop("deployment", None)
+            gc.collect()
 
     @cached_property
     def deployment(self) -> "Deployment":
