@@ -90,6 +90,7 @@ def story(server: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             service.wait_for("live prediction", 120, lambda: len(service.live_rows()))
             service.wait_for("MLflow", 60, service.registered)
             service.wait_for("daemon", 60, service.daemons_are_well)
+            service.wait_for("heartbeat", 60, lambda: service.heartbeat() is not None)
             polling = service.heartbeat()
             assert polling is not None
             server.stop()
