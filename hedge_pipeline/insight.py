@@ -5,6 +5,7 @@ Reads the store, writes nothing, decides nothing.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -178,10 +179,10 @@ def tried_models(deployment: Deployment, symbol: str, last: int = TRIED) -> Trie
     """The newest sessions as models saw them that had not learned from them; None = none yet.
 
     A version that was trained a moment ago has predicted nothing yet: this is what the versions
-    before it said, each until the next one came. Rejected versions are among them.
+    before it said, each until the next one came. No further back than 250 sessions.
     """
     parts = []
-    for label in deployment.store.sessions(OUTCOMES)[::-1]:
+    for label in deployment.store.sessions(OUTCOMES, last=RECENT)[::-1]:
         own = pd.concat([_scored(deployment, symbol, [label], x) for x in ("served", "newest")])
         if len(own):
             newest = own.sort_values("model_version", kind="stable")
@@ -217,8 +218,9 @@ def feature_moves(
     """
     closed = deployment.calendar.closed_by(deployment.clock())
     names = list(feature_names())
-    known = [x for x in deployment.store.sessions(FEATURE_ROWS) if x <= label]
-    known = known[-drift.RECENT - drift.MOST_REFERENCE :]
+    earlier = itertools.dropwhile(lambda x: x > label, deployment.store.newest_first(FEATURE_ROWS))
+    most = drift.RECENT + drift.MOST_REFERENCE
+    known = tuple(itertools.islice(earlier, most))[::-1]
     enough = len(known) >= drift.RECENT + drift.LEAST_REFERENCE
     if not enough or closed is None or label > closed:
         return {}

@@ -218,7 +218,7 @@ def poll(
             first = min(first, stored["bar_ts"].min().to_pydatetime())
         new += len(stored)
         seconds += (deployment.clock() - begun).total_seconds()
-    left = work.whole and session.label in deployment.store.sessions(RAW_QUOTES)
+    left = work.whole and bool(deployment.store.signatures(RAW_QUOTES, session.label))
     if left and not new:
         served.append(work.serve(session, RAW_QUOTES.empty()))
     if new or left:
