@@ -3,12 +3,14 @@
 With --polled every session of the simulated market is polled minute by minute by the live loop, at
 a clock that jumps over every pause, in runs of Dagster that report as they do live; then it is
 closed, and a candidate trained and judged. Without, every session goes through the loop at once and
-runs of Dagster only stand beside it. Each night is kept as the job `housekeeping` does: rows,
+runs of Dagster only stand beside it; with --polled 126 that is done for the first 126 sessions and
+the others are polled. Each night is kept as the job `housekeeping` does: rows,
 finished runs, events and MLflow's versions that are old are freed. Old is counted in sessions.
 Memory is that of this one process. Interrupted, it reports the sessions until then.
 
     python -m benchmarks.year --sessions 252
     python -m benchmarks.year --sessions 252 --polled
+    python -m benchmarks.year --sessions 252 --polled 126
 """
 
 import argparse
@@ -53,14 +55,14 @@ def resident_mb() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def year(out: Path, sessions: int, runs: int, *, polled: bool) -> list[dict[str, float]]:
+def year(out: Path, sessions: int, runs: int, *, at_once: int) -> list[dict[str, float]]:
     """Runs the sessions; returns the sizes after each night, MB by area, and memory.
 
     Args:
         out: empty folder.
         sessions: how many.
         runs: runs of Dagster in a session; each has thirty events, or polls its share.
-        polled: minute by minute by the live loop.
+        at_once: so many of them go through the loop at once, the others are polled.
     """
     from hedge_pipeline import replay, storage
     from hedge_pipeline.backup import Places
@@ -71,7 +73,7 @@ def year(out: Path, sessions: int, runs: int, *, polled: bool) -> list[dict[str,
 
     settings = load_settings(
         HEDGE_DATA_URL=str(out / "data"),
-        HEDGE_MODE="live" if polled else "replay",
+        HEDGE_MODE="live",
         HEDGE_SYMBOLS="SIMQ",
         HEDGE_SOURCE="simulated",
         HEDGE_CALENDAR="XNYS",
@@ -113,10 +115,9 @@ def year(out: Path, sessions: int, runs: int, *, polled: bool) -> list[dict[str,
             night(label)
 
         with contextlib.suppress(KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
-            if polled:
-                poll_sessions(deployment, labels, runs, instance, night)
-            else:
-                replay.replay(deployment, labels, advance=stand_in)
+            history = replace(deployment, replay=True)
+            replay.replay(history, labels[:at_once], advance=stand_in)
+            poll_sessions(deployment, labels[at_once:], runs, instance, night)
     return nights
 
 
@@ -141,6 +142,8 @@ def poll_sessions(
     from hedge_pipeline.jobs import report_interval
     from hedge_pipeline.live.loop import run_loop
 
+    if not labels:
+        return
     clock = AcceleratedClock(opened.calendar.session(labels[0]).opens)
     deployment = replace(opened, clock=clock)
     until = clock()
@@ -202,11 +205,12 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--sessions", type=int, default=252)
     parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--polled", action="store_true")
+    parser.add_argument("--polled", type=int, nargs="?", const=0, metavar="FROM")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/year"))
     arguments = parser.parse_args()
     begun = time.perf_counter()
-    nights = year(arguments.out, arguments.sessions, arguments.runs, polled=arguments.polled)
+    at_once = arguments.sessions if arguments.polled is None else arguments.polled
+    nights = year(arguments.out, arguments.sessions, arguments.runs, at_once=at_once)
     draw(nights, arguments.out / "year.png")
     middle, last = nights[len(nights) // 2], nights[-1]
     found = {f"{name}: middle of the year, MB": middle[name] for name in middle}
