@@ -18,7 +18,7 @@ from hedge_pipeline.backup import last_backup, restoring
 from hedge_pipeline.heartbeats import HeartbeatsUnknown, daemon_heartbeat
 from hedge_pipeline.learning import gate
 from hedge_pipeline.learning.training import ModelError
-from hedge_pipeline.live.supervision import Heartbeat, next_session, session_at
+from hedge_pipeline.live.supervision import Heartbeat
 from hedge_pipeline.market.tables import OUTCOMES, RAW_QUOTES
 from hedge_pipeline.stages import Deployment
 
@@ -85,7 +85,7 @@ def facts(deployment: Deployment, home: Path | None) -> Facts:
         daemon = daemon_heartbeat(home) if home is not None else None
     except HeartbeatsUnknown as error:
         unseen = str(error)
-    session = None if deployment.replay else session_at(deployment.calendar, now)
+    session = None if deployment.replay else deployment.calendar.session_at(now)
     beat = Heartbeat.read(deployment.store)
     bar = _newest(deployment, RAW_QUOTES)
     length = dt.timedelta(seconds=deployment.calendar.bar_seconds)
@@ -265,7 +265,7 @@ def training_trouble(
 
 def as_json(found: Facts, troubles: Sequence[Trouble], deployment: Deployment) -> dict[str, Any]:
     """What `hedge health` prints."""
-    following = next_session(deployment.calendar, found.now)
+    following = deployment.calendar.next_session(found.now)
 
     def age(moment: dt.datetime | None) -> float | None:
         return None if moment is None else round((found.now - moment).total_seconds(), 1)

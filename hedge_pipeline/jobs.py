@@ -61,12 +61,11 @@ def poll_until_the_time_box_ends(context: dg.OpExecutionContext, loop: LoopResou
     from hedge_pipeline.assets.reporting import LiveReport, plain_failures
     from hedge_pipeline.live.alerting import alert_signals
     from hedge_pipeline.live.loop import run_loop
-    from hedge_pipeline.live.supervision import session_at
     from hedge_pipeline.opening import open_notifier
     from hedge_pipeline.settings import load_settings
 
     settings, deployment = load_settings(), loop.deployment
-    session = session_at(deployment.calendar, deployment.clock())
+    session = deployment.calendar.session_at(deployment.clock())
     move_broken_files_aside(context, deployment, (session.label,) if session else ())
     follow_on_the_console(settings)
     interval = dt.timedelta(seconds=settings.polling_interval)

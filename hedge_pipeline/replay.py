@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hedge_pipeline import chains, stages
+from hedge_pipeline import stages
 from hedge_pipeline.learning import scoring
 from hedge_pipeline.learning.training import ModelCard
 from hedge_pipeline.market.sources import NoDataYet, WindowRefused
@@ -182,7 +182,7 @@ def _session(
         return []
     with stopwatch.measure("levels"):
         stages.collect_session_chains(deployment, label)
-        chains.build_levels(deployment, label)
+        stages.build_levels(deployment, label)
     with stopwatch.measure("features"):
         stages.build_features(deployment, label)
     with stopwatch.measure("predict"):

@@ -6,7 +6,7 @@ import datetime as dt
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from hedge_pipeline.live.supervision import Heartbeat, session_at
+from hedge_pipeline.live.supervision import Heartbeat
 from hedge_pipeline.market.tables import HEDGE_LEVELS, OUTCOMES, PREDICTION_LOG, RAW_QUOTES
 from hedge_pipeline.stages import Deployment
 
@@ -38,7 +38,7 @@ def look(deployment: Deployment) -> dict[str, Any]:
     """
     now = deployment.clock()
     labels = deployment.store.sessions(RAW_QUOTES, last=1)
-    running = session_at(deployment.calendar, now)
+    running = deployment.calendar.session_at(now)
     beat = Heartbeat.read(deployment.store)
     label = labels[-1] if labels else None
     return {

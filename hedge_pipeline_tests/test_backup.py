@@ -23,7 +23,6 @@ import pytest
 from hedge_pipeline import backup
 from hedge_pipeline.backup import BackupError, Places, back_up, restore, verify
 from hedge_pipeline.live.loop import Fetcher, Work, poll
-from hedge_pipeline.live.supervision import session_at
 from hedge_pipeline.market.tables import PREDICTION_LOG, RAW_QUOTES
 from hedge_pipeline.resources.registry import MlflowRegistry
 from hedge_pipeline.stages import Deployment, bootstrap, history_window
@@ -330,7 +329,7 @@ def live_in(out: Path, clock: Clock) -> Deployment:
 
 
 def polled(deployment: Deployment, clock: Clock, minutes: int) -> None:
-    session = session_at(deployment.calendar, clock())
+    session = deployment.calendar.session_at(clock())
     assert session is not None
     for _ in range(minutes):
         poll(deployment, Fetcher(deployment, 20.0), session, Work(deployment))

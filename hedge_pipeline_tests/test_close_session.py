@@ -12,7 +12,6 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 from hedge_pipeline import stages
-from hedge_pipeline.live.predicting import LATE_BAR
 from hedge_pipeline.market.bars import days_of
 from hedge_pipeline.market.sources import SchemaDrift, SourceDown, SourceError, SymbolUnknown
 from hedge_pipeline.market.tables import (
@@ -27,6 +26,7 @@ from hedge_pipeline.market.tables import (
     TABLES,
 )
 from hedge_pipeline.opening import open_deployment
+from hedge_pipeline.serving.predicting import LATE_BAR
 from hedge_pipeline.settings import load_settings
 from hedge_pipeline.stages import (
     PATIENCE,
@@ -36,6 +36,7 @@ from hedge_pipeline.stages import (
     StageError,
     starting,
 )
+from hedge_pipeline.stages.closing import sessions_to_close
 from hedge_pipeline.store import Store
 from hedge_pipeline_tests.markets import (
     BEFORE,
@@ -503,3 +504,68 @@ def test_every_table_of_a_closed_session_keeps_its_schema(polled: Path) -> None:
     stages.close_session(found.deployment, HALF_DAY)
     problems = {t.name: t.violations(found.store.read(t, [HALF_DAY])) for t in TABLES}
     assert problems == {table.name: {} for table in TABLES}
+
+
+# -- which sessions to close -----------------------------------------------------------------------
+
+
+def to_close(
+    now: str,
+    stored: tuple[str, ...],
+    closed_through: tuple[str | None, ...],
+    calendar: str = "XNYS",
+    **given: int,
+) -> tuple[str, ...]:
+    moment = dt.datetime.fromisoformat(now)
+    return sessions_to_close(
+        calendar_of(calendar), moment, stored, closed_through, settling=SETTLING, **given
+    )
+
+
+STORED = ("2024-11-25", "2024-11-26", "2024-11-27")
+
+
+@pytest.mark.parametrize(
+    ("now", "closed_through", "expected"),
+    [
+        pytest.param("2024-11-27T21:14:59+00:00", "2024-11-26", (), id="not settled yet"),
+        pytest.param("2024-11-27T21:15:00+00:00", "2024-11-26", STORED[-1:], id="settled"),
+        pytest.param("2024-11-27T21:15:00+00:00", "2024-11-27", (), id="closed"),
+        pytest.param("2024-11-27T21:15:00+00:00", None, STORED, id="nothing closed yet"),
+        pytest.param("2024-11-29T18:15:00+00:00", "2024-11-27", ("2024-11-29",), id="half day"),
+        pytest.param(
+            "2024-12-03T22:00:00+00:00",
+            "2024-11-27",
+            ("2024-11-29", "2024-12-02", "2024-12-03"),
+            id="days the service was down, without the holiday and the weekend",
+        ),
+    ],
+)
+def test_sessions_that_are_over_and_not_closed_are_asked_for_oldest_first(
+    now: str, closed_through: str | None, expected: tuple[str, ...]
+) -> None:
+    assert to_close(now, STORED, (closed_through,)) == expected
+
+
+def test_the_symbol_that_is_furthest_behind_decides() -> None:
+    now = "2024-11-27T21:15:00+00:00"
+    assert to_close(now, STORED, ("2024-11-27", "2024-11-25")) == STORED[1:]
+    assert to_close(now, STORED, ("2024-11-27", None)) == STORED
+
+
+def test_an_empty_store_has_nothing_to_close() -> None:
+    assert to_close("2024-11-27T21:15:00+00:00", (), (None,)) == ()
+
+
+def test_round_the_clock_a_day_is_closed_after_midnight() -> None:
+    stored = ("2024-11-30",)
+    assert to_close("2024-12-01T00:14:00+00:00", stored, (None,), "24/7") == ()
+    assert to_close("2024-12-01T00:15:00+00:00", stored, (None,), "24/7") == stored
+
+
+@pytest.mark.parametrize("most", [1, 3, 10])
+def test_after_a_long_absence_only_the_newest_sessions_are_closed(most: int) -> None:
+    found = to_close("2024-12-31T23:00:00+00:00", STORED, ("2024-11-27",), most=most)
+    assert len(found) == most
+    assert found[-1] == "2024-12-31"
+    assert list(found) == sorted(found)

@@ -253,7 +253,7 @@ from dataclasses import replace
 from pathlib import Path
 import exchange_calendars, pandas, pyarrow.parquet
 from hedge_pipeline.live.loop import Fetcher, Work, poll
-from hedge_pipeline.live.supervision import Heartbeat, session_at
+from hedge_pipeline.live.supervision import Heartbeat
 from hedge_pipeline.market.tables import RAW_QUOTES
 from hedge_pipeline_tests.replays import replay_in
 
@@ -263,7 +263,7 @@ LIVE = {"HEDGE_MODE": "live", "HEDGE_HISTORY_START": "2026-03-02"}
 CHANGES = {"os.rename": 1, "os.link": 1, "os.remove": 0, "os.mkdir": 0}
 
 opened = replay_in(out, ("SIMQ",), **LIVE)
-session = session_at(opened.calendar, BEGUN)
+session = opened.calendar.session_at(BEGUN)
 elsewhere = replay_in(notes.parent / "elsewhere", ("SIMQ",), **LIVE)
 
 def work(minutes, opened=opened):

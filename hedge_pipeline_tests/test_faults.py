@@ -18,7 +18,7 @@ import pytest
 from hedge_pipeline.backup import LAST_BACKUP, last_backup
 from hedge_pipeline.health import TOLD, Trouble, untold
 from hedge_pipeline.live.loop import Fetcher, Work, poll
-from hedge_pipeline.live.supervision import HEARTBEAT, Heartbeat, session_at
+from hedge_pipeline.live.supervision import HEARTBEAT, Heartbeat
 from hedge_pipeline.market.tables import FEATURE_ROWS, PREDICTION_LOG, RAW_QUOTES
 from hedge_pipeline.stages import build_missing_features, log_predictions
 from hedge_pipeline.storage import MARKER, forgotten_before
@@ -272,7 +272,7 @@ def test_a_clock_that_jumps_back_and_forth_loses_and_doubles_nothing(tmp_path: P
     deployment = replace(replay_in(tmp_path, ("SIMQ",), **live), clock=lambda: now[0])
     for minutes in (0, 1, 2, -20, -19, 3, 4, -1, 5, 6):
         now[0] = begun + dt.timedelta(minutes=minutes)
-        session = session_at(deployment.calendar, now[0])
+        session = deployment.calendar.session_at(now[0])
         assert session is not None
         with contextlib.suppress(StoreError):
             poll(deployment, Fetcher(deployment, 20.0), session, Work(deployment))

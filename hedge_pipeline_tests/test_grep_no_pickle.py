@@ -69,4 +69,9 @@ def test_words_are_no_code() -> None:
 
 def test_the_search_covers_the_learning_and_live_layers() -> None:
     names = {path.relative_to(PACKAGE).as_posix() for path in SOURCES}
-    assert {"store.py", "learning/shelf.py", "learning/training.py", "live/predicting.py"} <= names
+    assert {
+        "store.py",
+        "learning/shelf.py",
+        "learning/training.py",
+        "serving/predicting.py",
+    } <= names

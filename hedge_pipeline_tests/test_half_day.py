@@ -25,7 +25,6 @@ from pandas.testing import assert_frame_equal
 from hedge_pipeline import jobs, stages
 from hedge_pipeline.definitions import defs
 from hedge_pipeline.live.loop import AFTER_FINAL
-from hedge_pipeline.live.predicting import LATE_BAR
 from hedge_pipeline.market.calendar import SessionCalendar
 from hedge_pipeline.market.sources import MarketSource
 from hedge_pipeline.market.sources.yahoo import Meter, YahooSource
@@ -48,6 +47,7 @@ from hedge_pipeline.resources.loop import (
 from hedge_pipeline.resources.registry import VERSION_TAG, MlflowRegistry, model_name
 from hedge_pipeline.schedules import build_schedules
 from hedge_pipeline.sensors.retraining import build_retraining_sensor
+from hedge_pipeline.serving.predicting import LATE_BAR
 from hedge_pipeline.settings import load_settings
 from hedge_pipeline.stages import Deployment
 from hedge_pipeline.store import Store

@@ -114,13 +114,12 @@ def at(moment):
 def session():
     import datetime as dt
     from hedge_pipeline.live.loop import Fetcher, Work, poll
-    from hedge_pipeline.live.supervision import session_at
     from hedge_pipeline.stages import bootstrap, history_window
     deployment = at("2026-03-09T12:00:31+00:00")
     bootstrap(deployment, history_window(deployment, 9))
     for moment in ("14:00:31", "14:01:31", "15:00:31"):
         deployment = at(f"2026-03-09T{moment}+00:00")
-        opened = session_at(deployment.calendar, deployment.clock())
+        opened = deployment.calendar.session_at(deployment.clock())
         poll(deployment, Fetcher(deployment, 20.0), opened, Work(deployment))
 
 def close():

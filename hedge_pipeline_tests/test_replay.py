@@ -12,7 +12,6 @@ import pytest
 from typer.testing import CliRunner
 
 from hedge_pipeline import cli, stages
-from hedge_pipeline.live.predicting import NO_MODEL
 from hedge_pipeline.market.calendar import SessionCalendar
 from hedge_pipeline.market.sources import SourceOptions, open_source
 from hedge_pipeline.market.tables import (
@@ -26,6 +25,7 @@ from hedge_pipeline.market.tables import (
     TABLES,
 )
 from hedge_pipeline.replay import Night, claim, replay, summarize
+from hedge_pipeline.serving.predicting import NO_MODEL
 from hedge_pipeline.stages import Deployment, StageError
 from hedge_pipeline.store import Store
 from hedge_pipeline_tests.replays import (

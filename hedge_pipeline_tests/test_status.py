@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from hedge_pipeline.live.predicting import NO_MODEL
 from hedge_pipeline.market.tables import OUTCOMES, PREDICTION_LOG, PROMOTIONS, RAW_QUOTES, TABLES
 from hedge_pipeline.resources.registry import MlflowRegistry
+from hedge_pipeline.serving.predicting import NO_MODEL
 from hedge_pipeline.status import diagnose, status
 from hedge_pipeline_tests.replays import (
     DEMO_SESSIONS,

@@ -23,11 +23,11 @@ def hedge_levels(context: dg.AssetExecutionContext, loop: LoopResource) -> None:
     Prices in quote currency. GEX in dollars per 1 % move is a volatility regime (positive damps,
     negative amplifies moves), not a direction. NULL = unusable snapshot, with its reason.
     """
-    from hedge_pipeline import chains
+    from hedge_pipeline import stages
     from hedge_pipeline.assets import pictures
 
     def work(label: str) -> dict[str, object]:
-        chains.build_levels(loop.deployment, label)
+        stages.build_levels(loop.deployment, label)
         return pictures.levels(loop.deployment, label)
 
     for_each_session(context, work)

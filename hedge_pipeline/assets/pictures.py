@@ -16,11 +16,11 @@ import dagster as dg
 if TYPE_CHECKING:
     import pandas as pd
 
-    from hedge_pipeline.chains import CollectedChains
     from hedge_pipeline.insight import TriedModels
     from hedge_pipeline.live.loop import Poll
     from hedge_pipeline.resources.registry import MlflowRegistry
     from hedge_pipeline.stages import Candidate, CollectedSession, Deployment, Searched
+    from hedge_pipeline.stages.chains import CollectedChains
 
 log = logging.getLogger(__name__)
 
@@ -110,9 +110,9 @@ def _requests(fetches: pd.DataFrame) -> str:
 
 def levels(deployment: Deployment, label: str, *, draw: bool = True) -> dict[str, Any]:
     """Usable snapshots of a session, with the levels over the price and the gamma profile."""
-    from hedge_pipeline.chains import newest_profile
     from hedge_pipeline.market.tables import HEDGE_LEVELS, RAW_QUOTES
     from hedge_pipeline.resources import plots
+    from hedge_pipeline.stages.levels import newest_profile
 
     rows = deployment.store.read(HEDGE_LEVELS, [label])
     bars = deployment.store.read(RAW_QUOTES, [label])
@@ -582,7 +582,6 @@ def session(deployment: Deployment, label: str, *, draw: bool = True) -> dict[st
 
     Those of option chains are left out where no chain was asked for.
     """
-    from hedge_pipeline.chains import CollectedChains
     from hedge_pipeline.market.tables import (
         CHAIN_FETCHES,
         FEATURE_ROWS,
@@ -591,6 +590,7 @@ def session(deployment: Deployment, label: str, *, draw: bool = True) -> dict[st
         RAW_QUOTES,
     )
     from hedge_pipeline.stages import CollectedSession
+    from hedge_pipeline.stages.chains import CollectedChains
 
     store = deployment.store
     bars = len(store.read(RAW_QUOTES, [label], columns=("symbol",)))

@@ -1,5 +1,5 @@
-"""The running session in plain Python: the poll loop, what it says of bars, and its supervision.
+"""The running session in plain Python: the poll loop, its supervision, and the alerts it sends.
 
-`predicting` and `signalling` make the rows of the log and serve every way a session is processed,
-backfill and replay included; `loop`, `chain_polling` and `alerting` are for a live one only.
+`loop` polls and calls the stages, `chain_polling` decides when to ask for option chains, `alerting`
+tells of signals, `supervision` says whether somebody polls at all.
 """

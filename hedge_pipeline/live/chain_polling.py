@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from threading import Semaphore, Thread
 from typing import TYPE_CHECKING
 
-from hedge_pipeline import chains
-from hedge_pipeline.chains import Fetched
+from hedge_pipeline import stages
 from hedge_pipeline.market.sources import SourceDown
 from hedge_pipeline.market.tables import CHAIN_FETCHES
+from hedge_pipeline.stages import chains
+from hedge_pipeline.stages.chains import Fetched
 
 if TYPE_CHECKING:
     from hedge_pipeline.market.calendar import Session
@@ -44,7 +45,7 @@ class ChainPoller:
         if self._begun != session.label:
             self._begun = session.label
             for symbol in self.deployment.symbols:
-                chains.build_missing_levels(self.deployment, session.label, symbol)
+                stages.build_missing_levels(self.deployment, session.label, symbol)
 
     def advance(self, session: Session) -> int:
         """Stores the answers that have come and asks where it is time; returns new snapshots."""
@@ -70,7 +71,7 @@ class ChainPoller:
         at = self.deployment.clock() + dt.timedelta(microseconds=1)
         new = chains.store(self.deployment, session.label, found, available_at=at)
         if new:
-            chains.build_missing_levels(self.deployment, session.label, found.symbol)
+            stages.build_missing_levels(self.deployment, session.label, found.symbol)
         return new
 
     def _due(self, session: Session, now: dt.datetime) -> list[str]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from hedge_pipeline import stages
 from hedge_pipeline.live.chain_polling import ChainPoller
-from hedge_pipeline.live.supervision import Heartbeat, session_at
+from hedge_pipeline.live.supervision import Heartbeat
 from hedge_pipeline.market.bars import Collected, collect_bars
 from hedge_pipeline.market.sources import NoDataYet, SourceDown, SourceError
 from hedge_pipeline.market.tables import PREDICTION_LOG, RAW_QUOTES
@@ -324,8 +324,8 @@ def run_loop(
 def _polled_at(deployment: Deployment, now: dt.datetime) -> Session | None:
     """The session to poll: the open one, but an earlier one until its last bar must be there."""
     bar = dt.timedelta(seconds=deployment.calendar.bar_seconds)
-    settling = session_at(deployment.calendar, now - bar - deployment.source.delay)
-    return settling or session_at(deployment.calendar, now)
+    settling = deployment.calendar.session_at(now - bar - deployment.source.delay)
+    return settling or deployment.calendar.session_at(now)
 
 
 def _next_poll_of(

@@ -1,4 +1,4 @@
-"""Whether a poll run is to be started, and which sessions are to be closed: pure decisions."""
+"""Whether a poll run is to be started: the sign of life of the one there is, and the decision."""
 
 from __future__ import annotations
 
@@ -85,31 +85,6 @@ class PollDecision:
     dead: tuple[str, ...] = ()
 
 
-def session_at(calendar: SessionCalendar, now: dt.datetime) -> Session | None:
-    """The session that is open at `now`."""
-    local = now.astimezone(ZoneInfo(calendar.timezone)).date()
-    day_long = dt.timedelta(days=1)
-    # a session may begin on the evening before its date, or end on the morning after it
-    for day in (local, local - day_long, local + day_long):
-        if day.isoformat() in calendar:
-            session = calendar.session(day.isoformat())
-            if session.opens <= now < session.closes:
-                return session
-    return None
-
-
-def next_session(calendar: SessionCalendar, now: dt.datetime) -> Session | None:
-    """The first session that opens after `now`; None at the end of the calendar."""
-    closed = calendar.closed_by(now)
-    label = calendar.following(closed) if closed else calendar.labels[0]
-    while label is not None:
-        session = calendar.session(label)
-        if session.opens > now:
-            return session
-        label = calendar.following(label)
-    return None
-
-
 def decide_poll(
     calendar: SessionCalendar,
     now: dt.datetime,
@@ -131,8 +106,8 @@ def decide_poll(
         interval: POLLING_INTERVAL.
     """
     dead = tuple(run.run_id for run in runs if not _alive(run, now, heartbeat, interval))
-    if session_at(calendar, now) is None:
-        following = next_session(calendar, now)
+    if calendar.session_at(now) is None:
+        following = calendar.next_session(now)
         when = f"it opens {_when(calendar, following)}" if following else "no session follows"
         return PollDecision(PollAction.SKIP, f"{calendar.name} is closed; {when}", dead)
     living = [run for run in runs if run.run_id not in dead]
@@ -163,32 +138,3 @@ def _alive(
 def _when(calendar: SessionCalendar, session: Session) -> str:
     local = session.opens.astimezone(ZoneInfo(calendar.timezone))
     return f"{local:%a %Y-%m-%d %H:%M %Z}"
-
-
-def sessions_to_close(
-    calendar: SessionCalendar,
-    now: dt.datetime,
-    stored: Sequence[str],
-    folded_through: Sequence[str | None],
-    *,
-    settling: dt.timedelta,
-    most: int = 10,
-) -> tuple[str, ...]:
-    """Sessions that are over and not folded by every symbol yet, oldest first.
-
-    Days the service was down are among them: the source may still have their bars.
-
-    Args:
-        calendar: sessions.
-        now: aware time.
-        stored: sessions with bars.
-        folded_through: last folded session of each symbol, None = none yet.
-        settling: a session is closed this long after its end.
-        most: at most so many, the newest ones.
-    """
-    closed = calendar.closed_by(now - settling)
-    if closed is None or not stored:
-        return ()
-    behind = min((label or "" for label in folded_through), default="")
-    pending = [label for label in calendar.between(stored[0], closed) if label > behind]
-    return tuple(pending[-most:])

@@ -9,6 +9,7 @@ import datetime as dt
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import numpy.typing as npt
@@ -175,6 +176,29 @@ class SessionCalendar:
         for label in reversed(self.between(None, today.isoformat())):
             if self.session(label).closes <= now:
                 return label
+        return None
+
+    def session_at(self, now: dt.datetime) -> Session | None:
+        """The session that is open at `now`, None if none is."""
+        local = now.astimezone(ZoneInfo(self.timezone)).date()
+        day_long = dt.timedelta(days=1)
+        # a session may begin on the evening before its date, or end on the morning after it
+        for day in (local, local - day_long, local + day_long):
+            if day.isoformat() in self:
+                session = self.session(day.isoformat())
+                if session.opens <= now < session.closes:
+                    return session
+        return None
+
+    def next_session(self, now: dt.datetime) -> Session | None:
+        """The first session that opens after `now`; None at the end of the calendar."""
+        closed = self.closed_by(now)
+        label = self.following(closed) if closed else self.labels[0]
+        while label is not None:
+            session = self.session(label)
+            if session.opens > now:
+                return session
+            label = self.following(label)
         return None
 
     @cached_property

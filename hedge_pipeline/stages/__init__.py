@@ -2,19 +2,19 @@
 
 A bar's way: `bars` -> `features` -> `predictions` -> `outcomes` -> `evidence` (the fold) ->
 `deciding` -> `training` -> `evidence` (the verdict) -> `scoring`; `searching` is asked for by hand,
-`closing` ends a session with what is due, `starting` opens a deployment. Option chains and the
-levels they give come from `chains.py`.
+`closing` ends a session with what is due, `starting` opens a deployment. Option `chains` give the
+`levels` that features and signals refer to.
 Every stage is told by a `deployment` what there is, reads its inputs from the store, writes keyed
 rows, and may be killed and run again. Dagster assets and the replay are thin callers.
 """
 
 from hedge_pipeline.stages.bars import CollectedSession, collect, collect_daily_bars, store_bars
+from hedge_pipeline.stages.chains import collect_session_chains
 from hedge_pipeline.stages.closing import (
     PATIENCE,
     PATIENCE_FOR_DAYS,
     ClosedSession,
     close_session,
-    collect_session_chains,
     compact_session,
     pending_sessions,
 )
@@ -43,6 +43,7 @@ from hedge_pipeline.stages.features import (
     feature_rows,
     features_of,
 )
+from hedge_pipeline.stages.levels import build_levels, build_missing_levels
 from hedge_pipeline.stages.outcomes import mature_outcomes, settled_sessions, settled_symbols
 from hedge_pipeline.stages.predictions import (
     Asked,
@@ -88,7 +89,9 @@ __all__ = [
     "append_entry",
     "bootstrap",
     "build_features",
+    "build_levels",
     "build_missing_features",
+    "build_missing_levels",
     "close_session",
     "collect",
     "collect_daily_bars",

@@ -7,8 +7,6 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hedge_pipeline import chains
-from hedge_pipeline.live.supervision import sessions_to_close
 from hedge_pipeline.market.tables import (
     CHAIN_FETCHES,
     FEATURE_ROWS,
@@ -18,15 +16,20 @@ from hedge_pipeline.market.tables import (
     PREDICTION_LOG,
     RAW_QUOTES,
 )
-from hedge_pipeline.stages.bars import collect, symbols_watched_live
+from hedge_pipeline.stages.bars import collect
+from hedge_pipeline.stages.chains import collect_session_chains
 from hedge_pipeline.stages.deployment import SETTLING, StageError
 from hedge_pipeline.stages.evidence import fold_all
 from hedge_pipeline.stages.features import build_missing_features
+from hedge_pipeline.stages.levels import build_all_missing_levels
 from hedge_pipeline.stages.outcomes import mature_outcomes
 from hedge_pipeline.stages.predictions import log_predictions
 from hedge_pipeline.stages.scoring import score_session
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hedge_pipeline.market.calendar import SessionCalendar
     from hedge_pipeline.stages.deployment import Deployment
     from hedge_pipeline.stages.evidence import Fold
 
@@ -91,22 +94,6 @@ def close_session(deployment: Deployment, label: str) -> ClosedSession:
     return ClosedSession(label, found.new, found.gaps, predictions, outcomes, folds)
 
 
-def collect_session_chains(deployment: Deployment, label: str) -> chains.CollectedChains:
-    """Asks for the option chains the source still has of a session; no failure costs anything else.
-
-    What is added to a session that somebody polled is available only now, as with bars.
-    """
-    watched = symbols_watched_live(deployment, deployment.calendar.session(label))
-    return chains.collect_chains(deployment, label, watched_live=watched)
-
-
-def build_all_missing_levels(deployment: Deployment, label: str) -> int:
-    """Levels of the session's snapshots that have none yet, of every symbol; returns how many."""
-    return sum(
-        chains.build_missing_levels(deployment, label, symbol) for symbol in deployment.symbols
-    )
-
-
 def compact_session(deployment: Deployment, label: str) -> None:
     """Rewrites the session's many small files as one per table."""
     small = (RAW_QUOTES, CHAIN_FETCHES, HEDGE_LEVELS, FEATURE_ROWS, PREDICTION_LOG, OUTCOMES)
@@ -129,6 +116,35 @@ def pending_sessions(deployment: Deployment) -> tuple[str, ...]:
         [through] if through else folded,
         settling=SETTLING,
     )
+
+
+def sessions_to_close(
+    calendar: SessionCalendar,
+    now: dt.datetime,
+    stored: Sequence[str],
+    folded_through: Sequence[str | None],
+    *,
+    settling: dt.timedelta,
+    most: int = 10,
+) -> tuple[str, ...]:
+    """Sessions that are over and not folded by every symbol yet, oldest first.
+
+    Days the service was down are among them: the source may still have their bars.
+
+    Args:
+        calendar: sessions.
+        now: aware time.
+        stored: sessions with bars.
+        folded_through: last folded session of each symbol, None = none yet.
+        settling: a session is closed this long after its end.
+        most: at most so many, the newest ones.
+    """
+    closed = calendar.closed_by(now - settling)
+    if closed is None or not stored:
+        return ()
+    behind = min((label or "" for label in folded_through), default="")
+    pending = [label for label in calendar.between(stored[0], closed) if label > behind]
+    return tuple(pending[-most:])
 
 
 def mark_closed(deployment: Deployment, label: str) -> None:

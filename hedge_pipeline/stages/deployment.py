@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
-    from hedge_pipeline import chains
     from hedge_pipeline.learning.ledger import Ledger
     from hedge_pipeline.learning.training import Trainer
     from hedge_pipeline.levels.confidence import LevelEvidence
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from hedge_pipeline.market.features import Previous
     from hedge_pipeline.market.sources import MarketSource
     from hedge_pipeline.settings import Settings
+    from hedge_pipeline.stages.levels import ChainsDone
 
 # a session is asked for, folded and closed this long after its end
 SETTLING = dt.timedelta(minutes=15)
@@ -108,9 +108,7 @@ class Deployment:
     pool_lock: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
     clock: Callable[[], dt.datetime] = field(default=lambda: dt.datetime.now(UTC))
     settled: set[tuple[str, str]] = field(default_factory=set, compare=False, repr=False)
-    chains_done: dict[str, chains.ChainsDone] = field(
-        default_factory=dict, compare=False, repr=False
-    )
+    chains_done: dict[str, ChainsDone] = field(default_factory=dict, compare=False, repr=False)
     memories: dict[str, tuple[tuple[Any, ...], tuple[str, ...], Previous]] = field(
         default_factory=dict, compare=False, repr=False
     )

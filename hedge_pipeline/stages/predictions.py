@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hedge_pipeline.levels.confidence import LevelEvidence
-from hedge_pipeline.live.predicting import in_force_of, predict
-from hedge_pipeline.live.signalling import Signalling, at_levels
 from hedge_pipeline.market.tables import (
     FEATURE_ROWS,
     LEVEL_EVIDENCE,
@@ -20,6 +18,8 @@ from hedge_pipeline.market.tables import (
     ROLES,
     without,
 )
+from hedge_pipeline.serving.predicting import in_force_of, predict
+from hedge_pipeline.serving.signalling import Signalling, at_levels
 from hedge_pipeline.stages.bars import stored_bars
 from hedge_pipeline.stages.deployment import SETTLING, NothingStored
 from hedge_pipeline.stages.features import feature_rows, levels_in_force

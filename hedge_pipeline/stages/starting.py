@@ -7,15 +7,12 @@ from typing import TYPE_CHECKING
 
 from hedge_pipeline.market.tables import PREDICTION_LOG
 from hedge_pipeline.stages.bars import collect, collect_daily_bars
-from hedge_pipeline.stages.closing import (
-    build_all_missing_levels,
-    collect_session_chains,
-    mark_closed,
-    pending_sessions,
-)
+from hedge_pipeline.stages.chains import collect_session_chains
+from hedge_pipeline.stages.closing import mark_closed, pending_sessions
 from hedge_pipeline.stages.deployment import SETTLING, StageError
 from hedge_pipeline.stages.evidence import fold_evidence, judge
 from hedge_pipeline.stages.features import build_missing_features
+from hedge_pipeline.stages.levels import build_all_missing_levels
 from hedge_pipeline.stages.outcomes import mature_outcomes
 from hedge_pipeline.stages.training import train_candidate
 

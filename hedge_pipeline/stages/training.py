@@ -23,9 +23,9 @@ from hedge_pipeline.learning.training import (
     margins,
     skill_in_nats,
 )
-from hedge_pipeline.live.predicting import margins_of
 from hedge_pipeline.market.features import FEATURES, HEDGE_FEATURES
 from hedge_pipeline.market.tables import FEATURE_ROWS, OUTCOMES
+from hedge_pipeline.serving.predicting import margins_of
 from hedge_pipeline.stages.deciding import retraining_decision
 from hedge_pipeline.stages.deployment import StageError
 from hedge_pipeline.stages.evidence import pending_folds

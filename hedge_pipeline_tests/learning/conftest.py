@@ -17,7 +17,6 @@ import pytest
 
 from hedge_pipeline.learning.dataset import TrainingSet
 from hedge_pipeline.learning.training import Margins, Matrix, Model, ModelCard, TrainingPlan, fit
-from hedge_pipeline.live.predicting import STRENGTH_PARTS
 from hedge_pipeline.market.calendar import Session
 from hedge_pipeline.market.tables import (
     FEATURE_ROWS,
@@ -26,6 +25,7 @@ from hedge_pipeline.market.tables import (
     RAW_QUOTES,
     feature_names,
 )
+from hedge_pipeline.serving.predicting import STRENGTH_PARTS
 from hedge_pipeline.store import Store
 
 Floats = npt.NDArray[np.float64]

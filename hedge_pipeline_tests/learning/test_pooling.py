@@ -20,7 +20,6 @@ from hedge_pipeline.learning.gate import logit
 from hedge_pipeline.learning.pooling import POOL, PooledSessions, assemble_pool
 from hedge_pipeline.learning.shelf import ModelShelf
 from hedge_pipeline.learning.training import TrainingPlan, fit, margins
-from hedge_pipeline.live.predicting import margins_of
 from hedge_pipeline.market.tables import (
     FEATURE_ROWS,
     OUTCOMES,
@@ -29,6 +28,7 @@ from hedge_pipeline.market.tables import (
     RAW_QUOTES,
 )
 from hedge_pipeline.replay import replay
+from hedge_pipeline.serving.predicting import margins_of
 from hedge_pipeline.settings import load_settings
 from hedge_pipeline.stages import Deployment, StageError, training
 from hedge_pipeline.store import Store

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hedge_pipeline import chains, stages
+from hedge_pipeline import stages
 from hedge_pipeline.assets import pictures
 from hedge_pipeline.levels.chain import Chain
 from hedge_pipeline.levels.joining import NO_CHAIN
@@ -35,6 +35,7 @@ from hedge_pipeline.market.tables import (
     OPTION_CHAINS,
     PREDICTION_LOG,
 )
+from hedge_pipeline.stages import chains
 from hedge_pipeline_tests.live.test_loop import at
 from hedge_pipeline_tests.markets import (
     HALF_DAY,
@@ -167,7 +168,7 @@ def test_the_features_of_the_running_session_can_be_computed_again_bit_for_bit(
     stages.build_features(found.deployment, HALF_DAY)
     pd.testing.assert_frame_equal(found.rows(FEATURE_ROWS, HALF_DAY), live)
     levels = found.rows(HEDGE_LEVELS, HALF_DAY)
-    chains.build_levels(found.deployment, HALF_DAY)
+    stages.build_levels(found.deployment, HALF_DAY)
     pd.testing.assert_frame_equal(found.rows(HEDGE_LEVELS, HALF_DAY), levels)
 
 
@@ -206,7 +207,7 @@ def test_a_running_loop_reads_every_snapshot_once(
         read.append(pd.Timestamp(chain.as_of))
         return gated(chain, **others)
 
-    monkeypatch.setattr("hedge_pipeline.chains.gated", counted)
+    monkeypatch.setattr("hedge_pipeline.stages.levels.gated", counted)
     found = polled(folder, ChainMarket(), at(22, 2))
     stored = found.rows(OPTION_CHAINS, HALF_DAY)[["symbol", "as_of"]].drop_duplicates()
     assert len(stored) >= 4 * len(SYMBOLS)
@@ -226,7 +227,7 @@ def test_a_snapshot_of_another_collector_in_between_is_read_in_its_place(folder:
     assert rows["oi_reused"].sum() == 1 and rows["usable"].all()
     own = rows[rows["symbol"] == "SIMA"]
     assert own["as_of"].max() > own.loc[own["oi_reused"], "as_of"].max() > own["as_of"].min()
-    chains.build_levels(other, HALF_DAY)
+    stages.build_levels(other, HALF_DAY)
     pd.testing.assert_frame_equal(found.rows(HEDGE_LEVELS, HALF_DAY), rows)
 
 
@@ -293,7 +294,7 @@ def test_killed_between_chain_and_levels_the_next_run_computes_them(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(chains, "build_missing_levels", lambda *_: 0)
+        patch.setattr(stages, "build_missing_levels", lambda *_: 0)
         polled(folder, ChainMarket(), at(3, 2))
     found = watch(folder, ChainMarket(), at(4, 1))
     assert found.rows(HEDGE_LEVELS, HALF_DAY).empty

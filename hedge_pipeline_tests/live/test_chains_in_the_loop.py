@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hedge_pipeline import chains, stages
+from hedge_pipeline import stages
 from hedge_pipeline.levels.joining import NO_CHAIN
 from hedge_pipeline.levels.signals import NO_LEVEL
 from hedge_pipeline.live import chain_polling
@@ -543,6 +543,6 @@ def test_all_levels_at_once_equal_snapshot_by_snapshot(
         lambda: CLOSES + HOUR,
         HEDGE_BAR_SECONDS=found.deployment.calendar.bar_seconds,
     )
-    chains.build_levels(again, TODAY)
+    stages.build_levels(again, TODAY)
     after = again.store.read(HEDGE_LEVELS, [TODAY]).reset_index(drop=True)
     pd.testing.assert_frame_equal(after, before, check_exact=True)

@@ -23,7 +23,6 @@ from hedge_pipeline.levels.joining import NO_CHAIN
 from hedge_pipeline.levels.signals import NO_LEVEL
 from hedge_pipeline.live import loop
 from hedge_pipeline.live.loop import AFTER_FINAL, Fetcher, Poll, Work, next_poll, poll
-from hedge_pipeline.live.predicting import LATE_BAR, NO_MODEL
 from hedge_pipeline.live.supervision import Heartbeat
 from hedge_pipeline.market.calendar import Session
 from hedge_pipeline.market.sources import RateLimited, SourceDown, SymbolUnknown
@@ -37,6 +36,7 @@ from hedge_pipeline.market.tables import (
     Table,
     feature_names,
 )
+from hedge_pipeline.serving.predicting import LATE_BAR, NO_MODEL
 from hedge_pipeline.store import Store
 from hedge_pipeline_tests.markets import (
     BEFORE,

@@ -1,4 +1,4 @@
-"""Whether to start a poll run, and which sessions to close: decisions from facts alone."""
+"""Whether to start a poll run: a decision from facts alone."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from hedge_pipeline.live.supervision import (
     HEARTBEAT,
@@ -19,9 +17,6 @@ from hedge_pipeline.live.supervision import (
     PollDecision,
     PollRun,
     decide_poll,
-    next_session,
-    session_at,
-    sessions_to_close,
 )
 from hedge_pipeline.market.calendar import SessionCalendar
 from hedge_pipeline.store import Store
@@ -30,7 +25,6 @@ from hedge_pipeline_tests.markets import MINUTE, SECOND, calendar_of
 INTERVAL = dt.timedelta(seconds=60)
 OPEN = dt.datetime(2024, 11, 27, 15, 0, tzinfo=dt.UTC)
 OLD = OPEN - dt.timedelta(minutes=30)
-SETTLING = dt.timedelta(minutes=15)
 
 
 def at(text: str, zone: str = "America/New_York") -> dt.datetime:
@@ -167,46 +161,6 @@ def test_a_run_without_a_poll_is_dead_only_when_it_had_time_to_start(
         assert found.action is action, age
 
 
-# -- sessions ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("calendar", "now", "label"),
-    [
-        ("XNYS", "2024-11-29T14:30:00+00:00", "2024-11-29"),
-        ("XNYS", "2024-11-29T14:29:59+00:00", None),
-        ("XNYS", "2024-11-29T18:00:00+00:00", None),
-        ("XNYS", "2024-11-28T15:00:00+00:00", None),
-        ("24/7", "2024-11-30T00:00:00+00:00", "2024-11-30"),
-        ("24/7", "2024-11-29T23:59:59+00:00", "2024-11-29"),
-        ("XTKS", "2024-11-29T00:30:00+00:00", "2024-11-29"),
-        ("CMES", "2024-11-24T23:30:00+00:00", "2024-11-25"),  # opens on Sunday evening
-        ("CMES", "2024-11-25T22:30:00+00:00", "2024-11-25"),
-    ],
-)
-def test_the_open_session(calendar: str, now: str, label: str | None) -> None:
-    found = session_at(calendar_of(calendar), dt.datetime.fromisoformat(now))
-    assert (found.label if found else None) == label
-
-
-@given(st.integers(0, 400 * 24 * 60))
-def test_the_next_session_is_the_first_that_opens_later(passed: int) -> None:
-    calendar = calendar_of("XNYS")
-    now = dt.datetime(2024, 1, 3, tzinfo=dt.UTC) + passed * MINUTE
-    found = next_session(calendar, now)
-    assert found is not None
-    assert found.opens > now
-    before = calendar.previous(found.label)
-    assert before is not None
-    assert calendar.session(before).opens <= now
-
-
-def test_before_the_history_the_next_session_is_the_first() -> None:
-    found = next_session(calendar_of("XNYS"), dt.datetime(2023, 12, 24, tzinfo=dt.UTC))
-    assert found is not None
-    assert found.label == "2024-01-02"
-
-
 # -- the heartbeat -----------------------------------------------------------------------------
 
 
@@ -266,68 +220,3 @@ def test_a_damaged_heartbeat_is_none_and_the_run_is_replaced(
     store.write_bytes(HEARTBEAT, content)
     assert Heartbeat.read(store) is None
     assert decide(OPEN, (RUN,), Heartbeat.read(store)).action is PollAction.REPLACE
-
-
-# -- sessions to close -------------------------------------------------------------------------
-
-
-def to_close(
-    now: str,
-    stored: tuple[str, ...],
-    closed_through: tuple[str | None, ...],
-    calendar: str = "XNYS",
-    **given: int,
-) -> tuple[str, ...]:
-    moment = dt.datetime.fromisoformat(now)
-    return sessions_to_close(
-        calendar_of(calendar), moment, stored, closed_through, settling=SETTLING, **given
-    )
-
-
-STORED = ("2024-11-25", "2024-11-26", "2024-11-27")
-
-
-@pytest.mark.parametrize(
-    ("now", "closed_through", "expected"),
-    [
-        pytest.param("2024-11-27T21:14:59+00:00", "2024-11-26", (), id="not settled yet"),
-        pytest.param("2024-11-27T21:15:00+00:00", "2024-11-26", STORED[-1:], id="settled"),
-        pytest.param("2024-11-27T21:15:00+00:00", "2024-11-27", (), id="closed"),
-        pytest.param("2024-11-27T21:15:00+00:00", None, STORED, id="nothing closed yet"),
-        pytest.param("2024-11-29T18:15:00+00:00", "2024-11-27", ("2024-11-29",), id="half day"),
-        pytest.param(
-            "2024-12-03T22:00:00+00:00",
-            "2024-11-27",
-            ("2024-11-29", "2024-12-02", "2024-12-03"),
-            id="days the service was down, without the holiday and the weekend",
-        ),
-    ],
-)
-def test_sessions_that_are_over_and_not_closed_are_asked_for_oldest_first(
-    now: str, closed_through: str | None, expected: tuple[str, ...]
-) -> None:
-    assert to_close(now, STORED, (closed_through,)) == expected
-
-
-def test_the_symbol_that_is_furthest_behind_decides() -> None:
-    now = "2024-11-27T21:15:00+00:00"
-    assert to_close(now, STORED, ("2024-11-27", "2024-11-25")) == STORED[1:]
-    assert to_close(now, STORED, ("2024-11-27", None)) == STORED
-
-
-def test_an_empty_store_has_nothing_to_close() -> None:
-    assert to_close("2024-11-27T21:15:00+00:00", (), (None,)) == ()
-
-
-def test_round_the_clock_a_day_is_closed_after_midnight() -> None:
-    stored = ("2024-11-30",)
-    assert to_close("2024-12-01T00:14:00+00:00", stored, (None,), "24/7") == ()
-    assert to_close("2024-12-01T00:15:00+00:00", stored, (None,), "24/7") == stored
-
-
-@pytest.mark.parametrize("most", [1, 3, 10])
-def test_after_a_long_absence_only_the_newest_sessions_are_closed(most: int) -> None:
-    found = to_close("2024-12-31T23:00:00+00:00", STORED, ("2024-11-27",), most=most)
-    assert len(found) == most
-    assert found[-1] == "2024-12-31"
-    assert list(found) == sorted(found)

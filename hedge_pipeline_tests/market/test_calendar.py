@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hedge_pipeline.market.calendar import NoSession, Session, SessionCalendar
+from hedge_pipeline_tests.markets import MINUTE, calendar_of
 
 UTC = dt.UTC
 XNYS = SessionCalendar(end=dt.date(2027, 6, 30))
@@ -183,3 +184,40 @@ def test_a_calendar_that_begins_on_a_holiday_begins_with_its_next_session() -> N
     calendar = SessionCalendar(start=dt.date(2026, 1, 1), end=dt.date(2026, 1, 31))
     assert calendar.labels[0] == "2026-01-02"
     assert calendar.ordinal("2026-01-02") == 0
+
+
+@pytest.mark.parametrize(
+    ("calendar", "now", "label"),
+    [
+        ("XNYS", "2024-11-29T14:30:00+00:00", "2024-11-29"),
+        ("XNYS", "2024-11-29T14:29:59+00:00", None),
+        ("XNYS", "2024-11-29T18:00:00+00:00", None),
+        ("XNYS", "2024-11-28T15:00:00+00:00", None),
+        ("24/7", "2024-11-30T00:00:00+00:00", "2024-11-30"),
+        ("24/7", "2024-11-29T23:59:59+00:00", "2024-11-29"),
+        ("XTKS", "2024-11-29T00:30:00+00:00", "2024-11-29"),
+        ("CMES", "2024-11-24T23:30:00+00:00", "2024-11-25"),  # opens on Sunday evening
+        ("CMES", "2024-11-25T22:30:00+00:00", "2024-11-25"),
+    ],
+)
+def test_the_open_session(calendar: str, now: str, label: str | None) -> None:
+    found = calendar_of(calendar).session_at(dt.datetime.fromisoformat(now))
+    assert (found.label if found else None) == label
+
+
+@given(st.integers(0, 400 * 24 * 60))
+def test_the_next_session_is_the_first_that_opens_later(passed: int) -> None:
+    calendar = calendar_of("XNYS")
+    now = dt.datetime(2024, 1, 3, tzinfo=dt.UTC) + passed * MINUTE
+    found = calendar.next_session(now)
+    assert found is not None
+    assert found.opens > now
+    before = calendar.previous(found.label)
+    assert before is not None
+    assert calendar.session(before).opens <= now
+
+
+def test_before_the_history_the_next_session_is_the_first() -> None:
+    found = calendar_of("XNYS").next_session(dt.datetime(2023, 12, 24, tzinfo=dt.UTC))
+    assert found is not None
+    assert found.label == "2024-01-02"

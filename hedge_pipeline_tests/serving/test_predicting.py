@@ -17,9 +17,9 @@ from hedge_pipeline.learning.gate import GateRule, GateState, SessionEvidence
 from hedge_pipeline.learning.ledger import Ledger, fold_entry, override_entry, verdict_entry
 from hedge_pipeline.learning.training import Model, ModelError
 from hedge_pipeline.levels.signals import NO_LEVEL
-from hedge_pipeline.live import predicting
-from hedge_pipeline.live.predicting import LATE_BAR, NO_MODEL, OTHER_FEATURES, LoadModel
 from hedge_pipeline.market.tables import FEATURE_ROWS, PREDICTION_LOG, PROMOTIONS
+from hedge_pipeline.serving import predicting
+from hedge_pipeline.serving.predicting import LATE_BAR, NO_MODEL, OTHER_FEATURES, LoadModel
 from hedge_pipeline_tests.learning.conftest import (
     MINUTE,
     NAMES,

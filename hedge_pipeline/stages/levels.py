@@ -1,14 +1,11 @@
-"""The stages of option chains: fetch -> store -> hedge levels; see `stages` for the others.
+"""Hedge levels of the stored snapshots of option chains.
 
-Fetching touches no table, so it may happen in a thread. Everything that was asked for leaves a row
-in `chain_fetches`, whatever came of it. Levels of a snapshot are computed from it and the earlier
-snapshots of its session alone, in the order they became available: computing them again gives the
-same rows.
+Levels of a snapshot are computed from it and the earlier snapshots of its session alone, in the
+order they became available: computing them again gives the same rows.
 """
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -22,25 +19,13 @@ from hedge_pipeline.levels.joining import NO_CHAIN
 from hedge_pipeline.levels.snapshot import CHAIN_LEVELS, gated, row_of
 from hedge_pipeline.levels.strength import RANK_SESSIONS, ranks
 from hedge_pipeline.market.calendar import to_datetime64
-from hedge_pipeline.market.sources import (
-    CHAIN_COLUMNS,
-    BadInput,
-    ChainSource,
-    NoDataYet,
-    RateLimited,
-    SchemaDrift,
-    SourceDown,
-    SourceError,
-    SymbolUnknown,
-    WindowRefused,
-)
 from hedge_pipeline.market.tables import (
-    CHAIN_FETCHES,
     DAILY_BARS,
     HEDGE_LEVELS,
     OPTION_CHAINS,
     RAW_QUOTES,
 )
+from hedge_pipeline.stages.chains import stored_snapshots
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,109 +34,6 @@ if TYPE_CHECKING:
     from hedge_pipeline.stages import Deployment
 
 OLDEST_SPOT = np.timedelta64(15, "m")
-STATUS: dict[type[SourceError], str] = {
-    NoDataYet: "no_data_yet",
-    RateLimited: "rate_limited",
-    SourceDown: "source_down",
-    SymbolUnknown: "symbol_unknown",
-    WindowRefused: "window_refused",
-    SchemaDrift: "schema_drift",
-    BadInput: "bad_input",
-}
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """What one request for a symbol's option chain brought.
-
-    Attributes:
-        symbol: ticker symbol of the underlying.
-        asked_at: moment of asking.
-        sweep: every expiration was asked for.
-        snapshots: contracts with the columns `CHAIN_COLUMNS`; None if the request failed.
-        failure: why it failed; None if it did not.
-    """
-
-    symbol: str
-    asked_at: dt.datetime
-    sweep: bool
-    snapshots: pd.DataFrame | None
-    failure: SourceError | None = None
-
-
-def fetch(
-    deployment: Deployment, symbol: str, session: Session, now: dt.datetime, *, sweep: bool
-) -> Fetched:
-    """Asks the source for a symbol's chain; reads and writes no table."""
-    source = cast("ChainSource", deployment.source)
-    try:
-        snapshots = source.chains(symbol, session, now, sweep=sweep)
-        missing = [name for name in CHAIN_COLUMNS if name not in snapshots.columns]
-        if missing:
-            raise SchemaDrift(f"{symbol}: the option chain lacks {', '.join(missing)}")
-    except SourceError as error:
-        return Fetched(symbol, now, sweep, None, error)
-    return Fetched(symbol, now, sweep, snapshots)
-
-
-def store(
-    deployment: Deployment, label: str, fetched: Fetched, *, available_at: dt.datetime | None
-) -> int:
-    """Stores what is new of an answer and the row about the request; returns the new snapshots.
-
-    Of a session that is over a further request leaves a row only if it brought something.
-
-    Args:
-        deployment: where to.
-        label: session of the answer.
-        fetched: the answer.
-        available_at: when the snapshots could first be used; None = history, as the source says.
-    """
-    import pandas as pd
-
-    new = _new_snapshots(deployment, label, fetched)
-    if available_at is not None:
-        new = new.assign(available_at=pd.Timestamp(available_at).as_unit("us"))
-    over = deployment.calendar.session(label).closes <= fetched.asked_at
-    if over and new.empty and _was_asked(deployment, label, fetched.symbol):
-        return 0
-    failure = fetched.failure
-    status = "ok" if len(new) else "nothing_new"
-    row = {
-        "symbol": fetched.symbol,
-        "asked_at": pd.Timestamp(fetched.asked_at).as_unit("us"),
-        "status": STATUS.get(type(failure), "source_down") if failure else status,
-        "sweep": fetched.sweep,
-        "snapshots": int(new["as_of"].nunique()),
-        "contracts": len(new),
-        "detail": str(failure) if failure else None,
-    }
-    # first: asked again after a kill, the same request would have brought nothing new
-    deployment.store.append(CHAIN_FETCHES, label, pd.DataFrame([row]))
-    deployment.store.append(OPTION_CHAINS, label, new)
-    return int(new["as_of"].nunique())
-
-
-def _was_asked(deployment: Deployment, label: str, symbol: str) -> bool:
-    """Whether the symbol's chain was asked for after the session's close."""
-    asked = deployment.store.read(
-        CHAIN_FETCHES, [label], symbols=[symbol], columns=("symbol", "asked_at")
-    )
-    return bool((asked["asked_at"] >= deployment.calendar.session(label).closes).any())
-
-
-def _new_snapshots(deployment: Deployment, label: str, fetched: Fetched) -> pd.DataFrame:
-    if fetched.snapshots is None:
-        return OPTION_CHAINS.empty()
-    known = _stored_snapshots(deployment, label, fetched.symbol)
-    found = fetched.snapshots.assign(symbol=fetched.symbol)
-    return found[~found["as_of"].isin(known)]
-
-
-def _stored_snapshots(deployment: Deployment, label: str, symbol: str) -> set[Any]:
-    """Moments of the symbol's snapshots that are stored."""
-    stored = deployment.store.distinct(OPTION_CHAINS, label, ("symbol", "as_of"))
-    return set(stored.loc[stored["symbol"] == symbol, "as_of"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,45 +51,6 @@ class ChainsDone:
     snapshots: frozenset[Any] = frozenset()
     earlier: Chain | None = None
     last: tuple[Any, ...] = ()
-
-
-@dataclass(frozen=True)
-class CollectedChains:
-    """Counts of one collection; `failures` are the errors by symbol."""
-
-    snapshots: int
-    new: int
-    failures: dict[str, SourceError]
-
-
-def collect_chains(
-    deployment: Deployment, label: str, *, watched_live: frozenset[str] = frozenset()
-) -> CollectedChains:
-    """Asks for the session's chains of every symbol and stores what is new.
-
-    Args:
-        deployment: whose source and store.
-        label: the session.
-        watched_live: symbols somebody polled; what is added to them now is available only now.
-    """
-    session = deployment.calendar.session(label)
-    asked_at = deployment.asked_at(session)
-    failures: dict[str, SourceError] = {}
-    new = 0
-    if deployment.source.capabilities.has_chains:
-        for symbol in deployment.symbols:
-            found = fetch(deployment, symbol, session, asked_at, sweep=True)
-            history = session.closes <= asked_at and symbol not in watched_live
-            new += store(
-                deployment, label, found, available_at=None if history else deployment.clock()
-            )
-            if found.failure is not None:
-                failures[symbol] = found.failure
-    stored = deployment.store.distinct(OPTION_CHAINS, label, ("symbol", "as_of"))
-    return CollectedChains(len(stored), new, failures)
-
-
-# -- hedge levels ----------------------------------------------------------------------------------
 
 
 def build_levels(deployment: Deployment, label: str) -> int:
@@ -253,7 +96,7 @@ def _session_rows(
     common |= {"vanna_rank": np.nan}
     if len(daily.close) and pd.Timestamp(session.opens) not in known:
         yield common | _opening_row(session, daily, deployment)
-    stored = _stored_snapshots(deployment, label, symbol)
+    stored = stored_snapshots(deployment, label, symbol)
     if not stored - known:
         return
     done, chains = _read_on(deployment, label, symbol, stored, known)
@@ -432,3 +275,8 @@ def _with_ranks(
         }
         pieces.append(own.assign(**found))
     return pd.concat(pieces, ignore_index=True)
+
+
+def build_all_missing_levels(deployment: Deployment, label: str) -> int:
+    """Levels of the session's snapshots that have none yet, of every symbol; returns how many."""
+    return sum(build_missing_levels(deployment, label, symbol) for symbol in deployment.symbols)
