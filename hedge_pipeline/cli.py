@@ -8,25 +8,34 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
-from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from typer.core import TyperGroup
 
 from hedge_pipeline.settings import Settings, SettingsError, load_settings
+from hedge_pipeline.terminal import (
+    console,
+    print_history,
+    print_json,
+    print_status,
+    print_summary,
+    progress,
+    say,
+    say_how_to_look,
+    say_mark,
+    tell_error,
+    tell_night,
+    warn,
+    watched_table,
+)
 
 if TYPE_CHECKING:
     from hedge_pipeline.backup import Snapshot
-    from hedge_pipeline.replay import Night
     from hedge_pipeline.stages import Deployment
 
 
@@ -59,7 +68,7 @@ class OneLineGroup(TyperGroup):
                 error.show()  # type: ignore[attr-defined]
             else:
                 program = f"hedge {context.info_name}" if context and context.parent else "hedge"
-                _tell_error(f"{' '.join(said().split()).rstrip('.')}; see `{program} --help`")
+                tell_error(f"{' '.join(said().split()).rstrip('.')}; see `{program} --help`")
             sys.exit(getattr(error, "exit_code", 2))
 
 
@@ -70,10 +79,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="A continuous-learning pipeline for market signals, scored on real outcomes.",
 )
-console = Console()
-errors = Console(stderr=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of tables")]
+OneSymbol = Annotated[
+    str | None, typer.Option("--symbol", help="may be left out if one symbol is watched")
+]
 Symbols = Annotated[str | None, typer.Option(help="comma-separated symbols")]
 
 
@@ -92,12 +102,8 @@ def _one_line() -> Iterator[None]:
     try:
         yield
     except (*known, RegistryError, BackupError) as error:
-        _tell_error(" ".join(str(error).split()))
+        tell_error(" ".join(str(error).split()))
         raise typer.Exit(1) from None
-
-
-def _tell_error(line: str) -> None:
-    errors.print(f"error: {line}", style="bold red", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.callback()
@@ -146,7 +152,7 @@ def replay(
             quiet=as_json,
             model_version=model_version,
         )
-        _print_summary(summary, out, as_json)
+        print_summary(summary, out, as_json)
 
 
 @app.command()
@@ -166,29 +172,26 @@ def demo(
         labels = deployment.calendar.between(EPOCH, None)[:sessions]
         summary = _replay(settings, out, labels[0], labels[-1], quiet=as_json)
         _plot_demo(deployment, summary, out)
-        _print_summary(summary, out, as_json)
+        print_summary(summary, out, as_json)
         if not as_json:
             from hedge_pipeline.resources.history import report_replay
 
             report_replay(deployment, out / "dagster_home")
-            _say_how_to_look(out)
+            say_how_to_look(out)
 
 
 @app.command()
 def status(as_json: AsJson = False) -> None:
     """Show predictions, coverage, versions, skill and disk use."""
     with _one_line():
-        from hedge_pipeline.opening import open_deployment
-        from hedge_pipeline.replay import check_mode
         from hedge_pipeline.status import status as read_status
 
-        deployment = open_deployment(_live_settings())
-        check_mode(deployment)
+        deployment = _open(_live_settings())
         found = read_status(deployment)
         if as_json:
-            _print_json(found)
+            print_json(found)
         else:
-            _print_status(found)
+            print_status(found)
 
 
 @app.command()
@@ -201,13 +204,10 @@ def watch(
 ) -> None:
     """Watch price, nearest levels, probability, signal and hit rate of the newest session."""
     with _one_line(), contextlib.suppress(KeyboardInterrupt):
-        from hedge_pipeline.opening import open_deployment
-        from hedge_pipeline.replay import check_mode
         from hedge_pipeline.store import StoreError
         from hedge_pipeline.watching import look
 
-        deployment = open_deployment(_live_settings())
-        check_mode(deployment)
+        deployment = _open(_live_settings())
         found, trouble = look(deployment), ""
         with contextlib.ExitStack() as ended:
             live = None
@@ -218,9 +218,9 @@ def watch(
                     sys.stdout.write(json.dumps(found) + "\n")
                     sys.stdout.flush()
                 elif live is not None:
-                    live.update(_watched_table(found, trouble), refresh=True)
+                    live.update(watched_table(found, trouble), refresh=True)
                 else:
-                    console.print(_watched_table(found, trouble))
+                    console.print(watched_table(found, trouble))
                 if once:
                     return
                 time.sleep(interval)
@@ -240,22 +240,19 @@ def report(
     """Write one page that says whether it works: verdict, accuracy, signals, gaps, versions."""
     with _one_line():
         from hedge_pipeline import report as written
-        from hedge_pipeline.opening import open_deployment
-        from hedge_pipeline.replay import check_mode
 
-        deployment = open_deployment(_live_settings())
-        check_mode(deployment)
+        deployment = _open(_live_settings())
         found = written.numbers(deployment)
         try:
             out.write_text(written.page(deployment, found), encoding="utf-8")
         except OSError as error:
             raise SettingsError(f"{out} cannot be written: {error.strerror}; see --out") from None
         if as_json:
-            _print_json({"written": str(out.resolve()), "symbols": written.headline(found)})
+            print_json({"written": str(out.resolve()), "symbols": written.headline(found)})
             return
         for part in found["symbols"].values():
-            _say(part["verdict"])
-        _say(f"written to {out}: open it in a browser; it needs no network")
+            say(part["verdict"])
+        say(f"written to {out}: open it in a browser; it needs no network")
 
 
 @app.command()
@@ -268,19 +265,17 @@ def doctor(as_json: AsJson = False) -> None:
         settings = _live_settings()
         findings = diagnose(settings, open_deployment(settings), open_registry(settings))
         if as_json:
-            _print_json([vars(finding) for finding in findings])
+            print_json([vars(finding) for finding in findings])
         else:
             for finding in findings:
-                mark = "[green]ok[/]  " if finding.ok else "[red]FAIL[/]"
-                console.print(f"{mark} {finding.name:<14}", end="")
-                console.print(finding.message, markup=False, highlight=False, soft_wrap=True)
+                say_mark(finding.ok, f"{finding.name:<14}{finding.message}")
         if not all(finding.ok for finding in findings):
             raise typer.Exit(1)
 
 
 @app.command()
 def retrain(
-    symbol: Annotated[str, typer.Option(help="whose model")],
+    symbol: OneSymbol = None,
     min_samples: Annotated[
         int, typer.Option(min=1, help="retrain if there are at least so many new outcomes")
     ] = 1,
@@ -289,22 +284,16 @@ def retrain(
     """Retrain one symbol now, give the verdict and publish it."""
     with _one_line():
         from hedge_pipeline import opening
-        from hedge_pipeline.replay import check_mode
         from hedge_pipeline.stages import StageError
 
-        settings = _live_settings()
-        symbol = symbol.upper()
-        if symbol not in settings.symbols:
-            watched = ", ".join(settings.symbols)
-            raise StageError(f"{symbol} is not watched; HEDGE_SYMBOLS has {watched}")
-        check_mode(opening.open_deployment(settings))
-        candidate, words = opening.retrain(settings, symbol, min_samples=min_samples)
+        _, watched = _watched(symbol)
+        candidate, words = opening.retrain(_live_settings(), watched, min_samples=min_samples)
         if candidate is None:
             raise StageError(f"nothing trained: {words}")
         if as_json:
-            _print_json(
+            print_json(
                 {
-                    "symbol": symbol,
+                    "symbol": watched,
                     "version": candidate.card.version,
                     "new": candidate.new,
                     "cutoff": candidate.card.cutoff,
@@ -314,17 +303,16 @@ def retrain(
             )
             return
         what = "trained" if candidate.new else "nothing new since"
-        console.print(
-            f"{symbol}: {what} version {candidate.card.version} on {candidate.card.rows} rows "
-            f"of {candidate.card.sessions} sessions to {candidate.card.cutoff}",
-            highlight=False,
+        say(
+            f"{watched}: {what} version {candidate.card.version} on {candidate.card.rows} rows "
+            f"of {candidate.card.sessions} sessions to {candidate.card.cutoff}"
         )
-        console.print(words, highlight=False)
+        say(words)
 
 
 @app.command()
 def search(
-    symbol: Annotated[str, typer.Option(help="whose hyper-parameters")],
+    symbol: OneSymbol = None,
     trials: Annotated[int, typer.Option(min=2, max=1000, help="the defaults included")] = 30,
     seed: Annotated[int, typer.Option(min=0, help="of the proposals")] = 0,
     as_json: AsJson = False,
@@ -335,16 +323,16 @@ def search(
 
         from hedge_pipeline import stages
 
-        deployment, watched = _watched(symbol.upper())
-        with _progress(as_json, "trials") as bar:
+        deployment, watched = _watched(symbol)
+        with progress(as_json, "trials") as bar:
             task = bar.add_task("search", total=trials)
             found = stages.search_hyperparameters(
                 deployment, watched, trials=trials, seed=seed, advance=lambda: bar.advance(task)
             )
         if as_json:
-            _print_json({"new": found.new, **asdict(found.record)})
+            print_json({"new": found.new, **asdict(found.record)})
         else:
-            _say(found.in_words())
+            say(found.in_words())
 
 
 @app.command()
@@ -358,10 +346,10 @@ def alert_test(as_json: AsJson = False) -> None:
             raise SettingsError("HEDGE_ALERT_URLS is empty: there is nobody to tell")
         found = notifier.send("This is a test; no signal fired.", "hedge: test alert")
         if as_json:
-            _print_json([delivery._asdict() for delivery in found])
+            print_json([delivery._asdict() for delivery in found])
         else:
             for delivery in found:
-                _say(f"{'ok' if delivery.ok else 'FAIL':<5} {delivery.url}: {delivery.detail}")
+                say_mark(delivery.ok, f"{delivery.url}: {delivery.detail}")
         if not all(delivery.ok for delivery in found):
             raise typer.Exit(1)
 
@@ -374,12 +362,12 @@ def bootstrap(
     """Fetch what the source still has, with features and outcomes, and train a first model."""
     with _one_line():
         from hedge_pipeline import stages
-        from hedge_pipeline.opening import open_deployment, open_registry
+        from hedge_pipeline.opening import open_registry
 
         settings = _live_settings()
-        deployment = open_deployment(settings)
+        deployment = _open(settings)
         sessions = stages.history_window(deployment, days)
-        with _progress(as_json) as bar:
+        with progress(as_json) as bar:
             task = bar.add_task("bootstrap", total=len(sessions))
             found = stages.bootstrap(
                 deployment, sessions, advance=lambda _session: bar.advance(task)
@@ -388,17 +376,14 @@ def bootstrap(
         for symbol in deployment.symbols:
             registry.publish(deployment, symbol)
         if as_json:
-            _print_json(found)
+            print_json(found)
         else:
-            console.print(
-                f"{found['sessions']} sessions, {found['bars']:,} bars, {found['gaps']} gaps",
-                highlight=False,
-            )
+            say(f"{found['sessions']} sessions, {found['bars']:,} bars, {found['gaps']} gaps")
             for symbol, words in found["models"].items():
-                console.print(f"{symbol}: {words}", highlight=False)
+                say(f"{symbol}: {words}")
             _tell_calendar(settings)
         for line in found["failures"]:
-            errors.print(f"warning: {line}", markup=False, highlight=False, soft_wrap=True)
+            warn(f"warning: {line}")
         if found["failures"] and not found["bars"]:
             raise typer.Exit(1)
 
@@ -421,16 +406,13 @@ def import_legacy(
     """
     with _one_line():
         from hedge_pipeline import legacy
-        from hedge_pipeline.opening import open_deployment
-        from hedge_pipeline.replay import check_mode
 
-        deployment = open_deployment(load_settings())
-        check_mode(deployment)
+        deployment = _open(load_settings())
         found = legacy.import_legacy(
             deployment.store, deployment.calendar, folder, deployment.clock()
         )
         if as_json:
-            _print_json(found.to_json())
+            print_json(found.to_json())
         else:
             sys.stdout.writelines(f"{line}\n" for line in found.in_words())
         if not found.ok:
@@ -461,28 +443,29 @@ def up(
         if prepare:
             left_over = service.prepare(service.dagster_home(settings), configuration)
             if as_json:
-                _print_json({"left_over_runs": left_over})
+                print_json({"left_over_runs": left_over})
             else:
-                _say(f"{left_over} runs were left over and are reported as failed")
+                say(f"{left_over} runs were left over and are reported as failed")
             return
+        _open(settings)
+        ports = service.Ports(port, mlflow_port)
+        host = service.host_in_url(settings.bind)
         pages = {
-            "dagster": f"http://{settings.bind}:{port}",
-            "mlflow": f"http://{settings.bind}:{mlflow_port}/{views.HOME}",
+            "dagster": f"http://{host}:{port}",
+            "mlflow": f"http://{host}:{mlflow_port}/{views.HOME}",
         }
         if as_json:
-            _print_json({} if headless else pages)
+            print_json({} if headless else pages)
             sys.stdout.flush()
         else:
             _tell_calendar(settings)
             if not headless:
-                _say(f"Dagster {pages['dagster']}\nMLflow  {pages['mlflow']}")
-        ports = service.Ports(port, mlflow_port)
+                say(f"Dagster {pages['dagster']}\nMLflow  {pages['mlflow']}")
         service.serve(settings, ports, configuration, headless=headless)
 
 
 # -- history and control ---------------------------------------------------------------------------
 
-OneSymbol = Annotated[str | None, typer.Option(help="may be left out if one symbol is watched")]
 Reason = Annotated[str, typer.Option(help="why; it stays in the promotion log")]
 
 
@@ -495,21 +478,9 @@ def history(symbol: OneSymbol = None, as_json: AsJson = False) -> None:
         deployment, watched = _watched(symbol)
         found = control.history(deployment, watched)
         if as_json:
-            _print_json(found)
+            print_json(found)
             return
-        table = Table(title=f"{watched}: what changed, oldest first", title_justify="left")
-        for name in ("when (UTC)", "event", "version", "served", "champion", "evidence", "reason"):
-            table.add_column(name)
-        for row in found:
-            numbers = (str(row[name] or "-") for name in ("version", "served", "champion"))
-            table.add_row(
-                row["decided_at"][:16].replace("T", " "),
-                row["event"],
-                *numbers,
-                f"{row['evidence']:.3g}",
-                escape(row["reason"]),
-            )
-        console.print(table)
+        print_history(watched, found)
 
 
 @app.command()
@@ -554,7 +525,7 @@ def rebuild_evidence(symbol: OneSymbol = None, as_json: AsJson = False) -> None:
             )
         words = gate.evidence_in_words(found.state, deployment.rule)
         if as_json:
-            _print_json(
+            print_json(
                 {
                     "symbol": watched,
                     "sessions": found.sessions,
@@ -564,37 +535,33 @@ def rebuild_evidence(symbol: OneSymbol = None, as_json: AsJson = False) -> None:
                 }
             )
             return
-        _say(f"{watched}: {found.sessions} sessions folded again, equal to the log; {words}")
+        say(f"{watched}: {found.sessions} sessions folded again, equal to the log; {words}")
         if found.forgotten:
-            _say(f"{found.forgotten} sessions before them are forgotten (HEDGE_RETENTION_DAYS)")
+            say(f"{found.forgotten} sessions before them are forgotten (HEDGE_RETENTION_DAYS)")
 
 
 def _watched(symbol: str | None) -> tuple[Deployment, str]:
     """The deployment of the settings and the symbol that is meant."""
-    from hedge_pipeline.opening import open_deployment
-    from hedge_pipeline.replay import check_mode
     from hedge_pipeline.stages import StageError
 
     settings = _live_settings()
     watched = ", ".join(settings.symbols)
     if symbol is None and len(settings.symbols) > 1:
         raise StageError(f"name one of {watched} with --symbol")
-    meant = settings.symbols[0] if symbol is None else symbol
+    meant = settings.symbols[0] if symbol is None else symbol.upper()
     if meant not in settings.symbols:
         raise StageError(f"{meant} is not watched; HEDGE_SYMBOLS has {watched}")
-    deployment = open_deployment(settings)
-    check_mode(deployment)
-    return deployment, meant
+    return _open(settings), meant
 
 
 def _tell_override(entry: dict[str, Any], as_json: bool) -> None:
     if as_json:
         names = ("symbol", "event", "model_version", "number", "decided_at", "reason")
-        _print_json({name: entry[name] for name in names})
+        print_json({name: entry[name] for name in names})
         return
     pinned = entry["event"] == "pin"
     what = "is served from now on" if pinned else "is let go, the newest accepted one serves"
-    _say(f"{entry['symbol']}: version {entry['model_version']} {what}; {entry['reason']}")
+    say(f"{entry['symbol']}: version {entry['model_version']} {what}; {entry['reason']}")
 
 
 # -- room and health -------------------------------------------------------------------------------
@@ -615,19 +582,19 @@ def storage(
         settings = _live_settings()
         deployment = open_deployment(settings)
         for path in room.quarantine(deployment) if quarantine else ():
-            errors.print(f"moved aside: {path}", markup=False, highlight=False, soft_wrap=True)
+            warn(f"moved aside: {path}")
         found = room.report(deployment, places(settings), settings.disk_budget_mb)
         wrong = room.trouble(found)
         if as_json:
-            _print_json(found | {"trouble": wrong})
+            print_json(found | {"trouble": wrong})
         else:
             for name, size in {**found["areas"], "total": found["total_bytes"]}.items():
-                _say(f"{name:<10}{size / 1e6:>10.1f} MB")
-            _say(f"{found['sessions']} sessions since {found['first_session']}")
+                say(f"{name:<10}{size / 1e6:>10.1f} MB")
+            say(f"{found['sessions']} sessions since {found['first_session']}")
             for path in found["quarantined"]:
-                _say(f"broken, moved aside: {path}")
+                say(f"broken, moved aside: {path}")
             if wrong:
-                _say(wrong)
+                say(wrong)
         if wrong:
             raise typer.Exit(1)
 
@@ -651,11 +618,11 @@ def health(as_json: AsJson = False) -> None:
         wrong += [backup] if backup else []
         shown = condition.as_json(found, wrong, deployment)
         if as_json:
-            _print_json(shown)
+            print_json(shown)
         else:
-            _say("healthy" if shown["healthy"] else "NOT healthy")
+            say("healthy" if shown["healthy"] else "NOT healthy")
             for trouble in wrong:
-                _say(trouble.message)
+                say(trouble.message)
         if not shown["healthy"]:
             raise typer.Exit(1)
 
@@ -682,14 +649,14 @@ def backup(
 
         done = back_up(places(load_settings()), _backup_url(url))
         if as_json:
-            _print_json(_snapshot(done.snapshot) | {"new": done.new, "new_bytes": done.new_bytes})
+            print_json(_snapshot(done.snapshot) | {"new": done.new, "new_bytes": done.new_bytes})
             return
-        _say(
+        say(
             f"snapshot {done.snapshot.name}: {done.snapshot.count} files, "
             f"{done.snapshot.size / 1e6:.1f} MB; new {done.new}, {done.new_bytes / 1e6:.1f} MB"
         )
         for line in done.snapshot.left_out:
-            _say(f"not included: {line}")
+            say(f"not included: {line}")
 
 
 @app.command()
@@ -709,12 +676,12 @@ def restore(
         else:
             found = saved.restore(places(load_settings()), _backup_url(url), snapshot)
         if as_json:
-            _print_json(_snapshot(found))
+            print_json(_snapshot(found))
             return
         what = "verified" if verify else "restored and verified"
-        _say(f"snapshot {found.name}: {found.count} files, {found.size / 1e6:.1f} MB {what}")
+        say(f"snapshot {found.name}: {found.count} files, {found.size / 1e6:.1f} MB {what}")
         for line in found.left_out:
-            _say(f"not included: {line}")
+            say(f"not included: {line}")
 
 
 def _snapshot(found: Snapshot) -> dict[str, Any]:
@@ -735,13 +702,23 @@ def _tell_calendar(settings: Settings) -> None:
     from hedge_pipeline.opening import ALWAYS_OPEN
 
     if settings.source == "simulated" and settings.calendar == ALWAYS_OPEN:
-        console.print("the simulated market is always open: HEDGE_CALENDAR=24/7", highlight=False)
+        say("the simulated market is always open: HEDGE_CALENDAR=24/7")
 
 
 def _live_settings() -> Settings:
     from hedge_pipeline.opening import live_settings
 
     return live_settings(load_settings())
+
+
+def _open(settings: Settings) -> Deployment:
+    """The deployment of the settings, unless its store is a replay's and they are not."""
+    from hedge_pipeline.opening import open_deployment
+    from hedge_pipeline.replay import check_mode
+
+    deployment = open_deployment(settings)
+    check_mode(deployment)
+    return deployment
 
 
 def _settings(
@@ -803,30 +780,27 @@ def _replay(
         cards = control.freeze(deployment, models, model_version, sessions[0])
         for symbol, card in cards.items():
             if card.cutoff >= sessions[0]:
-                errors.print(
+                warn(
                     f"warning: {symbol} version {model_version} was trained on sessions to "
-                    f"{card.cutoff}; its scores up to then are in-sample",
-                    markup=False,
-                    highlight=False,
-                    soft_wrap=True,
+                    f"{card.cutoff}; its scores up to then are in-sample"
                 )
     registry = None
     with contextlib.ExitStack() as ended:
         if with_registry:
             registry = BackgroundRegistry(settings)
             ended.callback(registry.close)
-        bar = ended.enter_context(_progress(quiet))
+        bar = ended.enter_context(progress(quiet))
         task = bar.add_task("replay", total=len(sessions))
         stopwatch = loop.replay(
             deployment,
             sessions,
             registry=registry,
             train=model_version is None,
-            watch=lambda night: None if quiet else _tell(night, bar.console),
+            watch=lambda night: None if quiet else tell_night(night, bar.console),
             advance=lambda _session: bar.advance(task),
         )
     if registry is not None and registry.failure is not None:
-        errors.print(f"warning: {registry.failure}", markup=False, highlight=False, soft_wrap=True)
+        warn(f"warning: {registry.failure}")
     summary = loop.summarize(deployment, stopwatch, time.perf_counter() - begun)
     deployment.store.write_bytes("summary.json", (json.dumps(summary, indent=1) + "\n").encode())
     return summary
@@ -862,33 +836,6 @@ def _is_date(label: str) -> bool:
         return False
 
 
-def _progress(quiet: bool, unit: str = "sessions") -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeRemainingColumn(),
-        console=errors,
-        disable=quiet or not errors.is_terminal,  # elsewhere it leaves an empty line
-        transient=True,
-    )
-
-
-def _tell(night: Night, out: Console) -> None:
-    """Says what a night brought, if it changed something."""
-    if night.fold is None or night.fold.event is None:
-        return
-    proven = night.fold.event.kind == "skill_proven"
-    words = "skill proven" if proven else night.fold.entry["reason"]
-    out.print(
-        f"{night.session} {night.symbol}: {words}",
-        style="green" if proven else "yellow",
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
 def _plot_demo(deployment: Deployment, summary: dict[str, Any], out: Path) -> None:
     from hedge_pipeline.resources import plots
     from hedge_pipeline.truth import skill_against_oracle
@@ -896,239 +843,6 @@ def _plot_demo(deployment: Deployment, summary: dict[str, Any], out: Path) -> No
     events = {symbol: skill["events"] for symbol, skill in summary["skill"].items()}
     figure = plots.against_oracle(skill_against_oracle(deployment), events)
     figure.savefig(out / "demo.png", facecolor="white")
-
-
-# -- printing --------------------------------------------------------------------------------------
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
-
-
-def _print_summary(summary: dict[str, Any], out: Path, as_json: bool) -> None:
-    if as_json:
-        _print_json(summary)
-        return
-    wide = console.width >= 100
-    table = Table(
-        title=f"{summary['sessions']} sessions replayed into {out}",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    names = ["symbol", "predictions", "accuracy", "95 %", "base rate"]
-    for name in names + ["log-loss", "of base rate"] * wide + ["skill", "trust"]:
-        table.add_column(name, justify="left" if name in ("symbol", "skill") else "right")
-    for symbol, part in summary["per_symbol"].items():
-        skill = summary["skill"][symbol]
-        losses = [_number(part["log_loss"], 5), _number(part["base_log_loss"], 5)]
-        table.add_row(
-            symbol,
-            f"{part['predictions']:,}",
-            *_accuracy_cells(part["accuracy"]),
-            *losses * wide,
-            skill["state"],
-            _number(skill["trust"], 2),
-        )
-    console.print(table)
-    _say(
-        f"{summary['bars']:,} bars, {summary['gaps']:,} gaps, {summary['retrains']} retrainings, "
-        f"{summary['promotions']} promotions"
-    )
-    _say(
-        f"{summary['seconds']:.0f} s ({summary['seconds_training']:.0f} s training), "
-        f"{summary['peak_rss_mb']:.0f} MB, "
-        f"{summary['bytes_per_1000_predictions'] / 1000:.0f} kB per 1,000 predictions"
-    )
-
-
-def _say(text: str) -> None:
-    """One line of plain text, however wide the terminal is."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _print_status(found: dict[str, Any]) -> None:
-    table = Table(title=f"{found['data']} ({found['mode']})", title_justify="left")
-    table.add_column("")
-    for symbol in found["symbols"]:
-        table.add_column(symbol)
-    for name, cell in _STATUS_ROWS.items():
-        table.add_row(name, *(cell(part) for part in found["symbols"].values()))
-    console.print(table)
-    if found["legacy"] is not None:
-        _say(_legacy_words(found["legacy"]))
-    if not found["sessions"]:
-        _say("no session is stored yet: start `hedge up`, or run `hedge bootstrap`")
-        return
-    sessions = Table(title="newest sessions", title_justify="left")
-    for name in ("session", "bars", "gaps", "coverage", "predictions", "abstentions", "matured"):
-        sessions.add_column(name, justify="left" if name == "session" else "right")
-    for row in found["sessions"]:
-        cells = {**row, "coverage": f"{100 * row['coverage']:.1f} %"}
-        sessions.add_row(*(str(value) for value in cells.values()))
-    console.print(sessions)
-    total = sum(found["disk_bytes"].values())
-    parts = ", ".join(f"{k} {v / 1e6:.1f}" for k, v in found["disk_bytes"].items() if v)
-    measured = f" ({found['disk_measured_at']})" if found["disk_measured_at"] else ""
-    console.print(f"disk {total / 1e6:.1f} MB{measured}: {parts}", highlight=False)
-
-
-def _watched_table(found: dict[str, Any], trouble: str) -> Table:
-    """One look at all symbols."""
-    now = dt.datetime.fromisoformat(found["now"])
-    if found["session"] is None:
-        title = "no session is stored yet: start `hedge up`, or run `hedge bootstrap`"
-    elif not found["open"]:
-        title = f"session {found['session']} is over; this is how it ended"
-    else:
-        title = f"session {found['session']} is open"
-    if found["last_poll"] is not None:
-        title += f"; last poll {_ago(now, found['last_poll'])}"
-    table = Table(
-        title=escape(title),
-        title_justify="left",
-        caption=escape(trouble) or f"{now:%H:%M:%S} UTC",
-        caption_justify="left",
-        caption_style="bold red" if trouble else "dim",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    for name in ("symbol", "price", "below", "above", "P(up)", "signal", "hit rate", "bar, UTC"):
-        left = name in ("symbol", "signal")
-        table.add_column(name, justify="left" if left else "right", no_wrap=name != "signal")
-    for symbol, part in found["symbols"].items():
-        state = f"{symbol}\n{part['skill'] or ''}"
-        table.add_row(state, *_watched_cells(part, now, running=found["open"]))
-    return table
-
-
-def _watched_cells(part: dict[str, Any], now: dt.datetime, *, running: bool) -> Iterator[str]:
-    """Cells of one symbol; three short lines each, so that 80 columns hold them."""
-    if part["price"] is None:
-        yield from ("-",) * 7
-        return
-    color = "green" if part["change_pct"] >= 0 else "red"
-    yield f"{part['price']:.2f}\n[{color}]{part['change_pct']:+.2f} %[/]"
-    for level in (part["below"], part["above"]):
-        yield (
-            "-"
-            if level is None
-            else f"{level['price']:.2f}\n{level['distance_pct']:+.2f} %\n{level['kind']}"
-        )
-    version = f"v{part['model_version']}" if part["model_version"] else "no model"
-    yield f"{_number(part['probability'], 3)}\n{part['prediction'] or 'abstains'}\n{version}"
-    color, word = ("bold green", "FIRED") if part["signal"] else ("dim", _why(part))
-    yield f"[{color}]{word}[/]\n{part['signals']} signals"
-    base = _number(part["base_hit_rate"], 3)
-    yield f"{_number(part['hit_rate'], 3)}\nbase {base}\nof {part['matured']}"
-    begun = dt.datetime.fromisoformat(part["bar"])
-    age = f"\n{_ago(now, part['bar'])}" if running else ""
-    yield f"{begun:%H:%M}{age}\nlag {part['lag_seconds']:.0f} s"
-
-
-def _why(part: dict[str, Any]) -> str:
-    return escape(part["reason"] or "-").partition(":")[0].replace("_", " ")
-
-
-def _ago(now: dt.datetime, moment: str) -> str:
-    seconds = (now - dt.datetime.fromisoformat(moment)).total_seconds()
-    return f"{seconds:.0f} s ago" if seconds < 180 else f"{seconds / 60:.0f} min ago"
-
-
-def _legacy_words(legacy: dict[str, Any]) -> str:
-    """The rows of the system before this one, in one line."""
-    parts = []
-    for name in ("predictions", "signals"):
-        part = legacy[name]
-        words = f"{name} {part['count']:,} ({part['outside_sessions']:,} outside the sessions)"
-        if part["scored"]:
-            words += (
-                f", accuracy {part['accuracy']:.3f} on {part['scored']:,} of its own outcomes, "
-                f"share of ups {part['share_of_ups']:.3f}"
-            )
-        parts.append(words)
-    parts.append(
-        f"outcomes {legacy['outcomes']:,} ({legacy['contradicting_prices']:,} against their own "
-        "prices)"
-    )
-    parts.append(f"rows of features {legacy['feature_rows']:,}")
-    return f"{legacy['counts_as']}: {'; '.join(parts)}"
-
-
-def _version_cell(version: dict[str, Any] | None) -> str:
-    if version is None:
-        return "none"
-    return f"{version['version']}: {_accuracy_words(version['accuracy'])}"
-
-
-def _accuracy_words(accuracy: dict[str, Any]) -> str:
-    if accuracy["value"] is None:
-        return "no outcome of its predictions yet"
-    return "accuracy {} {}, base rate {}".format(*_accuracy_cells(accuracy))
-
-
-def _skill_words(part: dict[str, Any]) -> str:
-    """The state of the evidence: green if skill is proven, red if it was lost."""
-    if part["skill"] == "unproven":
-        return f"unproven: {part['evidence']}"
-    return f"[{'green' if part['skill'] == 'proven' else 'red'}]{escape(part['evidence'])}[/]"
-
-
-_STATUS_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "skill": lambda part: _skill_words(part),
-    "trust": lambda part: _number(part["trust"], 3),
-    "predictions": lambda part: f"{part['predictions']:,} ({part['abstentions']:,} abstentions)",
-    "scored outcomes": lambda part: f"{part['matured_outcomes']:,}",
-    "new samples": lambda part: f"{part['new_samples']} of {part['needed_samples']}",
-    "accuracy": lambda part: _accuracy_words(part["accuracy"]).removeprefix("accuracy "),
-    "newest version": lambda part: _version_cell(part["newest_version"]),
-    "champion": lambda part: _version_cell(part["champion_version"]),
-    "feature drift": lambda part: str(part["feature_drift"]),
-    "performance drift": lambda part: str(part["performance_drift"]),
-    "retraining": lambda part: str(part["retraining"]),
-    "pinned": lambda part: str(part["pinned_version"] or "none"),
-    "last retraining": lambda part: str(part["last_retrain"] or "never"),
-    "last verdict": lambda part: (
-        f"{part['last_verdict']['verdict']}: {part['last_verdict']['reason']}"
-        if part["last_verdict"]
-        else "none"
-    ),
-}
-
-
-def _accuracy_cells(accuracy: dict[str, Any]) -> tuple[str, str, str]:
-    interval = (
-        f"[{accuracy['lo']:.3f}, {accuracy['hi']:.3f}]" if accuracy["lo"] is not None else "-"
-    )
-    return (
-        _number(accuracy["value"], 3),
-        interval.replace("[", r"\["),
-        _number(accuracy["base_rate"], 3),
-    )
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def _say_how_to_look(out: Path) -> None:
-    from hedge_pipeline.resources import views
-
-    programs = Path(sys.executable).parent
-    if programs.is_relative_to(Path.cwd()):
-        programs = programs.relative_to(Path.cwd())
-    _say(f"\nPlot against the truth: {out / 'demo.png'}")
-    _say("Look at the loop in Dagster, http://127.0.0.1:3000, and at every version in MLflow,")
-    _say(f"http://127.0.0.1:5000/{views.HOME}:")
-    home = f"$PWD/{out}" if not out.is_absolute() else out
-    _say(
-        f"  DAGSTER_HOME={home}/dagster_home HEDGE_DATA_URL={out} HEDGE_MODE=replay "
-        f"{programs}/dagster dev -w workspace.yaml"
-    )
-    _say(
-        f"  MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {programs}/mlflow server --app-name hedge "
-        f"--workers 1 --backend-store-uri sqlite:///{out}/mlflow.db"
-    )
 
 
 if __name__ == "__main__":

@@ -183,12 +183,17 @@ def serve(settings: Settings, ports: Ports, configuration: Path, *, headless: bo
     os.execve(sys.executable, arguments, environment)
 
 
+def host_in_url(bind: str) -> str:
+    """An address as it stands in a URL; one of IPv6 in brackets."""
+    return f"[{bind}]" if ":" in bind else bind
+
+
 def pages(settings: Settings, ports: Ports) -> dict[str, str]:
     """Where a browser finds the two UIs, for links from one to the other.
 
     Behind a proxy only the settings know.
     """
-    host = f"[{settings.bind}]" if ":" in settings.bind else settings.bind
+    host = host_in_url(settings.bind)
     found = {"HEDGE_DAGSTER_URL": settings.dagster_url, "HEDGE_MLFLOW_URL": settings.mlflow_url}
     if not settings.behind_proxy:
         found["HEDGE_DAGSTER_URL"] = found["HEDGE_DAGSTER_URL"] or f"http://{host}:{ports.dagster}"

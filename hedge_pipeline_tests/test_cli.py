@@ -25,6 +25,7 @@ from hedge_pipeline_tests.replays import (
     replay_in,
     rows_of,
 )
+from hedge_pipeline_tests.runs import files
 
 COMMANDS = tuple(vars(typer.main.get_command(cli.app))["commands"])
 CHECKS = ["configuration", "calendar", "store", "source", "mlflow", "clock", "files"]
@@ -252,6 +253,11 @@ MISTAKES: dict[str, tuple[tuple[str, ...], dict[str, str], str]] = {
         {},
         "none of predictions.csv, features.csv, outcomes.csv is in there",
     ),
+    "a retraining of one of several symbols": (
+        ("retrain",),
+        {"HEDGE_SYMBOLS": "SIMQ,SIMN"},
+        "name one of SIMQ, SIMN with --symbol",
+    ),
     "a search for a symbol that is not watched": (
         ("search", "--symbol", "NIX"),
         {},
@@ -286,7 +292,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(tmp_path: Path, mistake
 CALLED_WRONGLY = {
     "nonsense": "No such command 'nonsense'; see `hedge --help`",
     "status --nix": "No such option: --nix; see `hedge status --help`",
-    "retrain": "Missing option '--symbol'; see `hedge retrain --help`",
+    "rollback": "Missing option '--reason'; see `hedge rollback --help`",
     "demo --sessions 1": "Invalid value for '--sessions': Input should be greater than or equal "
     "to 6; see `hedge demo --help`",
 }
@@ -305,10 +311,15 @@ def test_without_a_command_there_is_help() -> None:
     assert "Usage: " in result.output and "error" not in result.output
 
 
-@pytest.mark.parametrize("command", ["status", "retrain --symbol SIMQ", "import-legacy old"])
+@pytest.mark.parametrize(
+    "command", ["status", "retrain --symbol simq", "import-legacy old", "bootstrap", "up"]
+)
 def test_a_replay_is_not_taken_for_live_data(demo: Demo, command: str) -> None:
+    before = files(demo.out)
+    Path("dagster.yaml").touch()
     result = invoke(*command.split(), HEDGE_DATA_URL=str(demo.out))
     assert result.exit_code == 1
+    assert files(demo.out) == before
     assert result.stderr == f"error: {demo.out} holds a replay: set HEDGE_MODE=replay\n"
 
 

@@ -72,7 +72,14 @@ class LoopResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     @cached_property
     def deployment(self) -> "Deployment":
-        """The deployment; opened once per run."""
+        """The deployment; opened once per run.
+
+        Raises:
+            StageError: the store is a replay's and HEDGE_MODE is not `replay`.
+        """
+        from hedge_pipeline.replay import check_mode
         from hedge_pipeline.stages import deploy
 
-        return deploy(load_settings(), self.source.open, store=self.store.open())
+        deployment = deploy(load_settings(), self.source.open, store=self.store.open())
+        check_mode(deployment)
+        return deployment
