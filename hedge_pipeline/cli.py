@@ -537,7 +537,10 @@ def rebuild_evidence(symbol: OneSymbol = None, as_json: AsJson = False) -> None:
             return
         say(f"{watched}: {found.sessions} sessions folded again, equal to the log; {words}")
         if found.forgotten:
-            say(f"{found.forgotten} sessions before them are forgotten (HEDGE_RETENTION_DAYS)")
+            say(
+                f"{found.forgotten} sessions before them are forgotten (HEDGE_RETENTION_DAYS) "
+                "or were folded by an earlier form of the rule"
+            )
 
 
 def _watched(symbol: str | None) -> tuple[Deployment, str]:

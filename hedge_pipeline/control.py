@@ -126,7 +126,8 @@ class Rebuilt:
     Attributes:
         symbol: ticker symbol.
         sessions: folds compared.
-        forgotten: folds before them whose rows the tables no longer hold, see `storage.forget`.
+        forgotten: folds before them whose rows the tables no longer hold, see `storage.forget`, or
+            that an earlier form of the rule made, see `gate.folded_by_offset`.
         state: the state that the predictions and outcomes give.
         differs: first session whose stored state is another, None = all are equal.
     """
@@ -142,7 +143,8 @@ def rebuild_evidence(deployment: Deployment, symbol: str) -> Rebuilt:
     """Folds every session of the promotion log again, from the tables alone; writes nothing.
 
     The evidence is a pure fold over predictions and outcomes, so what comes out must equal what is
-    stored, to the last bit. Where old rows were forgotten, it begins with the last state before.
+    stored, to the last bit. Where old rows were forgotten, or an earlier form of the rule folded
+    them, it begins with the last state before.
     """
     from hedge_pipeline.storage import forgotten_before
 
@@ -150,6 +152,7 @@ def rebuild_evidence(deployment: Deployment, symbol: str) -> Rebuilt:
     folds = entries[entries["kind"] == "fold"].sort_values("session")
     state = GateState.new(deployment.rule)
     gone = folds["session"] < (forgotten_before(deployment.store) or "")
+    gone |= folds["state"].map(gate.folded_by_offset).astype(bool)
     forgotten, folds = folds[gone], folds[~gone]
     if len(forgotten):
         state = GateState.from_json(str(forgotten["state"].iloc[-1]))

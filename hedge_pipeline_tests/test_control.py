@@ -163,6 +163,44 @@ def test_a_log_that_lost_its_folds_is_rebuilt_by_folding(demo: Demo, tmp_path: P
     assert again.ledger("SIMQ").state == state
 
 
+def as_kept_by_offset(state: str) -> str:
+    """The state as the rule wrote it that kept the wealth of each offset."""
+    fields = json.loads(state)
+    fields["log_wealth"] = [fields["log_wealth"]] * fields.pop("horizon")
+    return json.dumps(fields)
+
+
+def test_a_log_begun_under_the_earlier_rule_goes_on_and_is_refolded_from_there(
+    demo: Demo, tmp_path: Path
+) -> None:
+    deployment = replay_in(demo.copy(tmp_path / "out"))
+    state = deployment.ledger("SIMQ").state
+    for label in deployment.store.sessions(PROMOTIONS)[:3]:
+        rows = deployment.store.read(PROMOTIONS, [label])
+        deployment.store.replace(
+            PROMOTIONS, label, rows.assign(state=rows["state"].map(as_kept_by_offset))
+        )
+    again = replay_in(tmp_path / "out")
+    found = control.rebuild_evidence(again, "SIMQ")
+    assert (found.differs, found.sessions, found.forgotten) == (None, 5, 3)
+    assert found.state == state
+    for label in deployment.store.sessions(PROMOTIONS)[3:]:
+        again.store.drop(PROMOTIONS, label)
+    begun = replay_in(tmp_path / "out")
+    assert begun.ledger("SIMQ").state.log_evidence != state.log_evidence
+    assert len(stages.fold_evidence(begun, "SIMQ")) == 5
+    assert begun.ledger("SIMQ").state == state
+
+
+def test_evidence_of_another_horizon_is_not_gone_on_with(demo: Demo, tmp_path: Path) -> None:
+    deployment = replay_in(demo.copy(tmp_path / "out"))
+    before = deployment.store.read(PROMOTIONS)
+    other = replace(deployment, horizon=5, rule=replace(deployment.rule, horizon=5))
+    with pytest.raises(StageError, match="is of HEDGE_HORIZON_BARS=10, which is now 5: set it"):
+        stages.fold_evidence(other, "SIMQ")
+    assert deployment.store.read(PROMOTIONS).equals(before)
+
+
 # -- on the command line ---------------------------------------------------------------------------
 
 

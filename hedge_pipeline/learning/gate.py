@@ -143,8 +143,8 @@ class GateRule:
     """Constants of the gate; the defaults are the measured choice.
 
     Attributes:
-        horizon: Label horizon in bars, and the number of interleaved streams in which labels do
-            not overlap.
+        horizon: Label horizon in bars, and the number of offsets: labels of one offset do not
+            overlap.
         evidence_factors: Shrink factors at which the margin is tested, each with equal stake.
         alpha: Probability of ever calling noise skilful; evidence of 1/alpha is proof.
         first_stake: Share of the reserve that is staked in the first session of an era.
@@ -164,9 +164,9 @@ class GateRule:
     horizon: int = 10
     evidence_factors: tuple[float, ...] = (0.25, 0.5, 1.0)
     alpha: float = 0.05
-    first_stake: float = 0.5
+    first_stake: float = 0.75
     later_stake: float = 1 / 40
-    draw: float = 50.0
+    draw: float = 20.0
     stale: int = 30
     trust_grid: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
     trust_prior: tuple[float, ...] = (0.5, 0.1, 0.1, 0.1, 0.1, 0.1)
@@ -308,8 +308,9 @@ class GateState:
     and base rate do not. Logarithms are natural.
 
     Attributes:
-        log_wealth: Log-wealth per offset and evidence factor, [horizon][factors]; -inf before the
-            first stake of an era.
+        horizon: Label horizon the evidence was gathered at, in bars.
+        log_wealth: Log-wealth per evidence factor, [factors]; -inf before the first stake of an
+            era.
         reserve: Wealth of the era that is not yet staked.
         trust_weights: Weight of each point of the trust grid; sum to 1.
         status: What the evidence says.
@@ -329,7 +330,8 @@ class GateState:
         recent_sessions: Labels of the last `min_keep` folded sessions, oldest first.
     """
 
-    log_wealth: tuple[tuple[float, ...], ...]
+    horizon: int
+    log_wealth: tuple[float, ...]
     reserve: float
     trust_weights: tuple[float, ...]
     status: Skill
@@ -355,9 +357,8 @@ class GateState:
             ValueError: One line that names the field.
         """
         _require(
-            len({len(row) for row in self.log_wealth}) == 1
-            and all(value < math.inf for row in self.log_wealth for value in row),
-            "gate state: log_wealth must be a rectangle of numbers or -inf",
+            len(self.log_wealth) > 0 and all(value < math.inf for value in self.log_wealth),
+            "gate state: log_wealth must be numbers or -inf",
         )
         for name in ("log_evidence", "log_peak"):
             _require(math.isfinite(getattr(self, name)), f"gate state: {name} must be finite")
@@ -366,6 +367,7 @@ class GateState:
             all(0 <= weight <= 1 for weight in self.trust_weights),
             "gate state: trust_weights must lie in [0, 1]",
         )
+        _require(self.horizon >= 1, "gate state: horizon must be at least 1")
         for name in ("era", "era_sessions", "since", "ups", "labels"):
             count = getattr(self, name)
             _require(isinstance(count, int) and count >= 0, f"gate state: {name} must be a count")
@@ -383,6 +385,7 @@ class GateState:
             rule: Constants that set the size of the state and the prior of trust.
         """
         return cls(
+            horizon=rule.horizon,
             log_wealth=_no_wealth(rule),
             reserve=1.0,
             trust_weights=rule.trust_prior,
@@ -410,9 +413,7 @@ class GateState:
     def to_json(self) -> str:
         """Strict JSON without loss: numbers round-trip exactly, an empty wealth (-inf) is null."""
         fields = dataclasses.asdict(self)
-        fields["log_wealth"] = [
-            [None if value == -math.inf else value for value in row] for row in self.log_wealth
-        ]
+        fields["log_wealth"] = [None if value == -math.inf else value for value in self.log_wealth]
         return json.dumps(fields, allow_nan=False)
 
     @classmethod
@@ -420,21 +421,24 @@ class GateState:
         """Inverse of `to_json`.
 
         Args:
-            text: What `to_json` wrote.
+            text: What `to_json` wrote, or what it did when the wealth of each offset was kept: then
+                the wealth of a factor is their mean, and the evidence the same.
 
         Raises:
             ValueError: The text is not strict JSON, lacks a field, has an unknown one or holds a
                 value of the wrong kind.
         """
         fields = json.loads(text, parse_constant=_refuse_constant)
+        if isinstance(fields, dict) and _is_by_offset(fields):
+            fields["horizon"] = len(fields["log_wealth"])
+            fields["log_wealth"] = _mean_over_offsets(fields["log_wealth"])
         names = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(fields, dict) or set(fields) != names:
             raise ValueError("gate state: the JSON must hold exactly the fields of the state")
         _require(fields["status"] in list(Skill), "gate state: the JSON has an unknown status")
         try:
             fields["log_wealth"] = tuple(
-                tuple(-math.inf if value is None else float(value) for value in row)
-                for row in fields["log_wealth"]
+                -math.inf if value is None else float(value) for value in fields["log_wealth"]
             )
             fields["trust_weights"] = tuple(float(weight) for weight in fields["trust_weights"])
             fields["recent_sessions"] = tuple(fields["recent_sessions"])
@@ -480,10 +484,13 @@ def fold(
 ) -> tuple[GateState, Event | None]:
     """Add one matured session; pure, and a session that is not newer changes nothing.
 
-    To be called once per session, when all its labels have matured: only then are the interleaved
-    streams complete and their mean a supermartingale, so that the evidence exceeds 1/alpha on
-    noise with probability at most alpha, ever (Ville's inequality; Henzi and Ziegel, Biometrika
-    109(4), correction p. 1181, for why it must not be read between overlapping labels).
+    To be called once per session, when all its labels have matured. What a session multiplies the
+    wealth with is the mean over the offsets of a likelihood ratio of labels that do not overlap;
+    of each of them, and so of their mean, the expectation on noise is 1 given all earlier sessions.
+    The evidence is therefore a martingale over sessions and exceeds 1/alpha on noise with
+    probability at most alpha, ever (Ville's inequality; Vovk and Wang, Annals of Statistics 49(3),
+    2021, sections 3 and 4, for means and products of e-values; Henzi and Ziegel, Biometrika 109(4),
+    correction p. 1181, for why it must not be read between overlapping labels).
     A session without rows counts for the base rate and the ordinal only.
 
     Args:
@@ -534,14 +541,16 @@ def _stake_on_session(state: GateState, evidence: SessionEvidence, rule: GateRul
     stake = state.reserve * (rule.first_stake if state.era_sessions == 0 else rule.later_stake)
     reserve = state.reserve - stake
     log_wealth = np.logaddexp(state.log_wealth, _log(stake / len(rule.evidence_factors)))
-    log_wealth += _sum_by_offset(_log_ratios(evidence, rule.evidence_factors), evidence, rule)
-    mean_log_wealth = _log_sum_exp(log_wealth) - math.log(rule.horizon)
+    by_offset = _sum_by_offset(_log_ratios(evidence, rule.evidence_factors), evidence, rule)
+    # what the offsets have won is shared out evenly after every session: they see the same edge,
+    # and the one that was ahead is not the one that will be
+    log_wealth += np.logaddexp.reduce(by_offset, axis=0) - math.log(rule.horizon)
     return replace(
         state,
-        log_wealth=tuple(tuple(row) for row in log_wealth.tolist()),
+        log_wealth=tuple(log_wealth.tolist()),
         reserve=reserve,
         era_sessions=state.era_sessions + 1,
-        log_evidence=float(np.logaddexp(_log(reserve), mean_log_wealth)),
+        log_evidence=float(np.logaddexp.reduce([_log(reserve), *log_wealth])),
     )
 
 
@@ -694,18 +703,35 @@ def _in_words(log_evidence: float) -> str:
 # --- small parts -----------------------------------------------------------------------------
 
 
-def _no_wealth(rule: GateRule) -> tuple[tuple[float, ...], ...]:
-    return ((-math.inf,) * len(rule.evidence_factors),) * rule.horizon
+def folded_by_offset(state: str) -> bool:
+    """Whether a stored state is of the rule that kept the wealth of each offset.
+
+    What it folded cannot be folded again to the same numbers; it is where a refold begins.
+    """
+    return _is_by_offset(json.loads(state))
+
+
+def _is_by_offset(fields: dict[str, Any]) -> bool:
+    return "horizon" not in fields and isinstance(fields.get("log_wealth"), list)
+
+
+def _mean_over_offsets(wealth: Sequence[Sequence[float | None]]) -> list[float]:
+    _require(
+        all(isinstance(row, list) for row in wealth) and len(set(map(len, wealth))) == 1,
+        "gate state: log_wealth must have a number for each offset and factor",
+    )
+    rows = [[-math.inf if value is None else value for value in row] for row in wealth]
+    mean: list[float] = (np.logaddexp.reduce(rows, axis=0) - math.log(len(rows))).tolist()
+    return mean
+
+
+def _no_wealth(rule: GateRule) -> tuple[float, ...]:
+    return (-math.inf,) * len(rule.evidence_factors)
 
 
 def _log(x: float) -> float:
     # A reserve staked away for a very long time underflows to 0.
     return math.log(x) if x > 0 else -math.inf
-
-
-def _log_sum_exp(values: FloatArray) -> float:
-    largest = float(values.max())
-    return largest + math.log(float(np.exp(values - largest).sum()))
 
 
 def _is_session(label: str) -> bool:
@@ -716,7 +742,7 @@ def _is_session(label: str) -> bool:
 
 
 def _require_fit(state: GateState, evidence: SessionEvidence, rule: GateRule) -> None:
-    sizes = (len(state.log_wealth), len(state.log_wealth[0]), len(state.trust_weights))
+    sizes = (state.horizon, len(state.log_wealth), len(state.trust_weights))
     expected = (rule.horizon, len(rule.evidence_factors), len(rule.trust_grid))
     _require(sizes == expected, f"gate state has sizes {sizes}, the rule needs {expected}")
     label = f"session {evidence.session!r}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from hedge_pipeline.learning import gate, ledger
 from hedge_pipeline.market.tables import PROMOTIONS
+from hedge_pipeline.stages.deployment import StageError
 from hedge_pipeline.stages.outcomes import settled_sessions
 
 if TYPE_CHECKING:
@@ -34,9 +35,18 @@ class Fold:
 
 
 def pending_folds(deployment: Deployment, symbol: str) -> list[Fold]:
-    """Folds of the settled sessions that are not in the promotion log yet; writes nothing."""
+    """Folds of the settled sessions that are not in the promotion log yet; writes nothing.
+
+    Raises:
+        StageError: the evidence so far is of another horizon.
+    """
     log = deployment.ledger(symbol)
     state = log.state
+    if state.horizon != deployment.horizon:
+        raise StageError(
+            f"{symbol}: the evidence is of HEDGE_HORIZON_BARS={state.horizon}, which is now "
+            f"{deployment.horizon}: set it back, or give HEDGE_DATA_URL a folder of its own"
+        )
     folds = []
     for label in settled_sessions(deployment, symbol, after=state.last_session):
         session = deployment.calendar.session(label)

@@ -42,10 +42,13 @@ from hedge_pipeline.learning.gate import (
 RULE = GateRule()
 FIRST_DAY = dt.date(2025, 9, 1)
 
-# A session of 380 labels, |margin| = 0.3, of which exactly 60 % have the right sign.
+# A session of 380 labels, |margin| = 0.6, of which exactly 80 % have the right sign (of the modest
+# one 60 %), whatever the offset as nearly as 38 labels can.
 BAR = np.arange(380)
-MARGIN = np.where((BAR // 13) % 2 == 0, 0.3, -0.3)
-UP = np.where((BAR * 7) % 10 < 6, MARGIN > 0, MARGIN < 0).astype(np.int64)
+MARGIN = np.where((BAR // 13) % 2 == 0, 0.6, -0.6)
+TURN = (BAR + BAR // 10) % 10
+UP = np.where(TURN < 8, MARGIN > 0, MARGIN < 0).astype(np.int64)
+MODEST_UP = np.where(TURN < 6, MARGIN > 0, MARGIN < 0).astype(np.int64)
 
 
 def label_of(ordinal: int) -> str:
@@ -116,18 +119,19 @@ def random_sessions(seed: int, count: int) -> list[SessionEvidence]:
 
 @pytest.mark.parametrize(
     ("sessions", "log_evidence", "factor"),
-    [(1, 3.091001, 0.358385), (2, 8.252612, 0.464175), (5, 24.068015, 0.713094)],
+    [(1, 0.408087, 0.358385), (2, 0.890373, 0.464175), (5, 2.673968, 0.713094)],
 )
 def test_sixty_percent_hits_give_the_golden_evidence_and_trust(
     sessions: int, log_evidence: float, factor: float
 ) -> None:
-    assert np.mean((MARGIN > 0) == (UP > 0)) == 0.6
-    state, _ = fold_all(skilful(0, sessions))
+    assert np.mean((MARGIN > 0) == (MODEST_UP > 0)) == 0.6
+    state, events = fold_all(session_of(x, MARGIN / 2, MODEST_UP) for x in range(sessions))
     assert state.log_evidence == pytest.approx(log_evidence, abs=5e-7)
     assert trust(state, RULE) == pytest.approx(factor, abs=5e-7)
+    assert events == []
 
 
-def test_sixty_percent_hits_are_proven_in_the_first_session() -> None:
+def test_eighty_percent_hits_are_proven_in_the_first_session() -> None:
     state, events = fold_all(skilful(0, 3))
     assert state.status is Skill.PROVEN
     assert [(event.kind, event.detail, event.session) for event in events] == [
@@ -139,8 +143,8 @@ def test_a_flip_is_lost_by_draw_at_once_and_keeps_five_sessions_to_train_on() ->
     before, _ = fold_all(skilful(0, 60))
     state, (event,) = fold_all([session_of(60, -MARGIN)], before)
     assert (event.kind, event.detail) == (EventKind.SKILL_LOST, "draw")
-    assert event.log_evidence == pytest.approx(308.017251, abs=5e-7)
-    assert trust(state, RULE) == pytest.approx(0.801649, abs=5e-7)
+    assert event.log_evidence == pytest.approx(305.092724, abs=5e-7)
+    assert trust(state, RULE) == pytest.approx(0.036450, abs=5e-7)
     assert (state.status, state.era) == (Skill.LOST, 1)
     assert state.train_from == label_of(56)
 
@@ -280,7 +284,7 @@ def test_a_fold_of_a_session_takes_milliseconds() -> None:
 class PlainGate:
     """The rule in plain Python, row by row, with wealth as numbers instead of logarithms."""
 
-    wealth: dict[tuple[int, float], float] = field(default_factory=dict)
+    wealth: dict[float, float] = field(default_factory=dict)
     reserve: float = 1.0
     weights: list[float] = field(default_factory=lambda: [0.5, 0.1, 0.1, 0.1, 0.1, 0.1])
     status: str = "unproven"
@@ -303,17 +307,19 @@ class PlainGate:
     def session(
         self, number: int, rows: Sequence[tuple[float, int, int, float]]
     ) -> tuple[float, str | None]:
-        stake = 0.5 if not self.wealth else self.reserve / 40
+        stake = 0.75 if not self.wealth else self.reserve / 40
         self.reserve -= stake
-        for cell in itertools.product(range(10), self.TESTED):
-            self.wealth[cell] = self.wealth.get(cell, 0.0) + stake / 3
+        won = dict.fromkeys(itertools.product(range(10), self.TESTED), 1.0)
         gains = dict.fromkeys(self.GRID, 0.0)
         for margin, up, offset, base_rate in rows:
             for factor, ratio in self.ratios(margin, up, base_rate).items():
                 gains[factor] += math.log(ratio) / 10
                 if factor in self.TESTED:
-                    self.wealth[offset, factor] *= ratio
-        total = math.log(self.reserve + sum(self.wealth.values()) / 10)
+                    won[offset, factor] *= ratio
+        for tested in self.TESTED:
+            mean = sum(won[offset, tested] for offset in range(10)) / 10
+            self.wealth[tested] = (self.wealth.get(tested, 0.0) + stake / 3) * mean
+        total = math.log(self.reserve + sum(self.wealth.values()))
         raw = [w * math.exp(gains[c]) for w, c in zip(self.weights, self.GRID, strict=True)]
         prior = (0.5, 0.1, 0.1, 0.1, 0.1, 0.1)
         self.weights = [0.97 * w / sum(raw) + 0.03 * p for w, p in zip(raw, prior, strict=True)]
@@ -327,7 +333,7 @@ class PlainGate:
         if self.status != "proven":
             return None
         self.waiting += 1
-        fallen = self.peak - total >= math.log(50)
+        fallen = self.peak - total >= math.log(20)
         if not fallen and self.waiting < 30:
             return None
         self.status, self.wealth, self.reserve = "lost", {}, 1.0
@@ -426,7 +432,7 @@ def test_sessions_before_the_first_model_do_not_touch_the_stake() -> None:
     early, _ = fold_all([without_rows(0), without_rows(1), session_of(2)])
     late, _ = fold_all([session_of(2)])
     assert early.log_evidence == late.log_evidence
-    assert early.reserve == late.reserve == 0.5
+    assert early.reserve == late.reserve == 0.25
 
 
 def test_labels_without_a_prediction_count_for_the_base_rate() -> None:
@@ -473,7 +479,8 @@ def gate_states(draw: st.DrawFn) -> GateState:
     ups = draw(counts)
     row = st.tuples(*[numbers | st.just(-math.inf)] * 3)
     return GateState(
-        log_wealth=tuple(draw(st.lists(row, min_size=10, max_size=10))),
+        horizon=draw(st.integers(1, 120)),
+        log_wealth=tuple(draw(row)),
         reserve=draw(shares),
         trust_weights=tuple(draw(st.lists(shares, min_size=6, max_size=6))),
         status=status,
@@ -515,8 +522,12 @@ def test_json_round_trips_exactly_and_is_strict(state: GateState) -> None:
         lambda fields: fields.update(colour="blue"),
         lambda fields: fields.update(status="certain"),
         lambda fields: fields.update(reserve=math.nan),
-        lambda fields: fields.update(log_wealth=[[0.0, math.inf]]),
-        lambda fields: fields.update(log_wealth=[[0.0], [0.0, 0.0]]),
+        lambda fields: fields.update(log_wealth=[0.0, math.inf]),
+        lambda fields: fields.update(log_wealth=[]),
+        lambda fields: fields.update(log_wealth=[[0.0], [0.0]]),
+        lambda fields: (fields.pop("horizon"), fields.update(log_wealth=[[0.0], [0.0, 0.0]])),
+        lambda fields: fields.pop("horizon"),
+        lambda fields: fields.update(horizon=0),
         lambda fields: fields.update(log_wealth=7),
         lambda fields: fields.update(log_evidence=None),
         lambda fields: fields.update(trust_weights=[2.0]),
@@ -533,6 +544,40 @@ def test_damaged_state_json_is_refused_in_one_line(
     damage(fields)
     with pytest.raises(ValueError, match=r"^gate state: [^\n]+$"):
         GateState.from_json(json.dumps(fields))
+
+
+def test_a_state_that_kept_the_wealth_of_each_offset_goes_on_with_the_same_evidence() -> None:
+    now, _ = fold_all(random_sessions(4, 12))
+    by_offset = [[math.log(1 + offset), -2.0 * offset, None] for offset in range(10)]
+    mean = [math.log(5.5), math.log(sum(math.exp(-2 * x) for x in range(10)) / 10), -math.inf]
+    total = math.log(0.25 + sum(map(math.exp, mean)))
+    fields = json.loads(now.to_json()) | {"reserve": 0.25, "log_evidence": total}
+    assert not gate.folded_by_offset(now.to_json())
+    del fields["horizon"]
+    old = json.dumps(fields | {"log_wealth": by_offset})
+    assert gate.folded_by_offset(old)
+    read = GateState.from_json(old)
+    assert read.horizon == 10
+    assert read.log_wealth == pytest.approx(mean)
+    after, event = fold(read, session_of(12, 0 * MARGIN), RULE)
+    assert event is None
+    assert after.log_evidence == pytest.approx(total)
+    assert not gate.folded_by_offset(after.to_json())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_offsets_that_take_turns_are_as_good_as_offsets_that_always_win(seed: int) -> None:
+    """What one offset has won is not tied to it: the next session's winner starts with it too."""
+    rng = np.random.default_rng(seed)
+    ahead = np.arange(20) % 10
+    turns, always = (
+        fold_all(
+            session_of(number, np.full(38, 0.4), [1] * 38, [int(offset)] * 38)
+            for number, offset in enumerate(offsets)
+        )[0]
+        for offsets in (rng.permutation(ahead), np.zeros(20, dtype=np.int64))
+    )
+    assert turns.log_evidence == pytest.approx(always.log_evidence)
 
 
 def test_the_state_stays_small_however_long_it_lives() -> None:
@@ -555,8 +600,8 @@ def random_sessions_after(first: int, count: int) -> list[SessionEvidence]:
 
 
 def weak_flip(ordinal: int) -> SessionEvidence:
-    """Costs evidence, but less than a factor of 50 in one session."""
-    return session_of(ordinal, -MARGIN[:100], UP[:100])
+    """Costs evidence, but less than a factor of 20 in one session."""
+    return session_of(ordinal, -MARGIN[:60], UP[:60])
 
 
 def test_after_a_slow_fall_training_starts_in_the_session_after_the_peak() -> None:
@@ -609,7 +654,7 @@ def test_a_lost_era_starts_anew_but_trust_and_base_rate_do_not() -> None:
     new = GateState.new(RULE)
     assert lost.log_wealth == new.log_wealth
     assert (lost.reserve, lost.log_evidence, lost.era_sessions) == (1.0, 0.0, 0)
-    assert trust(lost, RULE) > 0.75
+    assert trust(lost, RULE) < 0.2 * trust(new, RULE)  # it was the opposite of skill
     assert lost.labels == 61 * 380
 
 
@@ -617,7 +662,7 @@ def test_lost_skill_can_be_proven_again_at_once() -> None:
     lost, _ = fold_all([*skilful(0, 60), session_of(60, -MARGIN)])
     state, events = fold_all(skilful(61, 1), lost)
     assert [event.kind for event in events] == [EventKind.SKILL_PROVEN]
-    assert events[0].log_evidence == pytest.approx(3.091001, abs=5e-7)
+    assert events[0].log_evidence == pytest.approx(3.992543, abs=5e-7)
     assert (state.status, state.era, state.status_since) == (Skill.PROVEN, 1, label_of(61))
 
 
@@ -693,7 +738,7 @@ def test_the_words_follow_the_rule() -> None:
     strict = GateRule(alpha=0.01)
     state, events = fold_all(skilful(0, 1), rule=strict)
     assert events == []
-    assert "21.9 of the 100 needed after 1 session;" in verdict(state, None, strict).reason
+    assert "54.1 of the 100 needed after 1 session;" in verdict(state, None, strict).reason
 
 
 # --- probabilities ---------------------------------------------------------------------------
@@ -784,9 +829,10 @@ def test_evidence_that_the_rule_does_not_know_is_refused(
         fold(GateState.new(RULE), session, RULE)
 
 
-def test_a_state_of_another_rule_is_refused() -> None:
+@pytest.mark.parametrize("other", [GateRule(horizon=5), GateRule(evidence_factors=(0.5, 1.0))])
+def test_a_state_of_another_rule_is_refused(other: GateRule) -> None:
     with pytest.raises(ValueError, match="gate state has sizes"):
-        fold(GateState.new(GateRule(horizon=5)), session_of(0), RULE)
+        fold(GateState.new(other), session_of(0), RULE)
 
 
 @pytest.mark.parametrize(

@@ -358,7 +358,7 @@ def test_the_entry_of_a_loss_keeps_the_number_that_decided_it() -> None:
     event = gate.Event(gate.EventKind.SKILL_LOST, "draw", "2024-03-06", -1.5)
     entry = fold_entry("SIMQ", LOST, event, NOTHING, RULE, NIGHT)
     assert (entry["event"], entry["skill"], entry["evidence"]) == ("skill_lost", "lost", -1.5)
-    assert entry["reason"] == "skill lost: the evidence fell by more than a factor 50 from its peak"
+    assert entry["reason"] == "skill lost: the evidence fell by more than a factor 20 from its peak"
 
 
 @pytest.mark.parametrize(
