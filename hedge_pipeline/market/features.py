@@ -223,7 +223,11 @@ def compute_features(
 
 
 class _Session:
-    """One computation: the bars wanted plus as many before them as the longest window reads."""
+    """One computation: the bars wanted plus as many before them as the longest window reads.
+
+    `past` has them all, by name; `open`, `high`, `low`, `close`, `sigma` and every column are of
+    the bars wanted only, shape [symbols, bars wanted].
+    """
 
     def __init__(
         self,
@@ -241,26 +245,31 @@ class _Session:
         self.bar_seconds = bar_seconds
         self.session_bars = session_bars
         cut = slice(self.start, None)
-        self.open, self.high, self.low, self.close, self.volume = (
-            np.ascontiguousarray(array[:, cut])
-            for array in (bars.open, bars.high, bars.low, bars.close, bars.volume)
+        self.past = {
+            name: np.ascontiguousarray(getattr(bars, name)[:, cut])
+            for name in ("high", "low", "close", "volume")
+        }
+        self.open, self.high, self.low, self.close, self.support, self.resistance = (
+            np.ascontiguousarray(array[:, first:])
+            for array in (bars.open, bars.high, bars.low, bars.close, bars.support, bars.resistance)
         )
-        self.support = np.ascontiguousarray(bars.support[:, cut])
-        self.resistance = np.ascontiguousarray(bars.resistance[:, cut])
-        self.levels = {name: array[:, cut] for name, array in levels.values.items()}
-        self.change = _log_ratio(self.close, _lag(self.close, 1))
+        self.first = first
+        self.levels = {name: array[:, first:] for name, array in levels.values.items()}
+        closes = self.past["close"]
+        self.change = _log_ratio(closes, _lag(closes, 1))
         self.sigma = self._sigma()
 
     def columns(self) -> dict[str, Array]:
         found: dict[str, Array] = {}
         for part in (self._returns, self._ranges, self._averages, self._volumes, self._session):
             found.update(part())
-        found.update(self._source_levels())
-        found.update(self._hedge_levels())
-        return {name: column[:, self.wanted :] for name, column in found.items()}
+        return found | self._source_levels() | self._hedge_levels()
+
+    def _window(self, values: Array, length: int) -> tuple[Array, Array]:
+        return _window(values, length, self.wanted)
 
     def _sigma(self) -> Array:
-        squares, number = _window(self.change * self.change, _PRIOR_BARS)
+        squares, number = self._window(self.change * self.change, _PRIOR_BARS)
         prior = self.previous.variance[:, None]
         with_prior = (_PRIOR_BARS * prior + squares) / (_PRIOR_BARS + number)
         alone = np.where(number >= 5, squares / np.maximum(number, 1), np.nan)
@@ -269,13 +278,13 @@ class _Session:
 
     def _returns(self) -> dict[str, Array]:
         found = {
-            f"return_{k}": _log_ratio(self.close, _lag(self.close, k)) / (self.sigma * np.sqrt(k))
+            f"return_{k}": _log_ratio(self.close, self._close_before(k)) / (self.sigma * np.sqrt(k))
             for k in _RETURNS
         }
         ten, sixty = self._volatility(10), self._volatility(60)
         previous_sigma = np.sqrt(self.previous.variance)[:, None]
         opened = self._first_open()
-        bars = np.arange(self.start, self.start + self.close.shape[1]) + 1.0
+        bars = np.arange(self.first, self.first + self.close.shape[1]) + 1.0
         found["return_since_open"] = _log_ratio(self.close, opened) / (self.sigma * np.sqrt(bars))
         overnight = _log_ratio(opened, np.broadcast_to(self.previous.close[:, None], opened.shape))
         found["gap_overnight"] = overnight / (previous_sigma * np.sqrt(float(self.session_bars)))
@@ -286,7 +295,7 @@ class _Session:
         return found
 
     def _volatility(self, length: int) -> Array:
-        squares, number = _window(self.change * self.change, length)
+        squares, number = self._window(self.change * self.change, length)
         return _known(squares / np.maximum(number, 1), number, length)
 
     def _first_open(self) -> Array:
@@ -296,17 +305,21 @@ class _Session:
         first = np.argmax(seen, axis=1)
         price = opens[np.arange(len(first)), first]
         known = np.maximum.accumulate(seen, axis=1)
-        return np.where(known, price[:, None], np.nan)[:, self.start :]
+        return np.where(known[:, self.first :], price[:, None], np.nan)
+
+    def _close_before(self, bars: int) -> Array:
+        return _lag(self.past["close"], bars)[:, self.wanted :]
 
     def _ranges(self) -> dict[str, Array]:
         found = {}
         for length in (15, 60):
-            high, low = _extreme(self.high, length, np.fmax), _extreme(self.low, length, np.fmin)
+            high = _extreme(self.past["high"], length, np.fmax, self.wanted)
+            low = _extreme(self.past["low"], length, np.fmin, self.wanted)
             found[f"range_position_{length}"] = _place(self.close, low, high)
             if length == 15:
                 found["range_15"] = _log_ratio(high, low) / (self.sigma * np.sqrt(15))
-        high = np.fmax.accumulate(self.whole.high, axis=1)[:, self.start :]
-        low = np.fmin.accumulate(self.whole.low, axis=1)[:, self.start :]
+        high = np.fmax.accumulate(self.whole.high, axis=1)[:, self.first :]
+        low = np.fmin.accumulate(self.whole.low, axis=1)[:, self.first :]
         found["range_position_session"] = _place(self.close, low, high)
         top, bottom = np.maximum(self.open, self.close), np.minimum(self.open, self.close)
         found["bar_body"] = _log_ratio(self.close, self.open) / self.sigma
@@ -317,37 +330,38 @@ class _Session:
     def _averages(self) -> dict[str, Array]:
         found = {}
         for length in (20, 60):
-            total, number = _window(self.close, length)
+            total, number = self._window(self.past["close"], length)
             mean = _known(total / np.maximum(number, 1), number, length)
             scale = self.sigma * np.sqrt(length)
             found[f"distance_to_mean_{length}"] = _log_ratio(self.close, mean) / scale
-        net, number = _window(self.change, 20)
-        gross, _ = _window(np.abs(self.change), 20)
+        net, number = self._window(self.change, 20)
+        gross, _ = self._window(np.abs(self.change), 20)
         found["efficiency_20"] = _known(_ratio(net, gross), number, 20)
         # 30 returns have 29 pairs; with a 30th the ratio would not be bounded by one
-        products, pairs = _window(self.change * _lag(self.change, 1), 29)
-        squares, _ = _window(self.change * self.change, 30)
+        products, pairs = self._window(self.change * _lag(self.change, 1), 29)
+        squares, _ = self._window(self.change * self.change, 30)
         found["autocorrelation_30"] = _known(_ratio(products, squares), pairs, 29)
         rising = np.where(np.isfinite(self.change), (self.change > 0).astype(float), np.nan)
-        ups, number = _window(rising, 20)
+        ups, number = self._window(rising, 20)
         found["up_share_20"] = _known(ups / np.maximum(number, 1) - 0.5, number, 20)
         return found
 
     def _volumes(self) -> dict[str, Array]:
-        short, number_short = _window(self.volume, 5)
-        long, number_long = _window(self.volume, 30)
+        volumes = self.past["volume"]
+        short, number_short = self._window(volumes, 5)
+        long, number_long = self._window(volumes, 30)
         mean_short = _known(short / np.maximum(number_short, 1), number_short, 5)
         mean_long = _known(long / np.maximum(number_long, 1), number_long, 30)
         direction = np.sign(self.change)
-        signed, number = _window(direction * self.volume, 15)
-        total, _ = _window(np.where(np.isfinite(direction), self.volume, np.nan), 15)
+        signed, number = self._window(direction * volumes, 15)
+        total, _ = self._window(np.where(np.isfinite(direction), volumes, np.nan), 15)
         typical = (self.whole.high + self.whole.low + self.whole.close) / 3
         known = np.isfinite(typical) & np.isfinite(self.whole.volume)
         volume = np.where(known, self.whole.volume, 0.0)
         value = np.cumsum(np.where(known, typical, 0.0) * volume, axis=1)
-        price = _ratio(value, np.cumsum(volume, axis=1))[:, self.start :]
+        price = _ratio(value, np.cumsum(volume, axis=1))[:, self.first :]
         return {
-            "volume_1_30": _log_ratio(self.volume, mean_long),
+            "volume_1_30": _log_ratio(volumes[:, self.wanted :], mean_long),
             "volume_5_30": _log_ratio(mean_short, mean_long),
             "signed_volume_15": _known(_ratio(signed, total), number, 15),
             "distance_to_vwap": _log_ratio(self.close, price) / self.sigma,
@@ -355,7 +369,7 @@ class _Session:
 
     def _session(self) -> dict[str, Array]:
         shape = self.close.shape
-        elapsed = np.arange(self.start, self.start + shape[1], dtype=float)
+        elapsed = np.arange(self.first, self.first + shape[1], dtype=float)
         remaining = (self.session_bars - elapsed - 1) * self.bar_seconds / 3600
         return {
             "session_elapsed": np.broadcast_to(elapsed / self.session_bars, shape),
@@ -402,22 +416,30 @@ def _lag(values: Array, bars: int) -> Array:
     return shifted
 
 
-def _window(values: Array, length: int) -> tuple[Array, Array]:
-    """Sum and number of the known values among the last `length` bars, oldest lag last."""
+def _window(values: Array, length: int, first: int) -> tuple[Array, Array]:
+    """Sum and number of the known values among the last `length` bars, oldest lag last.
+
+    Both are of the bars from `first` on.
+    """
     known = np.isfinite(values)
     filled = np.where(known, values, 0.0)
-    total, number = filled.copy(), known.astype(np.float64)
-    for lag in range(1, min(length, values.shape[1])):
-        total[:, lag:] += filled[:, :-lag]
-        number[:, lag:] += known[:, :-lag]
+    total, number = filled[:, first:].copy(), known[:, first:].astype(np.float64)
+    bars = values.shape[1]
+    for lag in range(1, min(length, bars)):
+        begin = max(first, lag)
+        total[:, begin - first :] += filled[:, begin - lag : bars - lag]
+        number[:, begin - first :] += known[:, begin - lag : bars - lag]
     return total, number
 
 
-def _extreme(values: Array, length: int, pick: Callable[..., Array]) -> Array:
-    """Largest or smallest known value among the last `length` bars."""
-    found = values.copy()
-    for lag in range(1, min(length, values.shape[1])):
-        found[:, lag:] = pick(found[:, lag:], values[:, :-lag])
+def _extreme(values: Array, length: int, pick: Callable[..., Array], first: int) -> Array:
+    """Largest or smallest known value among the last `length` bars, of the bars from `first` on."""
+    found = values[:, first:].copy()
+    bars = values.shape[1]
+    for lag in range(1, min(length, bars)):
+        begin = max(first, lag)
+        part = found[:, begin - first :]
+        found[:, begin - first :] = pick(part, values[:, begin - lag : bars - lag])
     return found
 
 
