@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import errno
 import hashlib
 import io
 import itertools
@@ -62,7 +63,7 @@ class StoreError(RuntimeError):
 
 
 class BrokenFile(StoreError):
-    """A part is no whole Parquet file; see `Store.quarantine`."""
+    """A part is no whole Parquet file, or lies on a bad sector; see `Store.quarantine`."""
 
 
 class Store:
@@ -439,7 +440,7 @@ class Store:
             signature = self._signature(path)
             known = self._files.get(path)
             if known is None or known[0] != signature:
-                content = pa.py_buffer(self._fs.cat_file(path))
+                content = pa.py_buffer(self._read_whole(path))
                 rows = pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
                 known = (signature, rows, None)
                 self._files.put(path, known)
@@ -447,7 +448,7 @@ class Store:
             if described[b"schema_hash"].decode() != table.schema_hash:
                 return None
             found = json.loads(described[b"fingerprints"])
-        except (FileNotFoundError, pa.ArrowException, OSError, KeyError, TypeError, ValueError):
+        except (StoreError, pa.ArrowException, OSError, KeyError, TypeError, ValueError):
             return None  # the sessions' own files say the same
         return {label: tuple(x) for label, x in found.items()}, known[1]
 
@@ -559,8 +560,9 @@ class Store:
 
         Raises:
             FileNotFoundError: there is none.
+            StoreError: it cannot be read.
         """
-        return bytes(self._fs.cat_file(str(self._root / name)))
+        return self._read_whole(str(self._root / name))
 
     def names(self, folder: str) -> tuple[str, ...]:
         """File names in a folder below the root, sorted; empty if there is no such folder."""
@@ -712,10 +714,22 @@ class Store:
         return pieces
 
     def _signature(self, path: str) -> tuple[Any, ...]:
-        if self._local:
-            status = os.stat(path)  # noqa: PTH116
-            return path, status.st_mtime_ns, status.st_size, status.st_ino
-        return path, *_version(self._fs.info(path))
+        with _readable(path):
+            if self._local:
+                status = os.stat(path)  # noqa: PTH116
+                return path, status.st_mtime_ns, status.st_size, status.st_ino
+            return path, *_version(self._fs.info(path))
+
+    def _read_whole(self, path: str) -> bytes:
+        """Content of a file.
+
+        Raises:
+            FileNotFoundError: there is none.
+            BrokenFile: a local disk cannot give it back.
+            StoreError: it cannot be read now, which says nothing about the file.
+        """
+        with _readable(path, local=self._local):
+            return bytes(self._fs.cat_file(path))
 
     def _checked(
         self, table: Table, path: str, only: Mapping[str, Collection[Any]] | None = None
@@ -726,7 +740,11 @@ class Store:
 
     def _load_columns(self, table: Table, path: str, columns: list[str]) -> pa.Table:
         """Some columns of a remote file; the others are not transferred."""
-        with _whole_file(path), self._fs.open(path, "rb", cache_type="none") as remote:
+        with (
+            _readable(path),
+            self._fs.open(path, "rb", cache_type="none") as remote,
+            _whole_file(path),
+        ):
             file = pq.ParquetFile(remote, pre_buffer=True, page_checksum_verification=True)
             _check_columns(table, path, file.schema_arrow)
             return file.read(columns)
@@ -737,8 +755,8 @@ class Store:
         columns: list[str] | None,
         only: Mapping[str, Collection[Any]] | None = None,
     ) -> pa.Table:
+        content = pa.py_buffer(self._read_whole(path))
         with _whole_file(path):
-            content = pa.py_buffer(self._fs.cat_file(path))
             file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
             if not only:
                 return file.read(columns)
@@ -822,15 +840,29 @@ class Store:
 
 
 @contextlib.contextmanager
-def _whole_file(path: str) -> Iterator[None]:
-    """Turns what a file that cannot be read raises into one line; a missing one stays missing."""
+def _readable(path: str, *, local: bool = False) -> Iterator[None]:
+    """Turns what reading a file raises into one line; a missing one stays missing.
+
+    A local disk that has a bad sector keeps it: such a file is broken.
+    """
     try:
         yield
     except FileNotFoundError:
         raise
-    except PermissionError as error:
-        raise StoreError(f"{path} cannot be read: {error.strerror}") from error
+    except OSError as error:
+        kind = BrokenFile if local and error.errno == errno.EIO else StoreError
+        raise kind(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _whole_file(path: str) -> Iterator[None]:
+    """Turns what the content of a file that is no whole Parquet file raises into one line."""
+    try:
+        yield
     except (pa.ArrowException, OSError) as error:  # Arrow tells of damaged pages by OSError
+        by_system = isinstance(error, OSError) and error.errno is not None
+        if by_system or isinstance(error, FileNotFoundError | PermissionError):
+            raise
         raise BrokenFile(
             f"{path} is no whole Parquet file ({_first_line(error)}); move it away and "
             "materialize its session again"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import errno
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from hedge_pipeline.backup import LAST_BACKUP, last_backup
 from hedge_pipeline.health import TOLD, Trouble, untold
@@ -91,6 +94,41 @@ def test_a_cut_part_is_moved_aside_and_the_rest_is_readable(
     second.write_bytes(whole)
     assert store.quarantine(RAW_QUOTES, SESSION) == ()
     assert len(Store(store.url).read(RAW_QUOTES, [SESSION])) == 10
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM, errno.ESTALE])
+def test_a_part_that_cannot_be_read_now_is_not_taken_for_a_broken_one(
+    two_parts: tuple[Store, Path], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    store, second = two_parts
+
+    def refused(path: str) -> bytes:
+        raise OSError(number, os.strerror(number), path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalFileSystem, "cat_file", lambda _, path: refused(path))
+        for read in (store.read, store.quarantine):
+            with pytest.raises(StoreError, match=f"cannot be read: {os.strerror(number)}$") as told:
+                read(RAW_QUOTES, SESSION if read == store.quarantine else [SESSION])
+            assert not isinstance(told.value, BrokenFile)
+    assert second.exists()
+    assert store.quarantined() == ()
+    assert len(store.read(RAW_QUOTES, [SESSION])) == 10
+
+
+def test_a_part_on_a_bad_sector_is_broken(
+    two_parts: tuple[Store, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, second = two_parts
+    read = LocalFileSystem.cat_file
+
+    def read_around(self: LocalFileSystem, path: str) -> bytes:
+        if path == str(second):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        return bytes(read(self, path))
+
+    monkeypatch.setattr(LocalFileSystem, "cat_file", read_around)
+    assert store.broken(RAW_QUOTES, SESSION) == (str(second),)
 
 
 NOTES = {

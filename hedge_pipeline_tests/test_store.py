@@ -1034,6 +1034,12 @@ def test_a_small_file_that_is_missing_is_not_found(url: str) -> None:
         Store(url).read_bytes("models/none.ubj")
 
 
+def test_a_small_file_that_cannot_be_read_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "models" / "1.ubj").mkdir(parents=True)
+    with pytest.raises(StoreError, match=r"models/1\.ubj cannot be read: Is a directory$"):
+        Store(str(tmp_path)).read_bytes("models/1.ubj")
+
+
 Step = Callable[[Store], object]
 STEPS: list[Step] = [
     lambda store: store.append(RAW_QUOTES, DAY, rows(7)),
