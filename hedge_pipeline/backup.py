@@ -428,7 +428,12 @@ def _listing(fs: Any, root: str, away: Callable[[PurePosixPath], bool]) -> dict[
 
 def _outside_the_tables(places: Places, root: str) -> Callable[[PurePosixPath], bool]:
     """Whether a path is a temporary or private file, or belongs to another area."""
-    others = [x.resolve() for x in (places.home, places.mlflow) if x is not None]
+    others = {
+        other
+        for x in (places.home, places.mlflow)
+        if x is not None
+        for other in (x.resolve(), x.parent.resolve() / x.name)  # the last may be a link, too
+    }
 
     def away(path: PurePosixPath) -> bool:
         if any(part.startswith(".") for part in path.parts) or path.name.endswith(".lock"):
@@ -626,7 +631,10 @@ def _object(file: File) -> str:
 
 
 def _filesystem(url: str) -> tuple[Any, str]:
+    """The file system and the path of a URL on it; of a local folder without symbolic links."""
     import fsspec
+    from fsspec.implementations.local import LocalFileSystem
 
     fs, root = fsspec.core.url_to_fs(url)
-    return fs, os.fspath(root).rstrip("/")
+    root = os.fspath(root)
+    return fs, (os.path.realpath(root) if isinstance(fs, LocalFileSystem) else root).rstrip("/")

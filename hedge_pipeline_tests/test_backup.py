@@ -90,6 +90,30 @@ def test_a_restored_place_has_every_file_and_every_row(small: Places, tmp_path: 
     assert not list(data.rglob("*-wal"))
 
 
+@pytest.mark.parametrize("linked", ["data", "data/dagster_home"])
+def test_databases_below_a_linked_folder_are_copied_as_databases(
+    small: Places, tmp_path: Path, linked: str
+) -> None:
+    link, elsewhere = tmp_path / linked, tmp_path / "elsewhere"
+    link.rename(elsewhere)
+    link.symlink_to(elsewhere)
+    url, home = str(tmp_path / "backup"), small.home
+    assert home is not None
+    snapshot = back_up(small, url).snapshot
+    assert {"history/runs/.db", "history/runs.db"} <= set(snapshot.files["dagster"])
+    assert set(snapshot.files["mlflow"]) == {"mlflow.db"}
+    assert not [x for x in snapshot.files["data"] if x.startswith(("dagster_home", "mlflow.db"))]
+    shutil.rmtree(elsewhere)
+    shutil.rmtree(tmp_path / "data", ignore_errors=True)  # refuses if it is the link
+    elsewhere.mkdir()
+    link.parent.mkdir(exist_ok=True)
+    if not link.is_symlink():
+        link.symlink_to(elsewhere)
+    assert restore(small, url) == snapshot
+    assert lines_of(home / "history/runs.db") == ["first"]
+    assert back_up(small, url).snapshot.files["data"] == snapshot.files["data"]
+
+
 def test_a_second_backup_writes_only_what_is_new(small: Places, tmp_path: Path) -> None:
     url = str(tmp_path / "backup")
     assert back_up(small, url).new > 15
