@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from hedge_pipeline.market.calendar import Session
-    from hedge_pipeline.stages import Deployment
+    from hedge_pipeline.stages.deployment import Deployment
 
 STATUS: dict[type[SourceError], str] = {
     NoDataYet: "no_data_yet",

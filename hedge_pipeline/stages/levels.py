@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from hedge_pipeline.market.calendar import Session
-    from hedge_pipeline.stages import Deployment
+    from hedge_pipeline.stages.deployment import Deployment
 
 OLDEST_SPOT = np.timedelta64(15, "m")
 
@@ -160,10 +160,9 @@ def newest_profile(
     if rows.empty:
         return None
     rules, newest = deployment.level_rules, rows.iloc[-1]
-    contracts = deployment.store.read(OPTION_CHAINS, [label], symbols=[symbol])
-    chain = Chain.from_frame(
-        contracts[contracts["as_of"] == newest["as_of"]], newest["as_of"].to_pydatetime()
-    )
+    only = {"symbol": [symbol], "as_of": [newest["as_of"]]}
+    contracts = deployment.store.read(OPTION_CHAINS, [label], only=only)
+    chain = Chain.from_frame(contracts, newest["as_of"].to_pydatetime())
     spot, reach = float(newest["spot"]), rules.flip_range
     spots = np.linspace((1 - reach) * spot, (1 + reach) * spot, rules.flip_points)
     return spots, gamma_profile(chain.part(priced(chain, rules)), spots, rules)
@@ -266,7 +265,8 @@ def _with_ranks(
         earlier = known[known["symbol"] == symbol].assign(new=False)
         both = pd.concat([earlier, own.assign(new=True)]).sort_values(["available_at", "as_of"])
         day = both["available_at"].dt.tz_convert(calendar.timezone).dt.strftime("%Y-%m-%d")
-        ordinals = day.map({x: calendar.ordinal(x) for x in day.unique()}).to_numpy()
+        # what came on a day without a session counts for the session before
+        ordinals = np.searchsorted(calendar.labels, day.to_numpy(dtype=str), side="right") - 1
         new = both["new"].to_numpy(dtype=np.bool_)
         own = own.sort_values(["available_at", "as_of"])
         found = {

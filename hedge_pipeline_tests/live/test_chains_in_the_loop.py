@@ -46,6 +46,7 @@ from hedge_pipeline.market.tables import (
 )
 from hedge_pipeline.replay import replay
 from hedge_pipeline.stages import Deployment
+from hedge_pipeline.stages.levels import newest_profile
 from hedge_pipeline.store import Store
 from hedge_pipeline_tests.live.test_chain_polling import Inline
 from hedge_pipeline_tests.live.test_loop import CLOSES, at
@@ -308,6 +309,21 @@ def test_blank_open_interest_later_in_the_session_borrows_what_was_known(
         features(found, FAULTY)["hp_support_distance"].notna().tolist() == [False] * 2 + [True] * 7
     )
     predicts_every_bar(found, 9)
+
+
+def test_a_session_with_a_snapshot_that_came_on_a_day_without_a_session_can_be_closed(
+    history: Path, tmp_path: Path
+) -> None:
+    """A Friday, asked for on Saturday at a source that still gives a chain."""
+    saturday = CLOSES + 24 * HOUR
+    market = ChainedMarket()
+    deployment = deployment_in(copy_of(history, tmp_path / "data"), market, lambda: saturday)
+    assert saturday.date().isoformat() not in deployment.calendar
+    stages.close_session(deployment, TODAY)
+    (level,) = deployment.store.read(HEDGE_LEVELS, [TODAY], symbols=[FAULTY]).to_dict("records")
+    assert level["usable"] and level["available_at"] == saturday
+    prices, exposures = newest_profile(deployment, TODAY, FAULTY) or ([], [])
+    assert len(prices) == len(exposures) == deployment.level_rules.flip_points
 
 
 def test_half_of_the_open_interest_may_be_zero(history: Path, tmp_path: Path) -> None:
