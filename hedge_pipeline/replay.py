@@ -45,17 +45,17 @@ _EXPECTED = (NoDataYet, WindowRefused)
 
 
 class Registry(Protocol):
-    """Where versions and their scores are shown; see `resources/registry.py`."""
+    """Where versions and their scores are shown; see `resources/publishing.py`."""
 
-    def publish(self, deployment: Deployment, symbol: str) -> object:
-        """Brings the registry up to date with the store, for one symbol."""
+    def publish(self, symbol: str) -> None:
+        """Brings what is shown of the symbol up to date with the store."""
         ...
 
-    def draw(self, deployment: Deployment, symbol: str) -> None:
-        """Adds the plots of the symbol's newest version."""
+    def draw(self, symbol: str) -> None:
+        """The same with the plots of the symbol's newest version."""
         ...
 
-    def report(self, deployment: Deployment, symbol: str) -> object:
+    def report(self, symbol: str) -> None:
         """Shows what became of the symbol's signals."""
         ...
 
@@ -143,9 +143,9 @@ def replay(
         if registry is not None:
             with stopwatch.measure("registry"):
                 for symbol in deployment.symbols:
-                    registry.publish(deployment, symbol)
-                    registry.draw(deployment, symbol)
-                    registry.report(deployment, symbol)
+                    registry.publish(symbol)
+                    registry.draw(symbol)
+                    registry.report(symbol)
                 registry.finish()
                 stopwatch.registry_mb = max(stopwatch.registry_mb, registry.memory_mb())
     return stopwatch
@@ -241,9 +241,9 @@ def _publish(
     for symbol, fold in folds.items():
         changed = fold is not None and fold.event is not None
         if due or changed:
-            registry.publish(deployment, symbol)
+            registry.publish(symbol)
         if changed:
-            registry.draw(deployment, symbol)
+            registry.draw(symbol)
 
 
 def _train_if_due(deployment: Deployment, symbol: str) -> ModelCard | None:

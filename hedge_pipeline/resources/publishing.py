@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,6 @@ from hedge_pipeline.resources.registry import RegistryError
 
 if TYPE_CHECKING:
     from hedge_pipeline.settings import Settings
-    from hedge_pipeline.stages import Deployment
 
 _SECRETS = {"alert_urls", "backup_url"}
 _SET_PARENT_DEATH_SIGNAL = 1  # of prctl, linux/prctl.h
@@ -30,16 +30,16 @@ _SET_PARENT_DEATH_SIGNAL = 1  # of prctl, linux/prctl.h
 class BackgroundRegistry:
     """Publishes from a process of its own, so that a replay does not wait for MLflow.
 
-    A failure of MLflow is kept in `failure` and ends nothing: the next publication completes what
-    is missing.
+    A failure of MLflow is kept in `failure` and ends nothing: the next publication of the symbol,
+    or its next report, completes what is missing.
 
     Args:
         settings: of the replay.
     """
 
     def __init__(self, settings: Settings) -> None:
-        self.failure: RegistryError | None = None
-        self._asked = 0
+        self._failures: dict[tuple[str, str], RegistryError] = {}
+        self._asked: deque[tuple[str, str]] = deque()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "hedge_pipeline.resources.publishing"],
             stdin=subprocess.PIPE,
@@ -50,15 +50,20 @@ class BackgroundRegistry:
         )
         self._send(settings.model_dump(mode="json", by_alias=True, exclude=_SECRETS))
 
-    def publish(self, deployment: Deployment, symbol: str) -> None:
+    @property
+    def failure(self) -> RegistryError | None:
+        """The first failure that no later success has made good; None = there is none."""
+        return next(iter(self._failures.values()), None)
+
+    def publish(self, symbol: str) -> None:
         """Asks for a publication of the symbol and returns at once."""
         self._ask(symbol, "publish")
 
-    def draw(self, deployment: Deployment, symbol: str) -> None:
+    def draw(self, symbol: str) -> None:
         """Asks for a publication with plots and returns at once."""
         self._ask(symbol, "draw")
 
-    def report(self, deployment: Deployment, symbol: str) -> None:
+    def report(self, symbol: str) -> None:
         """Asks for the report of the symbol's signals and returns at once."""
         self._ask(symbol, "report")
 
@@ -73,9 +78,12 @@ class BackgroundRegistry:
             line = self._process.stdout.readline()
             if not line:
                 raise RuntimeError(f"the publisher ended with code {self._process.wait()}")
-            refused = json.loads(line)["refused"]
-            self.failure = RegistryError(refused) if refused else None
-            self._asked -= 1
+            refused, (symbol, what) = json.loads(line)["refused"], self._asked.popleft()
+            key = symbol, "report" if what == "report" else "publish"
+            if refused is None:
+                self._failures.pop(key, None)
+            else:
+                self._failures[key] = RegistryError(refused)
 
     def memory_mb(self) -> float:
         """Memory of the process that it shares with no other; 0 where the kernel does not tell."""
@@ -91,7 +99,7 @@ class BackgroundRegistry:
         self._process.communicate()
 
     def _ask(self, symbol: str, what: str) -> None:
-        self._asked += 1
+        self._asked.append((symbol, what))
         self._send({"symbol": symbol, "what": what})
 
     def _send(self, content: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""MLflow as the window on the loop: versions, their scores by session, and two aliases.
+"""MLflow as the window on the loop: versions, their scores by session, and three aliases.
 
 Everything shown there is a projection of the store. Publishing compares and adds what is missing,
 so it may fail, be killed or be late, and the next call completes it, each thing once. The loop
@@ -103,7 +103,7 @@ class MlflowRegistry:
         self._pairs: dict[str, dict[str, SessionPair]] = {}
         self._refused: dict[str, str] = {}
 
-    # -- the protocol of the replay ------------------------------------------------------------
+    # -- publishing ----------------------------------------------------------------------------
 
     def publish(self, deployment: Deployment, symbol: str, *, source_run: str | None = None) -> int:
         """Adds what MLflow lacks of the symbol's judged versions, scores and aliases.
@@ -190,13 +190,18 @@ class MlflowRegistry:
         return str(run.info.run_id)
 
     def draw(self, deployment: Deployment, symbol: str) -> None:
-        """Adds the plots of the newest published version, if they are not there yet."""
+        """Draws the plots of the newest published version, unless this process has done so.
+
+        Raises:
+            RegistryError: MLflow cannot be reached; the next call draws them.
+        """
         versions = [v for s, v in self._registered if s == symbol]
         if not versions or self._newest_drawn.get(symbol) == max(versions):
             return
         newest = max(versions)
         card = deployment.shelf.card(symbol, newest)
-        self._log_plots(self._runs[(symbol, newest)], card, deployment, symbol)
+        with self._reachable():
+            self._log_plots(self._runs[(symbol, newest)], card, deployment, symbol)
         self._newest_drawn[symbol] = newest
 
     def prune(

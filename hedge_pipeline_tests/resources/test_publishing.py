@@ -50,9 +50,9 @@ def test_what_was_asked_for_is_there_when_it_has_finished(
     settings: Settings, deployment: Deployment, background: BackgroundRegistry
 ) -> None:
     for symbol in deployment.symbols:
-        background.publish(deployment, symbol)
-    background.draw(deployment, "SIMQ")
-    background.report(deployment, "SIMQ")
+        background.publish(symbol)
+    background.draw("SIMQ")
+    background.report("SIMQ")
     background.finish()
     assert background.failure is None
     registry: MlflowRegistry = open_registry(settings)
@@ -64,38 +64,60 @@ def test_what_was_asked_for_is_there_when_it_has_finished(
     assert "SIMQ signals" in {run.info.run_name for run in runs}
 
 
-def test_a_publication_that_fails_is_kept_and_completed_by_the_next(
-    settings: Settings, deployment: Deployment
+def test_a_publication_that_fails_is_kept_until_the_next_of_the_same_completes_it(
+    settings: Settings,
 ) -> None:
     blocked = Path(settings.data_url) / "mlflow.db"
     blocked.mkdir()
     background = BackgroundRegistry(settings)
-    background.publish(deployment, "SIMQ")
+    background.publish("SIMQ")
+    background.report("SIMQ")
     background.finish()
     assert "mlflow.db" in str(background.failure)
     blocked.rmdir()
-    background.publish(deployment, "SIMQ")
+    background.publish("SIMN")
+    background.finish()
+    assert "mlflow.db" in str(background.failure)
+    background.publish("SIMQ")
+    background.finish()
+    assert "mlflow.db" in str(background.failure)
+    background.report("SIMQ")
     background.finish()
     assert background.failure is None
     background.close()
     assert open_registry(settings).versions("SIMQ") == VERSIONS
 
 
-def test_one_that_was_ended_by_somebody_else_is_told(
-    deployment: Deployment, background: BackgroundRegistry
+def test_a_plot_that_cannot_be_stored_ends_nothing(
+    settings: Settings, background: BackgroundRegistry
 ) -> None:
+    background.publish("SIMQ")
+    background.finish()
+    artifacts = Path(settings.data_url) / "mlartifacts"
+    artifacts.rename(artifacts.with_name("away"))
+    artifacts.touch()
+    background.draw("SIMQ")
+    background.finish()
+    assert "does not answer" in str(background.failure)
+    artifacts.unlink()
+    artifacts.with_name("away").rename(artifacts)
+    background.draw("SIMQ")
+    background.finish()
+    assert background.failure is None
+    assert list(artifacts.rglob("evidence.png"))
+
+
+def test_one_that_was_ended_by_somebody_else_is_told(background: BackgroundRegistry) -> None:
     background._process.kill()
     background._process.wait()
-    background.publish(deployment, "SIMQ")
+    background.publish("SIMQ")
     with pytest.raises(RuntimeError, match="the publisher ended with code -9"):
         background.finish()
 
 
-def test_closing_ends_it_at_once(
-    settings: Settings, deployment: Deployment, background: BackgroundRegistry
-) -> None:
+def test_closing_ends_it_at_once(background: BackgroundRegistry) -> None:
     for _ in range(50):
-        background.draw(deployment, "SIMQ")
+        background.draw("SIMQ")
     background.close()
     assert background._process.returncode == -signal.SIGKILL
 
