@@ -11,11 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from hedge_pipeline.learning.training import Matrix
+if TYPE_CHECKING:
+    from hedge_pipeline.learning.training import Matrix
 
 Floats = npt.NDArray[np.float64]
 
@@ -34,25 +36,31 @@ class Drift:
     """One comparison.
 
     Attributes:
-        statistic: the largest difference, in standard errors; NaN while there is too little.
+        statistic: the largest difference, in standard errors; NaN if there is too little to
+            compare, or nothing to measure it by.
         effect: the same difference in standard deviations between sessions.
-        what: name of the feature that moved most, or "skill".
-        limit: above it the statistic is an alarm.
+        what: name of the feature that moved most, or "skill"; empty while there is too little.
+        limit: above it the size of the statistic is an alarm.
+        falls_only: a rise is none, however large.
     """
 
     statistic: float
     effect: float
     what: str
     limit: float
+    falls_only: bool = False
 
     @property
     def alarm(self) -> bool:
         """Whether the difference is larger than stationary markets bring."""
-        return abs(self.statistic) > self.limit
+        size = -self.statistic if self.falls_only else abs(self.statistic)
+        return size > self.limit
 
     def in_words(self) -> str:
         """One line."""
         if math.isnan(self.statistic):
+            if self.what:
+                return f"{self.what} was the same in every session before: no drift can be measured"
             return "too few sessions to tell"
         size = f"{self.what} moved by {self.effect:+.1f} standard deviations between sessions"
         numbers = f"{abs(self.statistic):.1f} standard errors, alarm above {self.limit:g}"
@@ -127,13 +135,14 @@ def performance_drift(skill: Floats) -> Drift:
 
     Args:
         skill: log-loss of the base rate minus that of what was served, nats per label, by session,
-            oldest first.
+            oldest first; every one is known.
     """
     recent, reference = skill[-RECENT_SCORES:], skill[:-RECENT_SCORES][-MOST_REFERENCE:]
     if len(reference) < LEAST_REFERENCE:
         return Drift(math.nan, math.nan, "", PERFORMANCE_LIMIT)
     standard_errors, effects = _differences(recent[:, None], reference[:, None])
-    return Drift(min(0.0, float(standard_errors[0])), float(effects[0]), "skill", PERFORMANCE_LIMIT)
+    statistic, effect = float(standard_errors[0]), float(effects[0])
+    return Drift(statistic, effect, "skill", PERFORMANCE_LIMIT, falls_only=True)
 
 
 def _differences(recent: Floats, reference: Floats) -> tuple[Floats, Floats]:

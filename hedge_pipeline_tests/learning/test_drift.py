@@ -94,7 +94,25 @@ def test_a_fall_of_skill_is_an_alarm_and_a_rise_is_none() -> None:
     fallen[-10:] -= 0.02
     risen[-10:] += 0.02
     assert performance_drift(fallen).alarm
-    assert not performance_drift(risen).alarm
+    found = performance_drift(risen)
+    assert not found.alarm
+    assert found.statistic == pytest.approx(-performance_drift(-risen).statistic)
+    assert found.statistic > found.limit
+    words = found.in_words()
+    assert words.startswith("no drift: skill moved by +")
+    assert f"({found.statistic:.1f} standard errors, alarm above 2.5)" in words
+
+
+@pytest.mark.parametrize("recent", [0.0, -0.01])
+def test_skill_that_never_varied_says_that_nothing_can_be_measured(recent: float) -> None:
+    """What is served while no skill is proven is the base rate itself."""
+    skill = np.zeros(70)
+    skill[-10:] += recent
+    found = performance_drift(skill)
+    assert not found.alarm
+    assert (
+        found.in_words() == "skill was the same in every session before: no drift can be measured"
+    )
 
 
 @pytest.mark.parametrize("sessions", [0, 1, 10, 24])
