@@ -453,7 +453,9 @@ def _outside_the_tables(places: Places, root: str) -> Callable[[PurePosixPath], 
 def _home(home: Path, writer: _Writer) -> dict[str, File]:
     """The files of DAGSTER_HOME; databases by SQLite's own copy."""
     files = {}
-    for path in sorted(home.rglob("*")):
+    # unlike `Path.rglob` this goes on if a folder is removed meanwhile
+    found = [Path(folder, name) for folder, _, names in os.walk(home) for name in names]
+    for path in sorted(found):
         relative = path.relative_to(home)
         name = path.name
         if not path.is_file() or name.endswith((*SQLITE_ENDINGS, ".lock", ".tmp")):

@@ -7,6 +7,7 @@ story (promotions, scores, trades, alerts, daily bars) is kept for ever.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import shutil
@@ -30,7 +31,7 @@ from hedge_pipeline.market.tables import (
     Table,
 )
 from hedge_pipeline.stages import Deployment
-from hedge_pipeline.store import Store
+from hedge_pipeline.store import Store, bytes_below
 
 MARKER = "operations/forgotten.json"
 SIZES = "operations/sizes.json"
@@ -191,17 +192,17 @@ def _measured(deployment: Deployment, places: Places) -> dict[str, Any]:
     root = Path(places.data_url).resolve()
     areas = {
         "tables": sum(tables.values()),
-        "models": _folder(root / "models") if local else 0,
-        "mlflow": _database(places.mlflow) + (_folder(root / "mlartifacts") if local else 0),
-        "dagster": _folder(places.home) if places.home is not None else 0,
+        "models": bytes_below(root / "models") if local else 0,
+        "mlflow": _database(places.mlflow) + (bytes_below(root / "mlartifacts") if local else 0),
+        "dagster": bytes_below(places.home) if places.home is not None else 0,
     }
     if local:  # an earlier system's log, caches, heartbeats
         inside = [places.mlflow is not None and places.mlflow.resolve().is_relative_to(root)]
         inside += [places.home is not None and places.home.resolve().is_relative_to(root)]
-        known = areas["tables"] + areas["models"] + _folder(root / "mlartifacts")
+        known = areas["tables"] + areas["models"] + bytes_below(root / "mlartifacts")
         known += _database(places.mlflow) if inside[0] else 0
         known += areas["dagster"] if inside[1] else 0
-        areas["other"] = max(_folder(root) - known, 0)
+        areas["other"] = max(bytes_below(root) - known, 0)
     sessions = store.sessions(RAW_QUOTES)
     return {
         "areas": areas,
@@ -254,20 +255,13 @@ def sweep(places: Places, backup_url: str, older: dt.timedelta) -> int:
     return count
 
 
-def _folder(folder: Path) -> int:
-    total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except FileNotFoundError:  # removed meanwhile
-            continue
-    return total
-
-
 def _database(file: Path | None) -> int:
-    if file is None:
-        return 0
-    return sum(x.stat().st_size for x in file.parent.glob(f"{file.name}*") if x.is_file())
+    """Bytes of an SQLite file and its journals, which come and go."""
+    total = 0
+    for path in file.parent.glob(f"{file.name}*") if file is not None else ():
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
 
 
 def _existing(path: Path) -> Path:

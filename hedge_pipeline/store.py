@@ -493,7 +493,7 @@ class Store:
         """Bytes of the table's files, or of one session's; remote ones as they were last listed."""
         folder = self._folder(table, session) if session else self._root / table.name
         if self._local:
-            return _bytes_below(str(folder))
+            return bytes_below(str(folder))
         try:
             return int(self._fs.du(str(folder)))
         except FileNotFoundError:
@@ -994,14 +994,14 @@ def _has_parts(folder: str) -> bool:
         return False
 
 
-def _bytes_below(folder: str) -> int:
+def bytes_below(folder: str | os.PathLike[str]) -> int:
     """Bytes of all files below a local folder; what is removed meanwhile does not count."""
     total = 0
     with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
-                total += _bytes_below(entry.path)
-            else:
+                total += bytes_below(entry.path)
+            elif entry.is_file():
                 with contextlib.suppress(FileNotFoundError):
                     total += entry.stat().st_size
     return total

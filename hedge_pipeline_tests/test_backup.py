@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import json
+import os
 import shutil
 import signal
 import socket
@@ -16,6 +17,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -112,6 +114,25 @@ def test_databases_below_a_linked_folder_are_copied_as_databases(
     assert restore(small, url) == snapshot
     assert lines_of(home / "history/runs.db") == ["first"]
     assert back_up(small, url).snapshot.files["data"] == snapshot.files["data"]
+
+
+def test_a_run_that_is_deleted_meanwhile_is_not_missed(
+    small: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert small.home is not None
+    deleted = small.home / "storage" / "run"
+    deleted.mkdir(parents=True)
+    scandir = os.scandir
+
+    def deleting(path: Any) -> Any:
+        if str(path) == str(deleted):
+            deleted.rmdir()
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", deleting)
+    snapshot = back_up(small, str(tmp_path / "backup")).snapshot
+    assert not deleted.exists()
+    assert "history/runs.db" in snapshot.files["dagster"]
 
 
 def test_a_second_backup_writes_only_what_is_new(small: Places, tmp_path: Path) -> None:

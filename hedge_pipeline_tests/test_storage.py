@@ -153,6 +153,25 @@ def test_the_report_counts_every_byte_and_says_what_is_too_much(demo: Demo, tmp_
     assert "make room" in str(storage.trouble(found | {"budget_bytes": None, "free_share": 0.01}))
 
 
+def test_a_journal_that_vanishes_while_it_is_measured_does_not_count(
+    demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = demo.copy(tmp_path / "out")
+    for name in ("mlflow.db", "mlflow.db-wal"):
+        (out / name).write_bytes(bytes(1_000_000))
+    is_file = Path.is_file
+
+    def is_there_for_the_last_time(path: Path) -> bool:
+        found = is_file(path)
+        if path.name == "mlflow.db-wal":
+            path.unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(Path, "is_file", is_there_for_the_last_time)
+    found = storage.report(replay_in(out), Places(str(out), out / "mlflow.db", None), 1)
+    assert found["areas"]["mlflow"] == 1_000_000
+
+
 def aged(out: Path) -> None:
     """As if every file of the promotion log and the scores had been written two days ago."""
     then = time.time() - 2 * 86_400
