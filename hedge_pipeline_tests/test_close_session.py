@@ -331,7 +331,7 @@ def test_closing_stores_the_days_that_levels_look_back_on_and_asks_once(unwatche
     market = MarketWithDays()
     found = after(unwatched, market)
     stages.close_session(found.deployment, HALF_DAY)
-    labels = calendar_of("XNYS").between(None, HALF_DAY)[-60:]
+    labels = calendar_of("XNYS").between(None, HALF_DAY)[-61:]
     assert_days(found.store, labels)
     assert market.windows == [(symbol, labels[0], HALF_DAY) for symbol in SYMBOLS]
     before = files(unwatched)
@@ -343,10 +343,10 @@ def test_closing_stores_the_days_that_levels_look_back_on_and_asks_once(unwatche
 def test_the_day_that_is_not_over_has_no_daily_bar(unwatched: Path) -> None:
     found = after(unwatched, MarketWithDays(), CLOSES - MINUTE)
     stages.collect_daily_bars(found.deployment, HALF_DAY)
-    assert_days(found.store, calendar_of("XNYS").between(None, BEFORE[-1])[-59:])
+    assert_days(found.store, calendar_of("XNYS").between(None, BEFORE[-1])[-60:])
     found.clock.now = SETTLED
     stages.close_session(found.deployment, HALF_DAY)
-    assert_days(found.store, calendar_of("XNYS").between(None, HALF_DAY)[-60:])
+    assert_days(found.store, calendar_of("XNYS").between(None, HALF_DAY)[-61:])
 
 
 def test_daily_bars_that_fail_keep_a_session_open_only_for_a_while(polled: Path) -> None:
@@ -386,7 +386,7 @@ def test_a_first_start_has_the_days_before_its_oldest_session(tmp_path: Path) ->
     deployment = deployment_in(tmp_path, market, lambda: OPENS - 9 * HOUR)
     found = stages.bootstrap(deployment, BEFORE)
     assert found["failures"] == []
-    first = calendar_of("XNYS").between(None, BEFORE[0])[-60]
+    first = calendar_of("XNYS").between(None, BEFORE[0])[-61]
     assert market.windows == [(symbol, first, BEFORE[-1]) for symbol in SYMBOLS]
     assert_days(deployment.store, calendar_of("XNYS").between(first, BEFORE[-1]))
 

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from hedge_pipeline.market.calendar import Session
     from hedge_pipeline.stages.deployment import Deployment
 
-DAYS_OF_HISTORY = 60
-
 
 @dataclass(frozen=True)
 class CollectedSession:
@@ -70,9 +68,9 @@ def collect_daily_bars(
 ) -> dict[str, SourceError]:
     """Stores the daily bars that are missing of the last sessions up to this one.
 
-    Only sessions that are over have one; as many are wanted as hedge levels look back. A bar is
-    available at the close, but one that came after the symbol was watched in a later session is
-    available only now.
+    Only sessions that are over have one; wanted are its own and as many before it as hedge levels
+    look back. A bar is available at the close, but one that came after the symbol was watched in a
+    later session is available only now.
 
     Args:
         deployment: whose source and store.
@@ -89,7 +87,8 @@ def collect_daily_bars(
         return {}
     asked_at = deployment.asked_at(deployment.calendar.session(label))
     until = asked_at - source.delay
-    before = deployment.calendar.between(None, since or label)[-DAYS_OF_HISTORY:]
+    days = deployment.level_rules.gap_sessions + 1  # the session's own bar is for those after it
+    before = deployment.calendar.between(None, since or label)[-days:]
     wanted = deployment.calendar.between(before[0], label)
     wanted = tuple(x for x in wanted if deployment.calendar.session(x).closes <= until)
     stored = deployment.store.read(DAILY_BARS, wanted, columns=DAILY_BARS.key)
