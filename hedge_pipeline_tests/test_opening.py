@@ -73,6 +73,24 @@ def test_a_store_that_is_always_open_stays_so(given: Any, label: str) -> None:
     assert live_settings(given()).calendar == ALWAYS_OPEN
 
 
+def test_dagster_and_the_command_line_open_the_store_alike(
+    given: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many symbols the rows read last take more memory than usual."""
+    remembered = []
+    monkeypatch.setattr(
+        "hedge_pipeline.stages.deployment.Store",
+        lambda url, cached_bytes: remembered.append((url, cached_bytes)),
+    )
+    symbols = ",".join(f"SYM{number}" for number in range(100))
+    settings = given(HEDGE_SYMBOLS=symbols)
+    monkeypatch.setenv("HEDGE_DATA_URL", settings.data_url)
+    monkeypatch.setenv("HEDGE_SYMBOLS", symbols)
+    open_deployment(settings)
+    loop.StoreResource().open()
+    assert remembered == [(settings.data_url, 100 << 20)] * 2
+
+
 def test_what_a_look_of_a_schedule_has_read_is_let_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

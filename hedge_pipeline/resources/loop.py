@@ -35,9 +35,9 @@ class StoreResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def open(self) -> "Store":
         """Opens the store; nothing is created before the first write."""
-        from hedge_pipeline.store import Store
+        from hedge_pipeline.stages import open_store
 
-        return Store(load_settings().data_url)
+        return open_store(load_settings())
 
 
 class RegistryResource(dg.ConfigurableResource):  # type: ignore[type-arg]

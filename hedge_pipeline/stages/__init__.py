@@ -26,7 +26,14 @@ from hedge_pipeline.stages.deciding import (
     performance_drift,
     retraining_decision,
 )
-from hedge_pipeline.stages.deployment import SETTLING, Deployment, NothingStored, StageError, deploy
+from hedge_pipeline.stages.deployment import (
+    SETTLING,
+    Deployment,
+    NothingStored,
+    StageError,
+    deploy,
+    open_store,
+)
 from hedge_pipeline.stages.evidence import (
     Fold,
     append_entries,
@@ -114,6 +121,7 @@ __all__ = [
     "log_served",
     "mature_outcomes",
     "new_samples",
+    "open_store",
     "pending_sessions",
     "pending_verdicts",
     "performance_drift",

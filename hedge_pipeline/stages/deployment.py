@@ -176,6 +176,11 @@ class Deployment:
         return at.astimezone(UTC)
 
 
+def open_store(settings: Settings) -> Store:
+    """The store the settings name; what is read last of many symbols needs more memory."""
+    return Store(settings.data_url, max(CACHED_BYTES, len(settings.symbols) << 20))
+
+
 def deploy(
     settings: Settings,
     open_source: Callable[[SessionCalendar], MarketSource],
@@ -196,7 +201,7 @@ def deploy(
     )
     labels_per_session = max(1, calendar.full_session_bars - settings.horizon_bars)
     made = Deployment(
-        store=store or Store(settings.data_url, max(CACHED_BYTES, len(settings.symbols) << 20)),
+        store=store or open_store(settings),
         calendar=calendar,
         symbols=settings.symbols,
         open_source=lambda: open_source(calendar),
