@@ -188,7 +188,7 @@ def _versions(deployment: Deployment, symbol: str, served: pd.DataFrame) -> list
 
 
 def _coverage(deployment: Deployment, labels: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """Bars, expected minutes and gaps by cause of every symbol in the sessions."""
+    """Bars, minutes that have ended and gaps by cause of every symbol in the sessions."""
     bars: Counter[str] = Counter()
     causes: dict[str, Counter[str]] = {symbol: Counter() for symbol in deployment.symbols}
     worst: dict[str, Counter[str]] = {symbol: Counter() for symbol in deployment.symbols}
@@ -200,7 +200,8 @@ def _coverage(deployment: Deployment, labels: tuple[str, ...]) -> dict[str, dict
             if symbol in causes:
                 causes[str(symbol)].update(own["cause"].tolist())
                 worst[str(symbol)][label] = len(own)
-    expected = sum(deployment.calendar.session(label).bars for label in labels)
+    sessions = [deployment.calendar.session(label) for label in labels]
+    expected = sum(session.bars_by(deployment.asked_at(session)) for session in sessions)
     return {
         symbol: {
             "sessions": len(labels),

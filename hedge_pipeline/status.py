@@ -58,11 +58,15 @@ def status(deployment: Deployment) -> dict[str, Any]:
 
 
 def _sessions(deployment: Deployment) -> list[dict[str, Any]]:
-    """Predictions and coverage of the newest sessions, newest last."""
+    """Predictions and coverage of the newest sessions, newest last.
+
+    Of one that runs, coverage is of the bars that have ended.
+    """
     store = deployment.store
     found = []
     for label in store.sessions(RAW_QUOTES, last=RECENT_SESSIONS):
-        expected = deployment.calendar.session(label).bars * len(deployment.symbols)
+        session = deployment.calendar.session(label)
+        expected = session.bars_by(deployment.asked_at(session)) * len(deployment.symbols)
         bars = len(store.read(RAW_QUOTES, [label], columns=("symbol",)))
         gaps = len(store.read(GAPS, [label], columns=("symbol",)))
         log = store.read(PREDICTION_LOG, [label], columns=("role", "prediction"))

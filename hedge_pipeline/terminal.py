@@ -136,7 +136,8 @@ def print_status(found: dict[str, Any]) -> None:
     for name in ("session", "bars", "gaps", "coverage", "predictions", "abstentions", "matured"):
         sessions.add_column(name, justify="left" if name == "session" else "right")
     for row in found["sessions"]:
-        cells = {**row, "coverage": f"{100 * row['coverage']:.1f} %"}
+        share = row["coverage"]
+        cells = {**row, "coverage": "-" if share is None else f"{100 * share:.1f} %"}
         sessions.add_row(*(str(value) for value in cells.values()))
     console.print(sessions)
     total = sum(found["disk_bytes"].values())

@@ -13,7 +13,17 @@ import pytest
 from hedge_pipeline.assets import pictures
 from hedge_pipeline.assets.reporting import LiveReport
 from hedge_pipeline.live.loop import Poll
+from hedge_pipeline.market.sources import SourceDown
 from hedge_pipeline.stages import Deployment
+from hedge_pipeline_tests.markets import (
+    HALF_DAY,
+    MINUTE,
+    SYMBOLS,
+    FakeMarket,
+    calendar_of,
+    minutes,
+    watch,
+)
 from hedge_pipeline_tests.replays import replay_in
 
 NOW = dt.datetime(2026, 3, 9, 15, 0, tzinfo=dt.UTC)
@@ -56,3 +66,23 @@ def test_a_report_that_is_not_taken_ends_no_polling_and_is_told_once_later(
     assert context.told == [(name, 3) for name in ("raw_quotes", "features")] * 2
     report.flush()
     assert len(context.told) == 4
+
+
+def test_a_minute_that_never_came_costs_coverage_while_the_session_runs(tmp_path: Path) -> None:
+    """Nobody knows yet whether it is a gap, but ten minutes of each symbol were expected."""
+    session = calendar_of("XNYS").session(HALF_DAY)
+    (missing,) = minutes(session, 4)
+    market = FakeMarket(holes={(SYMBOLS[0], missing): session.closes + MINUTE})
+    found = watch(tmp_path, market, session.opens + 2 * MINUTE)
+    found.run(session.opens + 10 * MINUTE + MINUTE / 2)
+    shown = pictures.live(found.deployment, HALF_DAY, found.polls)["raw_quotes"]
+    assert (shown["dagster/row_count"], shown["coverage_pct"]) == (19, 95.0)
+
+
+def test_a_symbol_that_never_answered_costs_its_share_of_the_coverage(tmp_path: Path) -> None:
+    session = calendar_of("XNYS").session(HALF_DAY)
+    outage = (SYMBOLS[0], session.opens, session.closes, SourceDown("no route"))
+    found = watch(tmp_path, FakeMarket(outages=[outage]), session.opens + 2 * MINUTE)
+    found.run(session.opens + 10 * MINUTE + MINUTE / 2)
+    shown = pictures.live(found.deployment, HALF_DAY, found.polls)["raw_quotes"]
+    assert shown["coverage_pct"] == 50.0

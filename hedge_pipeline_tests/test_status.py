@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from hedge_pipeline import report
 from hedge_pipeline.market.tables import OUTCOMES, PREDICTION_LOG, PROMOTIONS, RAW_QUOTES, TABLES
 from hedge_pipeline.resources.registry import MlflowRegistry
 from hedge_pipeline.serving.predicting import NO_MODEL
@@ -78,6 +79,21 @@ def test_every_session_is_listed_with_its_bars_and_outcomes(
     assert last["matured"] == (outcomes != "unlabelable").sum()
     assert (last["bars"], last["gaps"], last["coverage"]) == (780, 0, 1.0)
     assert (last["predictions"], last["abstentions"]) == (780, 0)
+
+
+def test_while_a_session_runs_its_coverage_is_of_the_bars_that_have_ended(
+    demo: Demo, tmp_path: Path
+) -> None:
+    deployment = replay_in(demo.copy(tmp_path / "out"))
+    session = deployment.calendar.session(demo.store.sessions(RAW_QUOTES)[-1])
+    now = session.opens + dt.timedelta(minutes=60)
+    bars = rows_of(demo.store, RAW_QUOTES, [session.label])
+    ended = bars[(bars["bar_ts"] < now) & ~bars["bar_ts"].eq(session.opens)]
+    deployment.store.replace(RAW_QUOTES, session.label, ended)
+    running = replace(deployment, replay=False, clock=lambda: now)
+    assert status(running)["sessions"][-1]["coverage"] == pytest.approx(59 / 60)
+    shares = [part["share"] for part in report._coverage(running, (session.label,)).values()]
+    assert shares == pytest.approx([59 / 60] * 2)
 
 
 def test_the_disk_use_is_that_of_the_files(demo: Demo, found: dict[str, Any]) -> None:

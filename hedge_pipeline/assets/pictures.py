@@ -6,6 +6,7 @@ characters at once (`glance` and the tables), longer ones, such as the larger pi
 
 from __future__ import annotations
 
+import datetime as dt
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -53,7 +54,7 @@ def quotes(
 
 
 def _coverage(bars: int, gaps: int) -> float:
-    """Bars of the minutes that were expected so far, percent."""
+    """Bars of the minutes that were expected, percent."""
     return round(100 * bars / (bars + gaps), 3) if bars + gaps else 0.0
 
 
@@ -639,12 +640,10 @@ def live(
         polls: those since the last report.
         inputs: with features, option chains and hedge levels.
     """
-    from hedge_pipeline.market.tables import GAPS, RAW_QUOTES
+    from hedge_pipeline.market.tables import RAW_QUOTES
 
-    store = deployment.store
-    bars = store.read(RAW_QUOTES, [label], columns=("symbol", "bar_ts", "available_at"))
-    bars = bars.sort_values("bar_ts")
-    gaps = store.read(GAPS, [label], columns=("symbol",))
+    columns = ("symbol", "bar_ts", "available_at")
+    bars = deployment.store.read(RAW_QUOTES, [label], columns=columns).sort_values("bar_ts")
     lags = _lags(deployment, bars)
     failures = sum(len(poll.failures) for poll in polls)
     added = {name: sum(getattr(poll, name) for poll in polls) for name in _ADDED}
@@ -653,7 +652,7 @@ def live(
         "raw_quotes": {
             "dagster/row_count": len(bars),
             "new_rows": added["bars"],
-            "coverage_pct": _coverage(len(bars), len(gaps)),
+            "coverage_pct": _coverage_so_far(deployment, label, bars),
             "lag_seconds": round(float(lags.median()), 1),
             **({"failed_answers": failures} if failures else {}),
             "last_bar": bars["bar_ts"].iloc[-1].isoformat(),
@@ -664,6 +663,15 @@ def live(
         },
         "outcomes": _only(_FOLLOWED, outcomes(deployment, label, added["outcomes"], draw=False)),
     }
+
+
+def _coverage_so_far(deployment: Deployment, label: str, bars: pd.DataFrame) -> float:
+    """Of the minutes up to the newest bar; whether one is a gap is known after the close."""
+    own = bars[bars["symbol"].isin(deployment.symbols)]
+    session = deployment.calendar.session(label)
+    newest = own["bar_ts"].max() + dt.timedelta(seconds=session.bar_seconds)
+    expected = session.bars_by(newest) * len(deployment.symbols)
+    return _coverage(len(own), expected - len(own))
 
 
 _ADDED = ("bars", "predictions", "outcomes")

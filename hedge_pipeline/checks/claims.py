@@ -94,12 +94,10 @@ def uncovered_minutes(deployment: Deployment, label: str) -> int:
     gaps = _minutes(deployment, label, GAPS)
     length = dt.timedelta(seconds=session.bar_seconds)
     arrived = deployment.asked_at(session) - deployment.source.delay
-    until = min(session.closes, arrived - 2 * length)
-    count = max(0, (until - session.opens) // length)
     expected = {
         (symbol, session.opens + minute * length)
         for symbol in deployment.symbols
-        for minute in range(count)
+        for minute in range(session.bars_by(arrived - 2 * length))
     }
     return len(bars & gaps) + len(expected - bars - gaps)
 

@@ -53,6 +53,11 @@ class Session:
         """Number of expected bars."""
         return len(self.bar_ts)
 
+    def bars_by(self, moment: dt.datetime) -> int:
+        """Number of bars that have ended by an aware moment."""
+        ended = (moment - self.opens) // dt.timedelta(seconds=self.bar_seconds)
+        return min(max(ended, 0), self.bars)
+
     def index_of(self, bar_ts: Times) -> npt.NDArray[np.int64]:
         """Position of each bar start in the grid; times off the grid give -1."""
         offset = (bar_ts - self.bar_ts[0]).astype("timedelta64[us]").astype(np.int64)

@@ -164,6 +164,21 @@ def test_times_off_the_grid_have_no_index() -> None:
     assert FULL.index_of(wanted).tolist() == [0, 389, -1, -1, -1, -1, -1]
 
 
+@pytest.mark.parametrize(
+    ("moment", "ended"),
+    [
+        ("2026-03-10T12:00:00", 0),
+        ("2026-03-10T13:30:59", 0),
+        ("2026-03-10T13:31:00", 1),
+        ("2026-03-10T19:59:59", 389),
+        ("2026-03-10T20:00:00", 390),
+        ("2026-03-11T09:00:00", 390),
+    ],
+)
+def test_a_bar_counts_from_its_end_on(moment: str, ended: int) -> None:
+    assert FULL.bars_by(at(moment)) == ended
+
+
 @given(st.sampled_from(XNYS.labels))
 def test_every_bar_start_finds_its_own_place(label: str) -> None:
     session: Session = XNYS.session(label)
