@@ -71,7 +71,8 @@ def _sessions(deployment: Deployment) -> list[dict[str, Any]]:
         gaps = len(store.read(GAPS, [label], columns=("symbol",)))
         log = store.read(PREDICTION_LOG, [label], columns=("role", "prediction"))
         served = log[log["role"] == "served"]
-        outcomes = store.read(OUTCOMES, [label], columns=("status",))
+        own = {"horizon_bars": [deployment.horizon]}
+        outcomes = store.read(OUTCOMES, [label], columns=("status",), only=own)
         found.append(
             {
                 "session": label,

@@ -6,9 +6,11 @@ import datetime as dt
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from hedge_pipeline.learning.scoring import sums_of
 from hedge_pipeline.live.supervision import Heartbeat
-from hedge_pipeline.market.tables import HEDGE_LEVELS, OUTCOMES, PREDICTION_LOG, RAW_QUOTES
+from hedge_pipeline.market.tables import OUTCOMES, PREDICTION_LOG, RAW_QUOTES
 from hedge_pipeline.stages import Deployment
+from hedge_pipeline.stages.features import levels_in_force
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,10 +33,10 @@ def look(deployment: Deployment) -> dict[str, Any]:
         now (ISO, UTC), session (newest stored), open (whether it is running), last_poll (ISO), and
         symbols. Each symbol has: price (close of the newest bar), change_pct (since the first bar
         of the session), bar (ISO start of the newest bar), lag_seconds (from its end until it was
-        stored), below and above (nearest hedge level: price, kind, distance_pct), and of the newest
-        served row probability (of up), prediction (up or down), skill, trust, model_version,
-        signal, reason; of the session signals, matured (up or down outcomes of its predictions),
-        hit_rate and base_hit_rate of these.
+        stored), below and above (nearest hedge level in force at that bar: price, kind,
+        distance_pct), and of the newest served row probability (of up), prediction (up or down),
+        skill, trust, model_version, signal, reason; of the session signals, matured (up or down
+        outcomes of its predictions), hit_rate and base_hit_rate of these.
     """
     now = deployment.clock()
     labels = deployment.store.sessions(RAW_QUOTES, last=1)
@@ -52,20 +54,21 @@ def look(deployment: Deployment) -> dict[str, Any]:
 
 def _symbols(deployment: Deployment, label: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
     labels = [label] if label else []
-    tables = {
-        table.name: deployment.store.read(table, labels)
-        for table in (RAW_QUOTES, HEDGE_LEVELS, PREDICTION_LOG, OUTCOMES)
-    }
+    all_bars = deployment.store.read(RAW_QUOTES, labels).sort_values("bar_ts")
+    said = deployment.store.read(PREDICTION_LOG, labels)
+    known = deployment.store.read(OUTCOMES, labels, only={"horizon_bars": [deployment.horizon]})
+    levels = _levels(deployment, label, all_bars) if label else {}
     for symbol in deployment.symbols:
-        bars, levels, log, outcomes = (
-            frame[frame["symbol"] == symbol] for frame in tables.values()
+        bars, log, outcomes = (
+            frame[frame["symbol"] == symbol] for frame in (all_bars, said, known)
         )
-        bars = bars.sort_values("bar_ts")
         yield (
             symbol,
             {
                 **_price(bars, deployment.calendar.bar_seconds),
-                **_nearest(levels, float(bars["close"].iloc[-1]) if len(bars) else None),
+                **_nearest(
+                    levels.get(symbol), float(bars["close"].iloc[-1]) if len(bars) else None
+                ),
                 **_said(log),
                 **_matured(log, outcomes),
             },
@@ -85,14 +88,25 @@ def _price(bars: pd.DataFrame, bar_seconds: int) -> dict[str, Any]:
     }
 
 
-def _nearest(rows: pd.DataFrame, price: float | None) -> dict[str, Any]:
-    """The nearest levels of the newest usable snapshot on both sides of the price."""
+def _levels(deployment: Deployment, label: str, bars: pd.DataFrame) -> dict[str, dict[Any, Any]]:
+    """The levels in force at the newest bar of every symbol that has one.
+
+    Args:
+        deployment: where the levels are.
+        label: the session.
+        bars: of the session, in order of time.
+    """
+    newest = bars.drop_duplicates("symbol", keep="last")
+    found = levels_in_force(deployment, label, newest).to_dict("records")
+    return dict(zip(newest["symbol"], found, strict=True))
+
+
+def _nearest(levels: dict[Any, Any] | None, price: float | None) -> dict[str, Any]:
+    """The nearest of the levels on both sides of the price."""
     found: dict[str, Any] = {"below": None, "above": None}
-    rows = rows[rows["usable"].astype(bool)]
-    if rows.empty or price is None:
+    if levels is None or price is None:
         return found
-    newest = rows.sort_values("available_at").iloc[-1]
-    known = [(float(newest[name]), kind) for name, kind in LEVELS.items()]
+    known = [(float(levels[name]), kind) for name, kind in LEVELS.items()]
     for side, ones in (
         ("below", [one for one in known if one[0] <= price]),
         ("above", [one for one in known if one[0] > price]),
@@ -126,12 +140,10 @@ def _said(log: pd.DataFrame) -> dict[str, Any]:
 def _matured(log: pd.DataFrame, outcomes: pd.DataFrame) -> dict[str, Any]:
     made = log[(log["role"] == "served") & log["prediction"].notna()]
     known = outcomes.loc[outcomes["actual_direction"].notna(), ["bar_ts", "actual_direction"]]
-    rows = made.merge(known, on="bar_ts")
-    if rows.empty:
-        return {"matured": 0, "hit_rate": None, "base_hit_rate": None}
-    up = rows["actual_direction"].astype(int)
+    sums = sums_of(made.merge(known, on="bar_ts"))
+    matured = int(sums["labels"])
     return {
-        "matured": len(rows),
-        "hit_rate": float((rows["prediction"].astype(int) == up).mean()),
-        "base_hit_rate": float(((rows["base_rate"] > 0.5).astype(int) == up).mean()),
+        "matured": matured,
+        "hit_rate": sums["hits"] / matured if matured else None,
+        "base_hit_rate": sums["base_hits"] / matured if matured else None,
     }

@@ -15,8 +15,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from hedge_pipeline import cli
+from hedge_pipeline.assets import pictures
 from hedge_pipeline.live.supervision import Heartbeat
 from hedge_pipeline.market.tables import HEDGE_LEVELS, OUTCOMES, PREDICTION_LOG, RAW_QUOTES
+from hedge_pipeline.status import status
 from hedge_pipeline.watching import look
 from hedge_pipeline_tests.replays import (
     SYMBOLS,
@@ -93,6 +95,38 @@ def test_the_nearest_levels_lie_on_both_sides_of_the_price_with_none_between(
     assert part["below"]["price"] == below.max()
     assert part["above"]["price"] == above.min()
     assert part["below"]["distance_pct"] <= 0 < part["above"]["distance_pct"]
+
+
+def test_a_stale_chain_has_no_levels_and_an_unusable_one_keeps_its_half_gaps(
+    demo: Demo, tmp_path: Path
+) -> None:
+    deployment = replay_in(demo.copy(tmp_path / "out"))
+    label = demo.store.sessions(RAW_QUOTES)[-1]
+    session = deployment.calendar.session(label)
+    rows = rows_of(demo.store, HEDGE_LEVELS, [label], ["SIMQ"])
+    early = rows[rows["available_at"] < session.opens + dt.timedelta(hours=1)].iloc[-1:]
+    deployment.store.replace(HEDGE_LEVELS, label, early)
+    part = look(deployment)["symbols"]["SIMQ"]
+    sides = [part[side] for side in ("below", "above")]
+    assert all(side is None or side["kind"] == "HG" for side in sides)
+    late = rows.iloc[-1:].assign(hg_below=1.0, usable=False, unusable_reason="torn")
+    deployment.store.replace(HEDGE_LEVELS, label, late)
+    below = look(deployment)["symbols"]["SIMQ"]["below"]
+    assert (below["price"], below["kind"]) == (1.0, "HG")
+
+
+def test_outcomes_of_another_horizon_are_not_counted(demo: Demo, tmp_path: Path) -> None:
+    """HEDGE_HORIZON_BARS was changed in the middle of a session."""
+    before = replay_in(demo.out)
+    after = replay_in(demo.copy(tmp_path / "out"))
+    label = demo.store.sessions(RAW_QUOTES)[-1]
+    rows = rows_of(demo.store, OUTCOMES, [label])
+    after.store.append(OUTCOMES, label, rows.assign(horizon_bars=rows["horizon_bars"] + 5))
+    assert len(rows_of(after.store, OUTCOMES, [label])) == 2 * len(rows)
+    assert look(after)["symbols"] == look(before)["symbols"]
+    assert status(after)["sessions"] == status(before)["sessions"]
+    told, wanted = (pictures.outcomes(x, label, 0, draw=False) for x in (after, before))
+    assert {**told, "bytes": 0} == {**wanted, "bytes": 0}
 
 
 def test_a_session_that_runs_is_open_with_its_last_poll(demo: Demo, tmp_path: Path) -> None:

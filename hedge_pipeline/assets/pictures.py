@@ -291,10 +291,12 @@ def _versions(served: pd.DataFrame, most: int = 12) -> str:
 
 def outcomes(deployment: Deployment, label: str, new: int, *, draw: bool = True) -> dict[str, Any]:
     """Outcomes by status, and how often the served predictions were right."""
+    from hedge_pipeline.learning.scoring import sums_of
     from hedge_pipeline.market.tables import OUTCOMES, PREDICTION_LOG
     from hedge_pipeline.resources import plots
 
-    known = deployment.store.read(OUTCOMES, [label])
+    own = {"horizon_bars": [deployment.horizon]}
+    known = deployment.store.read(OUTCOMES, [label], only=own)
     log = deployment.store.read(PREDICTION_LOG, [label])
     log = log[(log["role"] == "served") & log["prediction"].notna()]
     rows = log.merge(known[known["actual_direction"].notna()], on=["symbol", "bar_ts"])
@@ -307,25 +309,17 @@ def outcomes(deployment: Deployment, label: str, new: int, *, draw: bool = True)
         **{status: int(counts.get(status, 0)) for status in ("up", "down", "flat", "unlabelable")},
     }
     if len(rows):
-        base = (rows["base_rate"] > 0.5).astype(int) == rows["actual_direction"]
+        sums = sums_of(rows)
         rates = {
-            "accuracy": round(float(rows["hit"].mean()), 4),
-            "base_rate_accuracy": round(float(base.mean()), 4),
-            "log_loss": _log_loss(rows["prob_up"], rows["actual_direction"]),
-            "base_log_loss": _log_loss(rows["base_rate"], rows["actual_direction"]),
+            "accuracy": round(sums["hits"] / len(rows), 4),
+            "base_rate_accuracy": round(sums["base_hits"] / len(rows), 4),
+            "log_loss": round(sums["log_loss"] / len(rows), 6),
+            "base_log_loss": round(sums["base_log_loss"] / len(rows), 6),
         }
         shown = rates | ({"by_hour": _hits_by_hour(rows)} if draw else {}) | shown
         if draw:
             shown["hits"] = _picture(plots.hits_by_hour(rows, label))
     return shown
-
-
-def _log_loss(probability: pd.Series[float], up: pd.Series[int]) -> float:
-    """Mean negative log-likelihood of the outcomes, nats."""
-    import numpy as np
-
-    said = np.where(up.to_numpy(dtype=float) == 1, probability, 1 - probability)
-    return round(float(-np.log(said.astype(float)).mean()), 6)
 
 
 def _hits_by_hour(rows: pd.DataFrame) -> dg.MarkdownMetadataValue:
