@@ -287,18 +287,16 @@ class Keeper:
             return bool(groups)
         module, *arguments = request["command"]
         program = Program(module, tuple(arguments), f"{request['name']} {run_id}")
-        self._add_once(Child(str(request["name"]), program, once=True, run_id=run_id))
+        run = Child(str(request["name"]), program, once=True, run_id=run_id)
+        self._start(run)  # who asks is told if it cannot be
+        self._children.append(run)
         return True
 
     def _report(self, run_id: str, code: int) -> None:
-        """Tells Dagster that a run's process has died; a run that has ended stays as it is."""
+        """Has Dagster told that a run's process has died; a run that has ended stays as it is."""
         why = f"its process ended ({_words(code)})"
         program = Program(REPORTER, (run_id, why), f"report of {run_id}")
-        self._add_once(Child("report", program, once=True))
-
-    def _add_once(self, child: Child) -> None:
-        self._start(child)
-        self._children.append(child)
+        self._children.append(Child("report", program, once=True))
 
     # -- what they say ---------------------------------------------------------------------
 

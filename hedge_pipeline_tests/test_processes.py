@@ -385,6 +385,31 @@ def test_a_run_is_started_on_request_and_not_again(
     assert not copies.starts("report")
 
 
+def test_a_report_for_which_there_is_no_room_is_made_later_and_the_service_goes_on(
+    copies: Story, asked: Callable[..., bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, attempts = Keeper._process, iter(range(1000))
+
+    def process(keeper: Keeper, command: str | Program, writing: int) -> processes.Process:
+        reports = isinstance(command, Program) and command.module == processes.REPORTER
+        if reports and next(attempts) < 2:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        return real(keeper, command, writing)
+
+    monkeypatch.setattr(Keeper, "_process", process)
+    run = copies.module("run", SLEEPS)
+
+    def act() -> None:
+        asked("start", "r1", run)
+        wait_until(lambda: copies.starts("run"))
+        os.kill(copies.starts("run")[0], signal.SIGKILL)
+        wait_until(lambda: any("its process ended (SIGKILL)" in line for line in copies.lines))
+
+    assert copies.run(act) == 143
+    assert sum("report  | cannot be started: Cannot allocate" in x for x in copies.lines) == 2
+    assert len(copies.starts("report")) == 1
+
+
 def test_a_run_that_dies_is_reported_once_and_not_started_again(
     copies: Story, asked: Callable[..., bool]
 ) -> None:
