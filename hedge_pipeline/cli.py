@@ -612,13 +612,7 @@ def health(as_json: AsJson = False) -> None:
         settings = _live_settings()
         deployment = open_deployment(settings)
         found = condition.facts(deployment, places(settings).home)
-        patience = dt.timedelta(minutes=settings.alert_no_bar_minutes)
-        wrong = [
-            *condition.live_troubles(found, patience),
-            *condition.store_troubles(deployment),
-        ]
-        backup = condition.backup_trouble(deployment, settings)
-        wrong += [backup] if backup else []
+        wrong = condition.service_troubles(deployment, settings, found)
         shown = condition.as_json(found, wrong, deployment)
         if as_json:
             print_json(shown)

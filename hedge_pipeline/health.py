@@ -1,14 +1,15 @@
-"""Whether the service does its work: facts, what is wrong with them, and whom it was told to.
+"""Whether the service does its work: facts, what is wrong with them, and what was told already.
 
 A `Trouble` has a name that stays while it lasts, so that it is told once per period and not at
-every look. Causes and next steps are in words; nothing here asks Dagster or MLflow.
+every look. Causes and next steps are in words. Of Dagster only its database is asked, see
+`heartbeats.py`, and of MLflow nothing.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ TOLD = "operations/alerts.json"
 SEEN = "operations/health.json"
 BACKUP_AGE = dt.timedelta(hours=26)
 DAEMON_SILENCE = dt.timedelta(minutes=3)
+RESTART = "stop the service and start it again with `hedge up`"
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Facts:
         now: aware.
         session: label of the session that is to be polled: the open one; of a replay there is none.
         opened: when it opened.
-        last_bar: end of the newest stored bar.
+        last_bars: end of the newest bar of every watched symbol in the newest stored session.
         last_outcome: start of the newest bar that has an outcome.
         last_poll: of the poll run.
         daemon: last sign of life of the slowest required daemon.
@@ -65,11 +67,16 @@ class Facts:
     now: dt.datetime
     session: str | None
     opened: dt.datetime | None
-    last_bar: dt.datetime | None
+    last_bars: Mapping[str, dt.datetime | None]
     last_outcome: dt.datetime | None
     last_poll: dt.datetime | None
     daemon: dt.datetime | None
     unseen: str = ""
+
+    @property
+    def last_bar(self) -> dt.datetime | None:
+        """End of the newest stored bar of any symbol."""
+        return max((bar for bar in self.last_bars.values() if bar), default=None)
 
 
 def facts(deployment: Deployment, home: Path | None) -> Facts:
@@ -87,52 +94,86 @@ def facts(deployment: Deployment, home: Path | None) -> Facts:
         unseen = str(error)
     session = None if deployment.replay else deployment.calendar.session_at(now)
     beat = Heartbeat.read(deployment.store)
-    bar = _newest(deployment, RAW_QUOTES)
-    length = dt.timedelta(seconds=deployment.calendar.bar_seconds)
     return Facts(
         now=now,
         session=session.label if session else None,
         opened=session.opens if session else None,
-        last_bar=bar + length if bar else None,
-        last_outcome=_newest(deployment, OUTCOMES),
+        last_bars=_last_bars(deployment),
+        last_outcome=_last_outcome(deployment),
         last_poll=beat.moment if beat else None,
         daemon=daemon,
         unseen=unseen,
     )
 
 
-def _newest(deployment: Deployment, table: Any) -> dt.datetime | None:
-    labels = deployment.store.sessions(table, last=1)
+def _last_bars(deployment: Deployment) -> dict[str, dt.datetime | None]:
+    labels = deployment.store.sessions(RAW_QUOTES, last=1)
+    rows = deployment.store.read(RAW_QUOTES, labels, columns=("symbol", "bar_ts"))
+    length = dt.timedelta(seconds=deployment.calendar.bar_seconds)
+    ends = (rows.groupby("symbol")["bar_ts"].max() + length).to_dict()
+    return {x: ends[x].to_pydatetime() if x in ends else None for x in deployment.symbols}
+
+
+def _last_outcome(deployment: Deployment) -> dt.datetime | None:
+    labels = deployment.store.sessions(OUTCOMES, last=1)
     if not labels:
         return None
-    times = deployment.store.read(table, labels, columns=("bar_ts",))["bar_ts"]
+    times = deployment.store.read(OUTCOMES, labels, columns=("bar_ts",))["bar_ts"]
     found: dt.datetime = times.max().to_pydatetime()
     return found
 
 
+def patience_of(settings: Settings) -> dt.timedelta:
+    """How old the newest bar and the last poll may be in a session.
+
+    Between two bars, and between two polls, nothing can be new.
+    """
+    between = max(settings.bar_seconds, settings.polling_interval)
+    return dt.timedelta(minutes=settings.alert_no_bar_minutes, seconds=between)
+
+
+def service_troubles(deployment: Deployment, settings: Settings, found: Facts) -> list[Trouble]:
+    """What is wrong with polling, daemon, store and backup.
+
+    Args:
+        deployment: of the settings.
+        settings: of the deployment.
+        found: its facts.
+    """
+    live = live_troubles(found, patience_of(settings))
+    backup = backup_trouble(deployment, settings)
+    return [*live, *store_troubles(deployment), *([backup] if backup else [])]
+
+
 def live_troubles(found: Facts, patience: dt.timedelta) -> list[Trouble]:
-    """No new bars, and a daemon that is silent.
+    """No new bars, of every symbol or of one, and a daemon that is silent.
 
     Args:
         found: the facts.
-        patience: HEDGE_ALERT_NO_BAR_MINUTES.
+        patience: see `patience_of`.
     """
     silent = daemon_trouble(found.now, found.daemon, found.unseen)
     troubles = [silent] if silent else []
     if found.session is None or found.opened is None:
         return troubles
-    since = max(x for x in (found.opened, found.last_bar) if x is not None)
-    if found.now - since > patience:
-        minutes = (found.now - since).total_seconds() / 60
-        polled = found.last_poll
-        alive = polled is not None and found.now - polled < patience
-        cause = (
-            "the poll run is alive, so the source has none: see `hedge doctor`"
-            if alive
-            else "nobody polls: see polling_schedule in the UI, or start `hedge up`"
-        )
-        name = f"no new bar in {found.session}"
-        troubles.append(Trouble(name, f"no new bar for {minutes:.0f} min; {cause}", True))
+    opened = found.opened
+    silence = {x: found.now - max(opened, bar or opened) for x, bar in found.last_bars.items()}
+    longest = max(silence, key=lambda x: silence[x])
+    if silence[longest] <= patience:
+        return troubles
+    polled = found.last_poll
+    alive = polled is not None and found.now - polled < patience
+    cause = (
+        "the poll run is alive, so the source has none: see `hedge doctor`"
+        if alive
+        else "nobody polls: see polling_schedule in the UI, or start `hedge up`"
+    )
+    everybody = min(silence.values()) > patience
+    whose = "" if everybody else f" of {longest}"
+    minutes = (min(silence.values()) if everybody else silence[longest]).total_seconds() / 60
+    told = f"no new bar{whose} for {minutes:.0f} min; {cause}"
+    # of one symbol it may be that nobody trades it: a probe must not end the service for that
+    troubles.append(Trouble(f"no new bar{whose} in {found.session}", told, grave=everybody))
     return troubles
 
 
@@ -149,7 +190,7 @@ def daemon_trouble(now: dt.datetime, seen: dt.datetime | None, unseen: str) -> T
     if seen is None or now - seen <= DAEMON_SILENCE:
         return None
     minutes = (now - seen).total_seconds() / 60
-    return Trouble("daemon", f"Dagster's daemon is silent for {minutes:.0f} min: restart", True)
+    return Trouble("daemon", f"Dagster's daemon is silent for {minutes:.0f} min; {RESTART}", True)
 
 
 def store_troubles(deployment: Deployment) -> list[Trouble]:

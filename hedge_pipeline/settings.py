@@ -306,7 +306,8 @@ class Settings(BaseSettings):
         alias="HEDGE_ALERT_NO_BAR_MINUTES",
         ge=2,
         le=1440,
-        description="minutes without a new bar in a session before an alert goes out",
+        description="minutes without a new bar in a session before an alert goes out, beyond "
+        "the length of a bar or POLLING_INTERVAL, whichever is longer",
     )
     alert_failed_trainings: int = Field(
         default=3,

@@ -36,13 +36,19 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     return demo_in(tmp_path_factory.getbasetemp())
 
 
+def bars(simq: int | None, simn: int | None) -> dict[str, dt.datetime | None]:
+    """When the newest bars of the two symbols ended, minutes ago; None = there is none."""
+    ages = {"SIMQ": simq, "SIMN": simn}
+    return {symbol: None if x is None else NOW - x * MINUTE for symbol, x in ages.items()}
+
+
 def facts(**changed: Any) -> Facts:
     """A service in the middle of a session that does everything it should."""
     well = Facts(
         now=NOW,
         session="2026-03-09",
         opened=NOW - 90 * MINUTE,
-        last_bar=NOW - MINUTE,
+        last_bars=bars(1, 1),
         last_outcome=NOW - 11 * MINUTE,
         last_poll=NOW - MINUTE,
         daemon=NOW - MINUTE,
@@ -57,9 +63,9 @@ def facts(**changed: Any) -> Facts:
     "changed",
     [
         {},
-        {"last_bar": NOW - 15 * MINUTE},
-        {"session": None, "opened": None, "last_bar": NOW - 2000 * MINUTE},
-        {"opened": NOW - 10 * MINUTE, "last_bar": NOW - 2000 * MINUTE},
+        {"last_bars": bars(15, 15)},
+        {"session": None, "opened": None, "last_bars": bars(2000, 2000)},
+        {"opened": NOW - 10 * MINUTE, "last_bars": bars(2000, None)},
         {"daemon": None, "last_poll": None, "last_outcome": None},
     ],
     ids=["well", "just patient", "closed", "just opened", "nothing known"],
@@ -71,13 +77,13 @@ def test_nothing_is_wrong(changed: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"last_bar": NOW - 16 * MINUTE}, "for 16 min; the poll run is alive, so the source"),
+        ({"last_bars": bars(17, 16)}, "bar for 16 min; the poll run is alive, so the source"),
         (
-            {"last_bar": NOW - 16 * MINUTE, "last_poll": NOW - 16 * MINUTE},
-            "for 16 min; nobody polls",
+            {"last_bars": bars(16, 16), "last_poll": NOW - 16 * MINUTE},
+            "bar for 16 min; nobody polls",
         ),
-        ({"last_bar": None, "last_poll": None}, "for 90 min; nobody polls"),
-        ({"daemon": NOW - 4 * MINUTE}, "daemon is silent for 4 min"),
+        ({"last_bars": bars(None, None), "last_poll": None}, "bar for 90 min; nobody polls"),
+        ({"daemon": NOW - 4 * MINUTE}, "daemon is silent for 4 min; stop the service and start"),
         ({"daemon": NOW - 4 * MINUTE, "session": None, "opened": None}, "daemon is silent"),
         ({"daemon": None, "unseen": "Dagster's database does not answer"}, "does not answer"),
     ],
@@ -86,6 +92,54 @@ def test_what_is_wrong_has_a_cause_and_a_next_step(changed: dict[str, Any], word
     (trouble,) = health.live_troubles(facts(**changed), PATIENCE)
     assert words in trouble.message
     assert trouble.grave
+
+
+@pytest.mark.parametrize(("age", "minutes"), [(16, 16), (2000, 90), (None, 90)])
+def test_one_silent_symbol_of_several_is_told_by_its_name_and_ends_no_service(
+    age: int | None, minutes: int
+) -> None:
+    (trouble,) = health.live_troubles(facts(last_bars=bars(1, age)), PATIENCE)
+    assert trouble.name == "no new bar of SIMN in 2026-03-09"
+    assert f"no new bar of SIMN for {minutes} min; the poll run is alive" in trouble.message
+    assert not trouble.grave
+
+
+@pytest.mark.parametrize(
+    ("given", "minutes"),
+    [
+        ({}, 16),
+        ({"HEDGE_BAR_SECONDS": 3600}, 75),
+        ({"POLLING_INTERVAL": 1800, "HEDGE_ALERT_NO_BAR_MINUTES": 5}, 35),
+    ],
+)
+def test_nobody_expects_a_bar_before_it_can_be_there(
+    tmp_path: Path, given: dict[str, int], minutes: int
+) -> None:
+    """Hours between two bars, or two polls, are no reason for an alert."""
+    settings = settings_in(tmp_path, **given)
+    long_ago = {"opened": NOW - 600 * MINUTE, "last_bars": bars(minutes, minutes)}
+    deployment = replay_in(tmp_path)
+    assert health.service_troubles(deployment, settings, facts(**long_ago)) == []
+    long_ago["last_bars"] = bars(minutes + 1, minutes + 1)
+    (trouble,) = health.service_troubles(deployment, settings, facts(**long_ago))
+    assert "the poll run is alive" in trouble.message
+
+
+def test_the_symbol_that_is_silent_is_seen_in_the_store(demo: Demo, tmp_path: Path) -> None:
+    deployment = replay_in(demo.copy(tmp_path / "out"))
+    label = deployment.store.sessions(RAW_QUOTES)[-1]
+    rows = deployment.store.read(RAW_QUOTES, [label])
+    opens = deployment.calendar.session(label).opens
+    late = (rows["symbol"] == "SIMN") & (rows["bar_ts"] >= opens + 10 * MINUTE)
+    deployment.store.replace(RAW_QUOTES, label, rows[~late])
+    found = health.facts(deployment, None)
+    assert found.last_bars == {
+        "SIMQ": deployment.calendar.session(label).closes,
+        "SIMN": opens + 10 * MINUTE,
+    }
+    assert found.last_bar == deployment.calendar.session(label).closes
+    deployment.store.replace(RAW_QUOTES, label, rows[rows["symbol"] == "SIMQ"])
+    assert health.facts(deployment, None).last_bars["SIMN"] is None
 
 
 @pytest.mark.parametrize(("age", "told"), [(None, True), (25, False), (27, True)])
@@ -326,6 +380,7 @@ def test_the_watch_sends_one_alert_per_trouble_until_the_period_is_over(
     demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = demo.copy(tmp_path / "out")
+    (out / "replay.json").unlink()
     variables = environment(
         HEDGE_DATA_URL=str(out),
         HEDGE_CALENDAR="24/7",

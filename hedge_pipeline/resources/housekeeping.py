@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from hedge_pipeline import health, stages, storage
 from hedge_pipeline.backup import Places, back_up
 from hedge_pipeline.market.tables import RAW_QUOTES
-from hedge_pipeline.opening import places
+from hedge_pipeline.opening import open_notifier, places
 from hedge_pipeline.resources import upkeep
 from hedge_pipeline.settings import Settings, load_settings
 from hedge_pipeline.stages import Deployment
@@ -103,34 +103,18 @@ def _saved(found: Places, settings: Settings) -> str:
 _UNWRITTEN: dict[str, dt.datetime] = {}
 
 
-def troubles(
-    settings: Settings, deployment: Deployment, instance: dg.DagsterInstance | None
-) -> list[Trouble]:
-    """Everything that is wrong now.
-
-    Args:
-        settings: of the deployment.
-        deployment: of the settings.
-        instance: whose trainings are looked at; None = they are not.
-    """
-    return _looked(settings, deployment, instance)[1]
-
-
 def _looked(
-    settings: Settings, deployment: Deployment, instance: dg.DagsterInstance | None
+    settings: Settings, deployment: Deployment, instance: dg.DagsterInstance
 ) -> tuple[health.Facts, list[Trouble]]:
+    """The facts, and everything that is wrong now."""
     found = health.facts(deployment, places(settings).home)
-    patience = dt.timedelta(minutes=settings.alert_no_bar_minutes)
-    told = [*health.live_troubles(found, patience), *health.store_troubles(deployment)]
-    backup = health.backup_trouble(deployment, settings)
-    told += [backup] if backup else []
+    told = health.service_troubles(deployment, settings, found)
     room = storage.trouble(
         storage.report(deployment, places(settings), settings.disk_budget_mb, noted=True)
     )
     told += [health.Trouble("disk", room)] if room else []
-    if instance is not None:
-        most = settings.alert_failed_trainings
-        told += upkeep.training_troubles(instance, deployment.symbols, most)
+    most = settings.alert_failed_trainings
+    told += upkeep.training_troubles(instance, deployment.symbols, most)
     return found, told
 
 
@@ -139,8 +123,6 @@ def watch(instance: dg.DagsterInstance, loop: LoopResource) -> str:
 
     What was seen is left in `operations/health.json` for whoever looks at files.
     """
-    from hedge_pipeline.resources.notifier import Notifier
-
     settings, deployment = load_settings(), loop.deployment
     facts, found = _looked(settings, deployment, instance)
     seen = health.as_json(facts, found, deployment)
@@ -154,7 +136,7 @@ def watch(instance: dg.DagsterInstance, loop: LoopResource) -> str:
         for trouble in health.untold(deployment.store, found, now, every)
         if trouble.name not in _UNWRITTEN or now - _UNWRITTEN[trouble.name] >= every
     ]
-    notifier = Notifier(settings.alert_urls)
+    notifier = open_notifier(settings)
     if new and notifier:
         text = "\n".join(trouble.message for trouble in new)
         deliveries = notifier.send(text, f"hedge_pipeline: {', '.join(x.name for x in new)}")
