@@ -1,4 +1,7 @@
-"""Settings turned into the objects that do the work; the entry of the CLI, Dagster and Python."""
+"""Settings turned into the objects that do the work, for the CLI, for Dagster and for Python.
+
+What one function does with all of them, such as a training by hand, stands here, too.
+"""
 
 from __future__ import annotations
 
@@ -114,7 +117,7 @@ def retrain(
     """Trains a candidate now, gives its verdict and publishes both.
 
     Args:
-        settings: of the deployment.
+        settings: of the deployment, see `live_settings`.
         symbol: whose model.
         min_samples: at least so many new matured outcomes; the hour does not matter.
 
@@ -122,12 +125,19 @@ def retrain(
         The candidate and its verdict in words; None and the reason if nothing was trained.
 
     Raises:
-        StageError: no training is possible, or a feature was made from the future.
+        StageError: no training is possible, a feature was made from the future, or the store is a
+            replay's and the settings are not.
+        StoreError: a table or a model cannot be read or written.
+        ModelError: the file of a model that is needed is missing or damaged.
         RegistryError: MLflow does not answer; the training itself is stored.
+        SettingsError: no MLflow is named for tables at a URL; the training itself is stored.
     """
     from hedge_pipeline import stages
+    from hedge_pipeline.replay import check_mode
 
+    settings = live_settings(settings)
     deployment = open_deployment(settings)
+    check_mode(deployment)
     stages.fold_evidence(deployment, symbol)
     hour = deployment.retrain_hour or 0
     decision = stages.retraining_decision(deployment, symbol, hour=hour, min_samples=min_samples)

@@ -12,7 +12,8 @@ import dagster as dg
 import pytest
 
 from hedge_pipeline import stages
-from hedge_pipeline.opening import ALWAYS_OPEN, live_settings, open_deployment
+from hedge_pipeline.opening import ALWAYS_OPEN, live_settings, open_deployment, retrain
+from hedge_pipeline.replay import MARKER
 from hedge_pipeline.resources import loop
 from hedge_pipeline.settings import Settings, load_settings
 
@@ -89,6 +90,20 @@ def test_dagster_and_the_command_line_open_the_store_alike(
     open_deployment(settings)
     loop.StoreResource().open()
     assert remembered == [(settings.data_url, 100 << 20)] * 2
+
+
+def test_a_training_asked_for_in_python_is_of_the_service_s_market(given: Any) -> None:
+    """`opening.retrain(load_settings(), "SIMQ")`, as README says, on a store of `hedge up`."""
+    fill(live_settings(given()), "2024-01-06")  # a Saturday
+    stages.mature_outcomes(open_deployment(live_settings(given())), "2024-01-06")
+    said = "SIMQ has 1 of the 5 sessions a training needs"
+    assert retrain(given(), "SIMQ") == (None, said)
+
+
+def test_a_training_asked_for_in_python_leaves_a_replay_alone(given: Any) -> None:
+    open_deployment(given()).store.write_bytes(MARKER, b"{}")
+    with pytest.raises(stages.StageError, match="holds a replay: set HEDGE_MODE=replay"):
+        retrain(given(), "SIMQ")
 
 
 def test_what_a_look_of_a_schedule_has_read_is_let_go(
