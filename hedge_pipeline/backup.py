@@ -24,6 +24,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from hedge_pipeline import scratch
+from hedge_pipeline.logs import first_line
 from hedge_pipeline.store import Store
 
 FORMAT = 1
@@ -303,7 +304,7 @@ class Repository:
             raise self._told_by(error, what) from None
 
     def _told_by(self, error: Exception, what: str) -> BackupError:
-        reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
+        reason = first_line(error)
         if self._secret:
             reason = reason.replace(self._secret, "…")
         return BackupError(f"the backup at {self.url} {what}: {reason}")

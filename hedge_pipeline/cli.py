@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import json
-import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ import typer
 from rich.live import Live
 from typer.core import TyperGroup
 
+from hedge_pipeline import logs
 from hedge_pipeline.settings import Settings, SettingsError, load_settings
 from hedge_pipeline.terminal import (
     console,
@@ -110,14 +110,7 @@ def _one_line() -> Iterator[None]:
 def main() -> None:
     """Configures logging; see LOG_LEVEL."""
     with _one_line():
-        logging.basicConfig(
-            level=load_settings().log_level,
-            format="%(asctime)s %(levelname)s %(message)s",
-            stream=sys.stderr,
-        )
-        # where credentials were found, and every step of a new database, is nobody's business
-        for name in ("botocore", "aiobotocore", "alembic"):
-            logging.getLogger(name).setLevel(logging.WARNING)
+        logs.follow(load_settings().log_level)
 
 
 @app.command()

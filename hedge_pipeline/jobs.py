@@ -1,8 +1,10 @@
-"""Jobs: what they do to the market tables or the models."""
+"""Jobs and their ops: polling, closing, training, a first start and housekeeping.
+
+An op opens the deployment, calls plain functions and says what came of it; errors a user can mend
+are one line.
+"""
 
 import datetime as dt
-import logging
-import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -15,7 +17,6 @@ from hedge_pipeline.assets.trained_model import trained_model
 from hedge_pipeline.resources.loop import LoopResource
 
 if TYPE_CHECKING:
-    from hedge_pipeline.settings import Settings
     from hedge_pipeline.stages import Deployment
 
 TRAIN_LANE = {"hedge/lane": "train"}
@@ -38,13 +39,6 @@ def report_interval(polling: dt.timedelta) -> dt.timedelta:
     return min(max(REPORT_AFTER_POLLS * polling, soonest), latest)
 
 
-def follow_on_the_console(settings: "Settings") -> None:
-    """Lines a person can follow, on standard error."""
-    logging.basicConfig(
-        level=settings.log_level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
-    )
-
-
 def move_broken_files_aside(
     context: dg.OpExecutionContext, deployment: "Deployment", sessions: tuple[str, ...]
 ) -> None:
@@ -58,19 +52,20 @@ def move_broken_files_aside(
 @dg.op
 def poll_until_the_time_box_ends(context: dg.OpExecutionContext, loop: LoopResource) -> None:
     """Polls the source on the clock's grid; see `live/loop.py`."""
+    from hedge_pipeline import logs
     from hedge_pipeline.assets.reporting import LiveReport, plain_failures
     from hedge_pipeline.live.alerting import alert_signals
     from hedge_pipeline.live.loop import run_loop
     from hedge_pipeline.opening import open_notifier
     from hedge_pipeline.settings import load_settings
 
-    settings, deployment = load_settings(), loop.deployment
-    session = deployment.calendar.session_at(deployment.clock())
-    move_broken_files_aside(context, deployment, (session.label,) if session else ())
-    follow_on_the_console(settings)
-    interval = dt.timedelta(seconds=settings.polling_interval)
-    report = LiveReport(context, deployment, report_interval(interval))
     with plain_failures():
+        settings, deployment = load_settings(), loop.deployment
+        session = deployment.calendar.session_at(deployment.clock())
+        move_broken_files_aside(context, deployment, (session.label,) if session else ())
+        logs.follow(settings.log_level)
+        interval = dt.timedelta(seconds=settings.polling_interval)
+        report = LiveReport(context, deployment, report_interval(interval))
         notifier = open_notifier(settings)
         unproven = settings.alert_unproven
         polls = run_loop(
@@ -99,12 +94,12 @@ def poll_market() -> None:
 
 @dg.op
 def close_open_sessions(context: dg.OpExecutionContext, loop: LoopResource) -> None:
-    """Closes every session that is over and not folded yet, oldest first."""
+    """Closes every session that `stages.pending_sessions` names, oldest first."""
     from hedge_pipeline import stages
     from hedge_pipeline.assets.reporting import plain_failures, report_closed
 
-    deployment = loop.deployment
     with plain_failures():
+        deployment = loop.deployment
         pending = stages.pending_sessions(deployment)
         move_broken_files_aside(context, deployment, pending)
         for label in pending:
@@ -125,8 +120,8 @@ def collect_history(context: dg.OpExecutionContext, loop: LoopResource) -> None:
     from hedge_pipeline import stages
     from hedge_pipeline.assets.reporting import plain_failures, report_session
 
-    deployment = loop.deployment
     with plain_failures():
+        deployment = loop.deployment
         sessions = stages.history_window(deployment, context.op_config["days"])
         found = stages.bootstrap(
             deployment,
@@ -179,16 +174,19 @@ def close_session() -> None:
 @dg.op
 def keep_house(context: dg.OpExecutionContext, loop: LoopResource) -> None:
     """Moves broken files aside, forgets, frees and saves; one failure stops no other step."""
+    from hedge_pipeline.assets.reporting import plain_failures
+    from hedge_pipeline.logs import first_line
     from hedge_pipeline.resources.housekeeping import steps
 
     failed = []
-    for name, work in steps(context.instance, loop):
+    with plain_failures():
+        wanted = steps(context.instance, loop)
+    for name, work in wanted:
         try:
             context.log.info(f"{name}: {work()}")
         except Exception as error:  # told at the end, when everything else is done
-            reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
-            context.log.warning(f"{name} failed: {reason}")
-            failed.append(f"{name}: {reason}")
+            context.log.warning(f"{name} failed: {first_line(error)}")
+            failed.append(f"{name}: {first_line(error)}")
     if failed:
         raise dg.Failure(description="; ".join(failed), allow_retries=False)
 

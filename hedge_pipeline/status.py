@@ -15,6 +15,7 @@ from hedge_pipeline.backup import last_backup
 from hedge_pipeline.heartbeats import daemon_heartbeat
 from hedge_pipeline.learning import gate, scoring
 from hedge_pipeline.legacy import legacy_summary
+from hedge_pipeline.logs import first_line
 from hedge_pipeline.market.calendar import UTC
 from hedge_pipeline.market.sources import NoDataYet
 from hedge_pipeline.market.tables import (
@@ -168,8 +169,7 @@ def _finding(name: str, check: Callable[[], str]) -> Finding:
     try:
         return Finding(name, True, check())
     except Exception as error:  # whatever a check meets is its finding
-        reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
-        return Finding(name, False, reason)
+        return Finding(name, False, first_line(error))
 
 
 def _configuration(settings: Settings) -> str:

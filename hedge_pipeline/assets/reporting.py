@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from hedge_pipeline.logs import first_line
+
 if TYPE_CHECKING:
     from hedge_pipeline.live.loop import Poll
     from hedge_pipeline.stages import ClosedSession, Deployment
@@ -131,8 +133,8 @@ class LiveReport:
                 self._context.log_event(self._untold[0])
                 self._untold.popleft()
         except Exception as error:  # every storage has errors of its own
-            reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
-            log.warning("Dagster takes no report, it is told later; polling goes on: %s", reason)
+            said = first_line(error)
+            log.warning("Dagster takes no report, it is told later; polling goes on: %s", said)
 
 
 def report_session(context: dg.OpExecutionContext, deployment: Deployment, label: str) -> None:
