@@ -80,6 +80,7 @@ app = typer.Typer(
     help="A continuous-learning pipeline for market signals, scored on real outcomes.",
 )
 
+NAMES_OF_UIS = {"dagster": "Dagster", "mlflow": "MLflow"}
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of tables")]
 OneSymbol = Annotated[
     str | None, typer.Option("--symbol", help="may be left out if one symbol is watched")
@@ -415,8 +416,8 @@ def import_legacy(
 @app.command()
 def up(
     headless: Annotated[bool, typer.Option(help="without the two web UIs")] = False,
-    port: Annotated[int, typer.Option(help="of the Dagster UI")] = 3000,
-    mlflow_port: Annotated[int, typer.Option(help="of the MLflow UI")] = 5000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="of the Dagster UI")] = 3000,
+    mlflow_port: Annotated[int, typer.Option(min=1, max=65535, help="of the MLflow UI")] = 5000,
     configuration: Annotated[Path, typer.Option(help="of Dagster, for a new DAGSTER_HOME")] = Path(
         "dagster.yaml"
     ),
@@ -428,32 +429,29 @@ def up(
     """Run the service: polling, closing, retraining, and both web UIs. Ctrl-C stops all of it."""
     with _one_line():
         from hedge_pipeline import service
-        from hedge_pipeline.resources import views
 
         settings = _live_settings()
         if not configuration.exists():
             raise SettingsError(f"{configuration} is not here: run this in the project's folder")
         if prepare:
-            left_over = service.prepare(service.dagster_home(settings), configuration)
+            home = service.dagster_home(settings)
+            with service.claim(home):
+                left_over = service.prepare(home, configuration)
             if as_json:
                 print_json({"left_over_runs": left_over})
             else:
-                say(f"{left_over} runs were left over and are reported as failed")
+                say(service.left_over_words(left_over))
             return
         _open(settings)
         ports = service.Ports(port, mlflow_port)
-        host = service.host_in_url(settings.bind)
-        pages = {
-            "dagster": f"http://{host}:{port}",
-            "mlflow": f"http://{host}:{mlflow_port}/{views.HOME}",
-        }
+        pages = {} if headless else service.addresses(settings, ports)
         if as_json:
-            print_json({} if headless else pages)
+            print_json(pages)
             sys.stdout.flush()
         else:
             _tell_calendar(settings)
-            if not headless:
-                say(f"Dagster {pages['dagster']}\nMLflow  {pages['mlflow']}")
+            for name, page in pages.items():
+                say(f"{NAMES_OF_UIS[name]:<8}{page}")
         service.serve(settings, ports, configuration, headless=headless)
 
 

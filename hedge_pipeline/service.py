@@ -1,13 +1,15 @@
-"""The running service: one code server, the daemon, the web UI and MLflow's UI, on loopback.
+"""The running service: one code server, the daemon, the web UI and MLflow's UI.
 
-A process that ends is started again alone, see `processes.py`, which this process becomes; if that
-is of no use, all are ended and the exit code is not zero. All but MLflow's are copies of it. The
-daemon and the web server share one code server over a socket in a fresh folder; a python-module
-workspace would start a new one every minute.
+The UIs listen on HEDGE_BIND, which is loopback unless an authenticating proxy stands before them;
+everything else speaks over sockets in a fresh folder. A process that ends is started again alone,
+see `processes.py`, which this process becomes; if that is of no use, all are ended and the exit
+code is not zero. All but MLflow's are copies of it. The daemon and the web server share one code
+server; a python-module workspace would start a new one every minute.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -17,12 +19,14 @@ import shutil
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from hedge_pipeline import scratch
 from hedge_pipeline.processes import STOPPING, Program
+from hedge_pipeline.resources import views
 from hedge_pipeline.settings import SettingsError
 
 if TYPE_CHECKING:
@@ -34,7 +38,7 @@ UNFINISHED_REASON = "the service was stopped while this run was under way"
 
 @dataclass(frozen=True)
 class Ports:
-    """Ports on loopback."""
+    """Ports of the two UIs, at HEDGE_BIND."""
 
     dagster: int = 3000
     mlflow: int = 5000
@@ -49,19 +53,55 @@ def dagster_home(settings: Settings) -> Path:
     return (Path(local) / "dagster_home").resolve()
 
 
-def prepare(home: Path, configuration: Path) -> int:
-    """Makes the home ready before any process uses it; returns the runs reported as failed.
+@contextlib.contextmanager
+def _written(home: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SettingsError(
+            f"{home} cannot be written: {error.strerror}; set DAGSTER_HOME to a folder that can be"
+        ) from None
 
-    The instance is opened once here, since processes that create its databases at the same time
-    disturb each other. Runs left over from a crash are reported as failed.
+
+def claim(home: Path) -> TextIO:
+    """Takes the home for this process and for whoever inherits the file, until it is closed.
 
     Args:
-        home: DAGSTER_HOME.
-        configuration: dagster.yaml to copy if the home has none.
+        home: DAGSTER_HOME; made if there is none.
+
+    Raises:
+        SettingsError: a service runs there, or the home cannot be written.
     """
-    home.mkdir(parents=True, exist_ok=True)
+    with _written(home):
+        home.mkdir(parents=True, exist_ok=True)
+        lock = (home / "service.lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise SettingsError(
+                f"another service, or what a killed one left running, uses {home}: stop it first"
+            ) from None
+    return lock
+
+
+def prepare(home: Path, configuration: Path) -> int:
+    """Makes a claimed home ready before any process uses it; returns the runs reported as failed.
+
+    The instance is opened once here, since processes that create its databases at the same time
+    disturb each other. Runs left over from a crash are reported as failed; of a service that runs
+    they would be its own, so the home must be claimed.
+
+    Args:
+        home: DAGSTER_HOME, see `claim`.
+        configuration: dagster.yaml to copy if the home has none.
+
+    Raises:
+        SettingsError: the home cannot be written.
+    """
     if not (home / "dagster.yaml").exists():
-        shutil.copy(configuration, home / "dagster.yaml")
+        with _written(home):
+            shutil.copy(configuration, home / "dagster.yaml")
     os.environ["DAGSTER_HOME"] = str(home)
     import dagster as dg
 
@@ -131,22 +171,16 @@ def serve(settings: Settings, ports: Ports, configuration: Path, *, headless: bo
     """Becomes the service, which runs until it is told to stop.
 
     Raises:
-        SettingsError: another service runs in the same home, or a port is in use.
+        SettingsError: another service runs in the same home, which may also be one that cannot be
+            written, or a port cannot be listened on.
     """
     home = dagster_home(settings)
-    home.mkdir(parents=True, exist_ok=True)
-    lock = (home / "service.lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise SettingsError(
-            f"another service, or what a killed one left running, uses {home}: stop it first"
-        ) from None
+    lock = claim(home)
     if not headless:
-        _refuse_ports_in_use(settings.bind, ports)
+        _check_ports(settings.bind, ports)
     left_over = prepare(home, configuration)
     if left_over:
-        print(f"{left_over} runs were left over and are reported as failed", file=sys.stderr)
+        print(left_over_words(left_over), file=sys.stderr)
     environment = {
         **os.environ,
         "HEDGE_AUTOSTART": "true",
@@ -201,7 +235,25 @@ def pages(settings: Settings, ports: Ports) -> dict[str, str]:
     return found
 
 
-def _refuse_ports_in_use(bind: str, ports: Ports) -> None:
+def addresses(settings: Settings, ports: Ports) -> dict[str, str]:
+    """Where a person looks, by UI; without those that nobody knows here, see `pages`."""
+    found = pages(settings, ports)
+    dagster, mlflow = found["HEDGE_DAGSTER_URL"], found["HEDGE_MLFLOW_URL"].rstrip("/")
+    shown = {"dagster": dagster, "mlflow": mlflow and f"{mlflow}/{views.HOME}"}
+    return {name: page for name, page in shown.items() if page}
+
+
+def left_over_words(count: int) -> str:
+    """What became of runs that nobody ended, in words."""
+    if not count:
+        return "no run was left over"
+    runs = "1 run was left over and is" if count == 1 else f"{count} runs were left over and are"
+    return f"{runs} reported as failed"
+
+
+def _check_ports(bind: str, ports: Ports) -> None:
+    if ports.dagster == ports.mlflow:
+        raise SettingsError(f"both UIs cannot have port {ports.mlflow}: change --mlflow-port")
     for option, port in (("--port", ports.dagster), ("--mlflow-port", ports.mlflow)):
         try:
             family, kind, _, _, address = socket.getaddrinfo(bind, port, type=socket.SOCK_STREAM)[0]
@@ -211,4 +263,8 @@ def _refuse_ports_in_use(bind: str, ports: Ports) -> None:
         except OSError as error:
             if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
                 raise SettingsError(f"HEDGE_BIND={bind} is no address of this machine") from None
-            raise SettingsError(f"port {port} is in use: choose another with {option}") from None
+            why = {
+                errno.EADDRINUSE: "is in use",
+                errno.EACCES: "is for the system's own services only",
+            }.get(error.errno or 0, f"cannot be listened on ({error.strerror})")
+            raise SettingsError(f"port {port} {why}: choose another with {option}") from None

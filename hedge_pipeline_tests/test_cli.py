@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from hedge_pipeline import cli, stages
+from hedge_pipeline import cli, service, stages
 from hedge_pipeline.market.tables import OUTCOMES, PROMOTIONS
 from hedge_pipeline.resources.registry import MlflowRegistry
 from hedge_pipeline_tests.replays import (
@@ -295,6 +298,10 @@ CALLED_WRONGLY = {
     "rollback": "Missing option '--reason'; see `hedge rollback --help`",
     "demo --sessions 1": "Invalid value for '--sessions': Input should be greater than or equal "
     "to 6; see `hedge demo --help`",
+    "up --port 99999": "Invalid value for '--port': Input should be less than or equal to 65535; "
+    "see `hedge up --help`",
+    "up --mlflow-port=-1": "Invalid value for '--mlflow-port': Input should be greater than or "
+    "equal to 1; see `hedge up --help`",
 }
 
 
@@ -408,5 +415,95 @@ def test_a_second_service_in_the_same_home_is_refused(tmp_path: Path) -> None:
     with (home / "service.lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         done = invoke("up", "--headless", DAGSTER_HOME=str(home), HEDGE_DATA_URL=str(tmp_path))
+        prepared = invoke("up", "--prepare", DAGSTER_HOME=str(home), HEDGE_DATA_URL=str(tmp_path))
+    for said in (done, prepared):
+        assert said.exit_code == 1
+        assert f"uses {home}: stop it first" in said.stderr
+    assert not (home / "history").exists()
+    prepared = invoke("up", "--prepare", DAGSTER_HOME=str(home), HEDGE_DATA_URL=str(tmp_path))
+    assert (prepared.exit_code, prepared.stdout) == (0, "no run was left over\n")
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (0, "no run was left over"),
+        (1, "1 run was left over and is reported as failed"),
+        (2, "2 runs were left over and are reported as failed"),
+    ],
+)
+def test_runs_that_were_left_over_are_counted_in_words(count: int, words: str) -> None:
+    assert service.left_over_words(count) == words
+
+
+@pytest.mark.parametrize("option", ["--prepare", "--headless"])
+def test_a_home_that_cannot_be_written_is_one_line(tmp_path: Path, option: str) -> None:
+    Path("dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    done = invoke("up", option, DAGSTER_HOME="dagster.yaml/home")
+    home = tmp_path / "dagster.yaml" / "home"
     assert done.exit_code == 1
-    assert f"uses {home}: stop it first" in done.stderr
+    assert done.stderr == (
+        f"error: {home} cannot be written: Not a directory; set DAGSTER_HOME to a folder that can "
+        "be\n"
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port that somebody listens on."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        yield int(listening.getsockname()[1])
+
+
+def test_a_port_that_is_in_use_is_one_line_with_its_option(taken: int) -> None:
+    Path("dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    done = invoke("up", "--mlflow-port", str(taken), "--port", str(free_port()))
+    assert done.exit_code == 1
+    line = f"error: port {taken} is in use: choose another with --mlflow-port\n"
+    assert done.stderr == line
+
+
+def test_two_uis_with_one_port_are_one_line() -> None:
+    Path("dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    done = invoke("up", "--port", "5000")
+    assert done.exit_code == 1
+    assert done.stderr == "error: both UIs cannot have port 5000: change --mlflow-port\n"
+
+
+def test_a_port_that_is_the_system_s_is_one_line_with_its_option(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever runs the tests may be allowed to take it."""
+
+    def refused(own: socket.socket, address: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    Path("dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    monkeypatch.setattr(socket.socket, "bind", refused)
+    done = invoke("up", "--port", "80")
+    assert done.exit_code == 1
+    assert done.stderr == (
+        "error: port 80 is for the system's own services only: choose another with --port\n"
+    )
+
+
+def test_the_addresses_it_says_are_those_a_browser_needs(taken: int) -> None:
+    Path("dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    ports = ("--port", str(taken), "--mlflow-port", "5000")  # it goes no further than this
+    said = invoke("up", *ports).stdout
+    assert f"Dagster http://127.0.0.1:{taken}\nMLflow  http://127.0.0.1:5000/#/exp" in said
+    proxied = {"HEDGE_BEHIND_PROXY": "true", "HEDGE_MLFLOW_URL": "https://there/ml/"}
+    said = invoke("up", *ports, **proxied).stdout
+    assert "Dagster" not in said
+    assert "MLflow  https://there/ml/#/experiments" in said
+    found = json.loads(invoke("up", *ports, "--json", **proxied).stdout)
+    assert set(found) == {"mlflow"}
+    assert json.loads(invoke("up", *ports, "--json").stdout)["dagster"].endswith(f":{taken}")
