@@ -284,7 +284,7 @@ def backup_trouble(deployment: Deployment, settings: Settings) -> Trouble | None
 
 
 def training_trouble(
-    symbol: str, failed: int, run_id: str, why: str, most: int = 1
+    symbol: str, failed: int, run_id: str, why: str, least: int = 1
 ) -> Trouble | None:
     """Trainings that fail again and again.
 
@@ -293,9 +293,9 @@ def training_trouble(
         failed: in a row.
         run_id: the newest failed run.
         why: what it says.
-        most: from how many on it is a trouble, HEDGE_ALERT_FAILED_TRAININGS.
+        least: from how many on it is a trouble, HEDGE_ALERT_FAILED_TRAININGS.
     """
-    if failed < max(most, 1):
+    if failed < max(least, 1):
         return None
     return Trouble(
         f"{symbol}: retraining failed",

@@ -150,7 +150,7 @@ def served_probabilities(
 
 @dataclass(frozen=True)
 class TriedModels:
-    """What models said of sessions after their training, and what the price did, [n] each.
+    """What the log has of the models' predictions, and what the price did, [n] each.
 
     Attributes:
         probability: of up, the model's own, before trust shrinks it.
@@ -170,16 +170,17 @@ class TriedModels:
         one = self.first == self.last
         who = f"version {self.last}" if one else f"versions {self.first} to {self.last}"
         return (
-            f"{len(self.up):,} outcomes of the {self.sessions} newest sessions, each predicted "
-            f"before it was known by the newest of {who}; the model's own probability, before trust"
+            f"{len(self.up):,} outcomes of the {self.sessions} newest sessions, each beside "
+            f"what the log has of the newest of {who}; the model's own probability, before trust"
         )
 
 
 def tried_models(deployment: Deployment, symbol: str, last: int = TRIED) -> TriedModels | None:
-    """The newest sessions as models saw them that had not learned from them; None = none yet.
+    """The newest sessions as the models of their time saw them; None = none has predicted yet.
 
     A version that was trained a moment ago has predicted nothing yet: this is what the versions
-    before it said, each until the next one came. No further back than 250 sessions.
+    before it said, each until the next one came. Predictions that were made up for after an outage
+    are among them. No further back than 250 sessions.
     """
     parts = []
     for label in deployment.store.sessions(OUTCOMES, last=RECENT)[::-1]:

@@ -396,8 +396,8 @@ def _skill(deployment: Deployment, symbol: str) -> dict[str, Any]:
     changes = folds[folds["event"].notna()]
     return {
         "state": state.status.value,
-        "evidence": state.log_evidence,
-        "peak": float(max([0.0, *folds["evidence"]])),
+        "log_evidence": state.log_evidence,
+        "log_peak": float(max([0.0, *folds["evidence"]])),
         "trust": float(folds["trust"].iloc[-1]) if len(folds) else None,
         "events": [
             {"session": row["session"], "event": row["event"]} for _, row in changes.iterrows()

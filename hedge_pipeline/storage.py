@@ -218,7 +218,7 @@ def trouble(found: dict[str, Any]) -> str | None:
     if budget is not None and found["total_bytes"] > budget:
         return (
             f"{total:.0f} MB are used and HEDGE_DISK_BUDGET_MB is {budget / MEGABYTE:.0f}: "
-            "set HEDGE_RETENTION_DAYS or raise it"
+            "set or lower HEDGE_RETENTION_DAYS, or raise HEDGE_DISK_BUDGET_MB"
         )
     if found["free_share"] < LEAST_FREE:
         return f"the disk has {found['free_bytes'] / MEGABYTE:.0f} MB left: make room"

@@ -78,7 +78,7 @@ def test_a_symbols_part_of_the_summary_has_the_keys_of_the_whole(demo: Demo, sym
     assert set(part) == COUNTS | LOSSES | {"accuracy"}
     assert set(part["accuracy"]) == ACCURACY == set(summary["accuracy"])
     assert set(part["outcomes"]) == {"up", "down", "flat", "unlabelable"}
-    assert set(summary["skill"][symbol]) == {"state", "evidence", "peak", "trust", "events"}
+    assert set(summary["skill"][symbol]) == {"state", "log_evidence", "log_peak", "trust", "events"}
 
 
 def test_every_version_that_predicted_is_scored_in_the_summary(demo: Demo) -> None:

@@ -350,6 +350,11 @@ def points(registry: MlflowRegistry, run_id: str, name: str) -> list[tuple[int, 
     return [(point.step, point.value) for point in history]
 
 
+def to_read(value: float) -> float:
+    """As MLflow is told: six digits."""
+    return float(f"{value:.6g}")
+
+
 def test_mlflow_shows_the_report_in_a_run_of_its_own(
     registry: MlflowRegistry, scored: Deployment, tmp_path: Path
 ) -> None:
@@ -363,7 +368,9 @@ def test_mlflow_shows_the_report_in_a_run_of_its_own(
     numbers = ("signals", "scored", "win_rate", "lo", "hi", "profit_factor", "average_pct")
     last = scored.calendar.ordinal(SESSIONS[-1])
     for name in numbers:
-        assert points(registry, run.info.run_id, name) == [(last, found["overall"][name])]
+        metric = f"win_rate_{name}" if name in ("lo", "hi") else name
+        value = to_read(found["overall"][name])
+        assert points(registry, run.info.run_id, metric) == [(last, value)]
     names = {artifact.path for artifact in registry.client.list_artifacts(run.info.run_id)}
     assert names == {"signal_report.json", "reliability.png", "false_positives.png"}
     path = download_artifacts(
@@ -380,7 +387,7 @@ def test_mlflow_shows_the_false_positives_of_every_session(
 ) -> None:
     found, (run,) = publish(registry, scored)
     assert points(registry, run.info.run_id, "false_positive_rate") == [
-        (scored.calendar.ordinal(label), session["false_positive_rate"])
+        (scored.calendar.ordinal(label), to_read(session["false_positive_rate"]))
         for label, session in found["by_session"].items()
     ]
 
@@ -405,7 +412,7 @@ def test_a_later_session_is_a_further_point_of_the_same_run(
     found, (run,) = publish(registry, later)
     assert found["sessions"] == 5
     expected = [
-        (copy.calendar.ordinal(one["last_session"]), one["overall"]["win_rate"])
+        (copy.calendar.ordinal(one["last_session"]), to_read(one["overall"]["win_rate"]))
         for one in (before, found)
     ]
     assert points(registry, run.info.run_id, "win_rate") == expected

@@ -41,7 +41,7 @@ from hedge_pipeline.learning import drift
 from hedge_pipeline.learning.training import TrainingPlan
 from hedge_pipeline.market.tables import PERFORMANCE, PREDICTION_LOG, PROMOTIONS, RAW_QUOTES
 from hedge_pipeline.resources import housekeeping, upkeep
-from hedge_pipeline.resources.registry import MlflowRegistry, kept_versions
+from hedge_pipeline.resources.registry import MlflowRegistry, RegistryError, kept_versions
 from hedge_pipeline.stages import Deployment
 from hedge_pipeline_tests.databases import Postgres, free_port, postgres
 from hedge_pipeline_tests.replays import Demo, demo_in, environment, replay_in
@@ -148,7 +148,8 @@ def test_the_report_counts_every_byte_and_says_what_is_too_much(demo: Demo, tmp_
     assert found["areas"]["mlflow"] == 1_000_000
     assert found["areas"]["tables"] == sum(x.stat().st_size for x in out.rglob("*.parquet"))
     assert found["total_bytes"] == sum(found["areas"].values())
-    assert "HEDGE_DISK_BUDGET_MB is 1" in str(storage.trouble(found))
+    trouble = str(storage.trouble(found))
+    assert "HEDGE_DISK_BUDGET_MB is 1: set or lower HEDGE_RETENTION_DAYS, or raise" in trouble
     assert storage.trouble(found | {"budget_bytes": None, "free_share": 0.5}) is None
     assert "make room" in str(storage.trouble(found | {"budget_bytes": None, "free_share": 0.01}))
 
@@ -423,6 +424,7 @@ def test_the_nightly_job_frees_what_is_older_than_the_setting_on_sqlite(
 
         assert said["runs"] == "30 deleted"
         assert said["events"] == "200 deleted"  # in two databases
+        assert said["ticks"] == "old ones of 2 schedules and sensors deleted"
         assert instance.get_runs_count() == 2
         for run_id in gone:
             assert list(home.rglob(f"{run_id}*")) == []
@@ -544,6 +546,14 @@ def test_every_version_that_was_champion_is_kept(demo: Demo) -> None:
     ledger.entries = entries.assign(event=entries["event"].mask(chosen, "promote"))
     assert kept_versions(ledger, 2) == {1, 2, 3, 4}
     assert kept_versions(ledger, None) == {1, 2, 3, 4}
+
+
+def test_a_collection_that_takes_too_long_is_ended_and_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "GARBAGE_SECONDS", 0.01)
+    with pytest.raises(RegistryError, match=r"^MLflow's garbage collection was ended after 0 s; "):
+        upkeep.collect_garbage(f"sqlite:///{tmp_path / 'mlflow.db'}")
 
 
 def test_behind_a_server_whose_database_is_not_known_the_collection_is_the_servers_matter(

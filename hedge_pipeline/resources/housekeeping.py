@@ -43,7 +43,7 @@ def steps(instance: dg.DagsterInstance, loop: LoopResource) -> list[tuple[str, C
         ("summaries", lambda: _summed_up(deployment)),
         ("tables", lambda: _forgotten(deployment, settings)),
         ("runs", lambda: f"{upkeep.delete_old_runs(instance, home, old)} deleted"),
-        ("ticks", lambda: f"of {upkeep.delete_old_ticks(instance, old)} schedules and sensors"),
+        ("ticks", lambda: _ticked(instance, old)),
         ("events", lambda: f"{upkeep.delete_old_events(instance, home, old)} deleted"),
         ("MLflow", lambda: _pruned(loop, settings)),
         ("sizes", lambda: _measured(deployment, found)),
@@ -80,6 +80,11 @@ def _forgotten(deployment: Deployment, settings: Settings) -> str:
     return f"{done['sessions']} sessions, {done['bytes'] / 1e6:.1f} MB removed"
 
 
+def _ticked(instance: dg.DagsterInstance, before: dt.datetime) -> str:
+    count = upkeep.delete_old_ticks(instance, before)
+    return f"old ones of {count} schedules and sensors deleted"
+
+
 def _pruned(loop: LoopResource, settings: Settings) -> str:
     registry = loop.registry.open()
     count = sum(registry.prune(loop.deployment, x) for x in loop.deployment.symbols)
@@ -113,8 +118,8 @@ def _looked(
         storage.report(deployment, places(settings), settings.disk_budget_mb, noted=True)
     )
     told += [health.Trouble("disk", room)] if room else []
-    most = settings.alert_failed_trainings
-    told += upkeep.training_troubles(instance, deployment.symbols, most)
+    least = settings.alert_failed_trainings
+    told += upkeep.training_troubles(instance, deployment.symbols, least)
     return found, told
 
 

@@ -635,8 +635,10 @@ def _model_description(
     if champion is None:
         lines = [f"**No champion**: {summary['hedge.evidence']}."]
     else:
-        own = verdicts.loc[verdicts["model_version"] == champion, "reason"]
-        reason = own.iloc[-1] if len(own) else summary["hedge.evidence"]
+        own = verdicts[verdicts["model_version"] == champion].iloc[-1]
+        # skill may have been proven after its verdict, which then says the opposite
+        promoted = own["event"] == "promote"
+        reason = own["reason"] if promoted else f"skill {summary['hedge.evidence']}"
         lines = [f"**Champion: version {champion}**. {reason}."]
     if pinned is not None:
         lines.append(f"Version {pinned} is served: an operator has pinned it.")
@@ -735,7 +737,7 @@ def _card_metrics(card: ModelCard, when: int) -> list[Metric]:
         "training/rows": card.rows,
         "training/effective_rows": card.effective_rows,
         "training/base_rate": card.base_rate,
-        "training/in_sample_skill": card.in_sample_skill,
+        "training/in_sample_skill_1e4_nats": 1e4 * card.in_sample_skill,
         "training/margin_spread": card.spread,
     }
     return [Metric(name, _to_six_digits(float(x)), when, 0) for name, x in values.items()]
@@ -865,8 +867,10 @@ def _signal_metrics(deployment: Deployment, found: dict[str, Any]) -> list[Metri
     """What is known of all signals at the last session, and the false positives of every one."""
     from mlflow.entities import Metric
 
+    names = {"lo": "win_rate_lo", "hi": "win_rate_hi"}
     values: list[tuple[str, str, object]] = [
-        (name, found["last_session"], value) for name, value in found["overall"].items()
+        (names.get(name, name), found["last_session"], value)
+        for name, value in found["overall"].items()
     ]
     values += [
         ("false_positive_rate", label, session["false_positive_rate"])
@@ -878,7 +882,7 @@ def _signal_metrics(deployment: Deployment, found: dict[str, Any]) -> list[Metri
             continue
         when = _milliseconds(deployment.calendar.session(label).closes)
         step = deployment.calendar.ordinal(label)
-        metrics.append(Metric(f"signals/{name}", float(value), when, step))
+        metrics.append(Metric(f"signals/{name}", _to_six_digits(float(value)), when, step))
     return metrics
 
 

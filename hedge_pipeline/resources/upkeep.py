@@ -138,6 +138,7 @@ def _shrink(path: Path, statement: str | None = None, *values: str) -> int:
 # the database is not on the command line, where others could read its password
 _GARBAGE = "import sys; from mlflow.cli import cli; cli(['gc', *sys.stdin.read().splitlines()])"
 STORE = "MLFLOW_BACKEND_STORE_URI"
+GARBAGE_SECONDS = 600.0
 
 
 def collect_garbage(tracking_uri: str) -> bool:
@@ -151,21 +152,27 @@ def collect_garbage(tracking_uri: str) -> bool:
         Whether it was done.
 
     Raises:
-        RegistryError: MLflow refuses.
+        RegistryError: MLflow refuses, or takes longer than ten minutes.
     """
     remote = tracking_uri.startswith(("http:", "https:"))
     store = os.environ.get(STORE, "") if remote else tracking_uri
     if "://" not in store or store.startswith(("http:", "https:")):
         return False
     given = ["--backend-store-uri", store, *(["--tracking-uri", tracking_uri] if remote else [])]
-    done = subprocess.run(
-        [sys.executable, "-c", _GARBAGE],
-        input="\n".join(given),
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _GARBAGE],
+            input="\n".join(given),
+            capture_output=True,
+            text=True,
+            timeout=GARBAGE_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise RegistryError(
+            f"MLflow's garbage collection was ended after {GARBAGE_SECONDS:.0f} s; "
+            "it goes on when versions are deleted again"
+        ) from None
     if done.returncode:
         raise RegistryError("MLflow's garbage collection failed; it is done again next night")
     return True
@@ -210,20 +217,20 @@ def why_it_failed(instance: dg.DagsterInstance, run_id: str) -> str:
 
 
 def training_troubles(
-    instance: dg.DagsterInstance, symbols: Sequence[str], most: int = 1
+    instance: dg.DagsterInstance, symbols: Sequence[str], least: int = 1
 ) -> list[Trouble]:
-    """The symbols whose newest trainings have failed, at least so many in a row.
+    """The symbols whose newest trainings have failed in a row.
 
     Args:
         instance: whose runs.
         symbols: ticker symbols.
-        most: HEDGE_ALERT_FAILED_TRAININGS.
+        least: how many in a row are a trouble, HEDGE_ALERT_FAILED_TRAININGS.
     """
     found = []
     for symbol in symbols:
         count, run_id = failed_trainings(instance, symbol)
         why = why_it_failed(instance, run_id) if count else ""
-        found.append(training_trouble(symbol, count, run_id, why, most))
+        found.append(training_trouble(symbol, count, run_id, why, least))
     return [trouble for trouble in found if trouble]
 
 

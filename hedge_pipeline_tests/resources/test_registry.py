@@ -203,6 +203,8 @@ def test_a_run_is_named_and_holds_the_description_of_its_version(
     }
     assert run.data.metrics["training/rows"] == card.rows
     assert run.data.metrics["training/base_rate"] == about(card.base_rate)
+    skill = run.data.metrics["training/in_sample_skill_1e4_nats"]
+    assert skill == about(1e4 * card.in_sample_skill)
     assert run.data.tags["hedge.sha256"] == card.sha256
     assert run.data.tags["hedge.verdict"] == verdict["event"] == "hold"
     assert run.data.tags["hedge.reason"] == verdict["reason"]
@@ -650,7 +652,9 @@ def test_the_registered_model_says_which_version_is_champion_and_why(
     say(deployment, "SIMQ", Skill.PROVEN, DEMO_SESSIONS)
     registry.publish(deployment, "SIMQ")
     after = registry.client.get_registered_model("hedge-SIMQ").description
-    assert after.startswith("**Champion: version 4**. ")
+    verdicts = rows_of(deployment.store, PROMOTIONS, symbols=["SIMQ"]).query("kind == 'verdict'")
+    assert "skill unproven" in str(verdicts.sort_values("model_version")["reason"].iloc[-1])
+    assert after.startswith("**Champion: version 4**. skill proven in session ")
 
 
 def test_the_ui_of_a_tracking_server_is_at_its_address_without_the_password() -> None:
