@@ -1,8 +1,9 @@
-"""Every variable the code reads, in one class.
+"""Every variable a user sets, in one class.
 
-Values come from the environment or a `.env` file in the working directory. Nothing else in the
-project reads the environment, but for DAGSTER_HOME, which is Dagster's; a bad value stops start-up
-with one line that names the variable.
+Values come from the environment or a `.env` file in the working directory; a bad value stops
+start-up with one line that names the variable. Beside these the project reads DAGSTER_HOME and the
+variables that dagster.yaml names, which are Dagster's, and what the service tells its processes:
+MLFLOW_BACKEND_STORE_URI (`resources/upkeep.py`) and HEDGE_RUNS_SOCKET (`resources/launching.py`).
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class Settings(BaseSettings):
     history_start: dt.date = Field(
         default=dt.date(2024, 1, 2),
         alias="HEDGE_HISTORY_START",
-        description="first session that can be materialized",
+        description="first session that can be materialized, not in the future",
     )
     backfill_sessions: int | None = Field(
         default=None,
@@ -364,7 +365,9 @@ class Settings(BaseSettings):
                 .replace("=", "")
                 .isalnum()
             ):
-                raise ValueError(f"{symbol!r} is no symbol")
+                raise ValueError(
+                    f"{symbol!r} is no symbol: letters or digits, and . - ^ = among them"
+                )
         symbols = tuple(symbol.upper() for symbol in value)
         if len(set(symbols)) != len(symbols):
             raise ValueError("a symbol is named twice")
@@ -424,6 +427,13 @@ class Settings(BaseSettings):
                 f"others can reach HEDGE_BIND={bind} and the web UIs ask nobody who is there: put "
                 "an authenticating proxy before them and say so with true"
             )
+        return value
+
+    @field_validator("history_start")
+    @classmethod
+    def _history_lies_behind(cls, value: dt.date) -> dt.date:
+        if value > dt.date.today():
+            raise ValueError("must not lie in the future")
         return value
 
     @field_validator("calendar")

@@ -195,7 +195,16 @@ MISTAKES: dict[str, tuple[tuple[str, ...], dict[str, str], str]] = {
         {"RETRAIN_HOUR": "25"},
         "RETRAIN_HOUR='25': input should be less than or equal to 23",
     ),
-    "a symbol that is no symbol": ((*REPLAY, "--symbols", "A B"), {}, "HEDGE_SYMBOLS="),
+    "a symbol that is no symbol": (
+        (*REPLAY, "--symbols", "A B"),
+        {},
+        "'A B' is no symbol: letters or digits, and . - ^ = among them",
+    ),
+    "a history that begins later": (
+        ("status",),
+        {"HEDGE_HISTORY_START": "2999-01-04"},
+        "HEDGE_HISTORY_START='2999-01-04': must not lie in the future",
+    ),
     "an unknown source": ((*REPLAY, "--source", "nix"), {}, "nix"),
     "a symbol the simulated market has not": (
         (*REPLAY, "--source", "simulated", "--symbols", "QQQ"),

@@ -130,6 +130,7 @@ def test_a_variable_sets_its_field(
         ("HEDGE_MODE", "paper", "'live' or 'replay'"),
         ("HEDGE_CALENDAR", "NYSE2", "no such exchange calendar; XNYS and 24/7 are examples"),
         ("HEDGE_HISTORY_START", "2025-13-01", "valid date"),
+        ("HEDGE_HISTORY_START", "2999-01-04", "must not lie in the future"),
         ("HEDGE_BAR_SECONDS", "59", "greater than or equal to 60"),
         ("HEDGE_BAR_SECONDS", "3601", "less than or equal to 3600"),
         ("HEDGE_HORIZON_BARS", "0", "greater than or equal to 1"),
