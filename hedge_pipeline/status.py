@@ -181,19 +181,15 @@ def _configuration(settings: Settings) -> str:
 
 
 def _calendar(deployment: Deployment) -> str:
-    now = deployment.clock()
-    closed = deployment.calendar.closed_by(now)
-    following = deployment.calendar.following(closed) if closed else None
+    now, calendar = deployment.clock(), deployment.calendar
+    running = calendar.session_at(now)
+    if running is not None:
+        return f"{calendar.name}: session {running.label} is open"
+    following = calendar.next_session(now)
     if following is None:
         raise ValueError("no session lies ahead of now")
-    session = deployment.calendar.session(following)
-    when = session.opens.astimezone(ZoneInfo(deployment.calendar.timezone))
-    running = session.opens <= now < session.closes
-    return (
-        f"{deployment.calendar.name}: session {following} is open"
-        if running
-        else f"{deployment.calendar.name}: closed, opens {when:%Y-%m-%d %H:%M %Z}"
-    )
+    when = following.opens.astimezone(ZoneInfo(calendar.timezone))
+    return f"{calendar.name}: closed, opens {when:%Y-%m-%d %H:%M %Z}"
 
 
 def _store(deployment: Deployment) -> str:

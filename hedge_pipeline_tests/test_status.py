@@ -112,6 +112,26 @@ def test_the_status_of_an_empty_store_is_all_zeros_and_nones(tmp_path: Path) -> 
     assert not (tmp_path / "nothing").exists()
 
 
+@pytest.mark.parametrize(
+    ("now", "words"),
+    [
+        ("2024-01-02T13:00", "XNYS: closed, opens 2024-01-02 09:30 EST"),
+        ("2024-01-02T15:00", "XNYS: session 2024-01-02 is open"),  # the first one of the history
+        ("2024-01-02T21:00", "XNYS: closed, opens 2024-01-03 09:30 EST"),
+        ("2024-01-03T15:00", "XNYS: session 2024-01-03 is open"),
+    ],
+)
+def test_the_doctor_knows_the_open_session_and_the_next_opening(
+    tmp_path: Path, now: str, words: str
+) -> None:
+    moment = dt.datetime.fromisoformat(f"{now}+00:00")
+    deployment = replace(replay_in(tmp_path), clock=lambda: moment)
+    registry = MlflowRegistry("nosuch://127.0.0.1/mlflow")
+    findings = diagnose(settings_in(tmp_path), deployment, registry)
+    (found,) = (finding for finding in findings if finding.name == "calendar")
+    assert (found.ok, found.message) == (True, words)
+
+
 def test_the_doctor_notices_a_clock_that_is_behind_the_data(demo: Demo, tmp_path: Path) -> None:
     out = demo.copy(tmp_path / "out")
     (out / "replay.json").unlink()
