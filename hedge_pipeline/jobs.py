@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 
 TRAIN_LANE = {"hedge/lane": "train"}
 POLL_LANE = {"hedge/lane": "poll"}
+UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
 REPORT_AFTER_POLLS = 12
 REPORT_AFTER = dt.timedelta(minutes=5), dt.timedelta(minutes=15)
 LAST_ALERTS_SECONDS = 10.0
@@ -94,7 +101,7 @@ def poll_market() -> None:
 
 @dg.op
 def close_open_sessions(context: dg.OpExecutionContext, loop: LoopResource) -> None:
-    """Closes every session that `stages.pending_sessions` names, oldest first."""
+    """Closes the newest ten sessions that are over and not closed yet, oldest first."""
     from hedge_pipeline import stages
     from hedge_pipeline.assets.reporting import plain_failures, report_closed
 

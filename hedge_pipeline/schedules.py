@@ -1,21 +1,22 @@
-"""Schedules in exchange time: supervision of the poll run, and the close of the session."""
+"""Schedules in exchange time: the poll run, the close of sessions, the nightly job, the watch.
+
+What is to be done is decided by plain functions elsewhere; here their answers become requests for
+runs, or the reason why there is none.
+"""
 
 import datetime as dt
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from hedge_pipeline.jobs import POLL_LANE, close_session, housekeeping, poll_market
+from hedge_pipeline.jobs import POLL_LANE, UNFINISHED, close_session, housekeeping, poll_market
 from hedge_pipeline.resources.loop import LoopResource
 from hedge_pipeline.settings import Settings
 
+if TYPE_CHECKING:
+    from hedge_pipeline.live.supervision import Heartbeat
+
 GRACE_SECONDS = 600
-UNFINISHED = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
 
 
 def default_status(settings: Settings) -> dg.DefaultScheduleStatus:
@@ -64,23 +65,24 @@ def build_polling_schedule(settings: Settings, timezone: str) -> dg.ScheduleDefi
     ) -> dg.RunRequest | dg.SkipReason:
         """Supervises `poll_market`; outside the session it says when the next one opens."""
         from hedge_pipeline.live.supervision import Heartbeat, PollAction, PollRun, decide_poll
-        from hedge_pipeline.settings import load_settings
 
         deployment = loop.deployment
         records = context.instance.get_run_records(
             dg.RunsFilter(tags=POLL_LANE, statuses=UNFINISHED), limit=20
         )
         runs = [PollRun(r.dagster_run.run_id, r.create_timestamp) for r in records]
+        beat = Heartbeat.read(deployment.store)
         decision = decide_poll(
             deployment.calendar,
             deployment.clock(),
             runs,
-            Heartbeat.read(deployment.store),
-            dt.timedelta(seconds=load_settings().polling_interval),
+            beat,
+            dt.timedelta(seconds=settings.polling_interval),
         )
         for record in records:
             if record.dagster_run.run_id in decision.dead:
-                context.instance.report_run_failed(record.dagster_run, decision.reason)
+                why = _why_dead(record.dagster_run.run_id, beat)
+                context.instance.report_run_failed(record.dagster_run, why)
         if decision.action is PollAction.SKIP:
             return dg.SkipReason(decision.reason)
         # a run that hangs in a call is ended by the daemon, whatever its time box was
@@ -90,6 +92,23 @@ def build_polling_schedule(settings: Settings, timezone: str) -> dg.ScheduleDefi
         )
 
     return polling_schedule
+
+
+def _why_dead(run_id: str, beat: "Heartbeat | None") -> str:
+    """What a run is told to have failed of that is taken for dead.
+
+    Args:
+        run_id: of the run.
+        beat: the last sign of life, of whichever run.
+    """
+    if beat is None:
+        seen = "nobody has polled yet"
+    else:
+        whose = (
+            "its last poll" if beat.run_id == run_id else f"the last poll, of {beat.run_id[:8]},"
+        )
+        seen = f"{whose} was at {beat.moment.isoformat(timespec='seconds')}"
+    return f"taken for dead, it gave no sign of life ({seen})"
 
 
 def build_close_schedule(settings: Settings, timezone: str) -> dg.ScheduleDefinition:
@@ -110,7 +129,7 @@ def build_close_schedule(settings: Settings, timezone: str) -> dg.ScheduleDefini
     def close_session_schedule(
         context: dg.ScheduleEvaluationContext, loop: LoopResource
     ) -> dg.RunRequest | dg.SkipReason:
-        """Requests `close_session` while a session that is over is not folded."""
+        """Requests `close_session`, which closes the newest ten sessions not closed yet."""
         from hedge_pipeline import stages
 
         pending = stages.pending_sessions(loop.deployment)

@@ -20,12 +20,13 @@ from dagster._core.remote_origin import (
 )
 
 from hedge_pipeline import jobs, stages
-from hedge_pipeline.jobs import POLL_LANE
+from hedge_pipeline.jobs import POLL_LANE, UNFINISHED
 from hedge_pipeline.live.supervision import Heartbeat
 from hedge_pipeline.market.tables import PREDICTION_LOG, RAW_QUOTES
 from hedge_pipeline.opening import open_deployment
 from hedge_pipeline.resources.loop import RegistryResource, SourceResource, StoreResource
-from hedge_pipeline.schedules import UNFINISHED, build_schedules
+from hedge_pipeline.resources.upkeep import why_it_failed
+from hedge_pipeline.schedules import build_schedules
 from hedge_pipeline.settings import load_settings
 from hedge_pipeline.stages import Deployment
 from hedge_pipeline.store import Store
@@ -216,8 +217,9 @@ def test_a_dead_run_is_reported_as_failed_and_replaced(
     failed = instance.get_run_by_id(run.run_id)
     assert failed is not None
     assert failed.status is dg.DagsterRunStatus.FAILURE
-    (event,) = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.RUN_FAILURE)
-    assert reason in event.message or reason in str(event.dagster_event)
+    assert why_it_failed(instance, run.run_id) == (
+        "taken for dead, it gave no sign of life (nobody has polled yet)"
+    )
     # the next tick starts anew, the one after it has nothing to report
     assert asked(instance, later) == "the session is open and nobody polls"
 
@@ -233,6 +235,20 @@ def test_a_run_with_a_fresh_heartbeat_lives_however_old_it_is(
         f"run {run.run_id[:8]} is polling"
     )
     assert "is dead" in asked(instance, later + dt.timedelta(seconds=181))
+
+
+def test_a_dead_run_is_not_told_what_another_one_does(
+    instance: dg.DagsterInstance, data: Path
+) -> None:
+    dead, lives = (run_of(instance, "poll_market", dg.DagsterRunStatus.STARTED) for _ in range(2))
+    later = created(instance, lives) + dt.timedelta(minutes=10)
+    Heartbeat(lives.run_id, later.isoformat(), later.date().isoformat()).write(Store(str(data)))
+    assert why_not(instance, later) == f"run {lives.run_id[:8]} is polling"
+    at = later.isoformat(timespec="seconds")
+    assert why_it_failed(instance, dead.run_id) == (
+        f"taken for dead, it gave no sign of life (the last poll, of {lives.run_id[:8]}, was at "
+        f"{at})"
+    )
 
 
 def test_several_dead_runs_are_all_reported_and_one_is_started(

@@ -11,17 +11,10 @@ from zoneinfo import ZoneInfo
 
 import dagster as dg
 
-from hedge_pipeline.jobs import TRAIN_LANE, train_model
+from hedge_pipeline.jobs import TRAIN_LANE, UNFINISHED, train_model
 from hedge_pipeline.resources.loop import LoopResource
 
 NAMED = 8
-_UNFINISHED = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
 
 
 def build_retraining_sensor(
@@ -78,6 +71,6 @@ def _symbols_in_training(instance: dg.DagsterInstance) -> set[str]:
     """Symbols with an unfinished training run of the last day; older ones are dead."""
     since = dt.datetime.now(dt.UTC) - dt.timedelta(days=1)
     runs = instance.get_runs(
-        dg.RunsFilter(tags=TRAIN_LANE, statuses=_UNFINISHED, created_after=since)
+        dg.RunsFilter(tags=TRAIN_LANE, statuses=UNFINISHED, created_after=since)
     )
     return {run.tags.get("dagster/partition", "") for run in runs}
