@@ -1,8 +1,8 @@
 """Training rows: features joined with matured outcomes, cut at session boundaries.
 
 Labels come from the outcomes table only, so from observed prices. A session enters whole or not at
-all: labels never cross a close, so cutting between sessions is the purge. `split` is the only way
-to divide rows, and it refuses every other cut.
+all: labels never cross a close, so cutting between sessions is the purge. Whoever scores a model on
+rows left out divides them by `walk_forward.Fold`, which refuses every other cut.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import mmap
 import tempfile
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,10 +29,6 @@ if TYPE_CHECKING:
 
 _REMEMBERED = 4096
 _ROWS_AT_ONCE = 65_536
-
-
-class SplitRefused(ValueError):
-    """A proposed division of rows would let labels of one side tell of the other."""
 
 
 @dataclass(frozen=True)
@@ -255,11 +250,7 @@ def assemble(
     horizon: int,
     known_by: dt.datetime,
 ) -> TrainingSet:
-    """The rows of whole sessions, weighted; nothing that could not be known at `known_by`.
-
-    Weight = uniqueness x age: each label shares its minutes with the next `horizon` - 1, so a row
-    counts 1 / horizon; and half as much for every `half_life_sessions` before the last session
-    (Lopez de Prado 2018, chapter 4, with the average uniqueness of overlapping labels).
+    """The rows of whole sessions, weighted (`row_weights`), as they were known at `known_by`.
 
     Args:
         reader: where the rows come from.
@@ -270,9 +261,7 @@ def assemble(
         known_by: the cutoff as a moment; what became available later does not enter.
     """
     parts = [reader.read(symbol, session).known_by(known_by) for session in sessions]
-    ages = np.arange(len(parts) - 1, -1, -1, dtype=np.float64)
     counts = [len(part.labels) for part in parts]
-    weights = np.repeat(0.5 ** (ages / plan.half_life_sessions) / horizon, counts)
     width = len(feature_names())
     features = np.concatenate(
         [np.empty((0, width), np.float32), *(part.features for part in parts)]
@@ -284,7 +273,7 @@ def assemble(
         feature_names(),
         features,
         labels,
-        weights,
+        row_weights(counts, plan, horizon),
         recent,
         tuple(sessions),
         tuple(counts),
@@ -292,58 +281,24 @@ def assemble(
     )
 
 
+def row_weights(counts: Sequence[int], plan: TrainingPlan, horizon: int) -> npt.NDArray[np.float64]:
+    """Weight of every row, uniqueness x age, float64 [rows].
+
+    Each label shares its minutes with the next `horizon` - 1, so a row counts 1 / horizon; and half
+    as much for every `half_life_sessions` before the last session (Lopez de Prado 2018, chapter 4,
+    with the average uniqueness of overlapping labels).
+
+    Args:
+        counts: rows of each session, oldest first.
+        plan: with the half-life.
+        horizon: label horizon, bars.
+    """
+    ages = np.arange(len(counts) - 1, -1, -1, dtype=np.float64)
+    return np.repeat(0.5 ** (ages / plan.half_life_sessions) / horizon, counts)
+
+
 def data_hash(digests: Sequence[str], plan: TrainingPlan, horizon: int) -> str:
     """sha256 over the names of the features, what the weights are made of, and the rows."""
     columns = ",".join(feature_names())
     text = f"{columns};{horizon};{plan.half_life_sessions!r};" + ";".join(digests)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def split(data: TrainingSet, evaluation: npt.NDArray[np.bool_]) -> tuple[TrainingSet, TrainingSet]:
-    """Divides rows into those to fit and those to evaluate on, at session boundaries only.
-
-    Overlapping labels repeat each other: split at random, rows of pure noise are "predicted" with
-    an accuracy of 0.60 to 0.77. So a session is on one side or the other, and every evaluated
-    session comes after every fitted one.
-
-    Args:
-        data: the rows.
-        evaluation: bool [rows]; True = evaluate.
-
-    Returns:
-        The rows to fit and the rows to evaluate.
-
-    Raises:
-        SplitRefused: the line runs through a session, or evaluates a session before a fitted one.
-    """
-    starts = np.concatenate([[0], np.cumsum(data.counts)])
-    sides = [evaluation[first:last] for first, last in pairwise(starts)]
-    for session, side in zip(data.sessions, sides, strict=True):
-        if len(np.unique(side)) > 1:
-            raise SplitRefused(
-                f"the split runs through session {session}: labels on both sides share their "
-                "minutes; divide between sessions"
-            )
-    evaluated = [bool(side.any()) for side in sides]
-    if evaluated != sorted(evaluated):
-        raise SplitRefused("a session is evaluated before one that is fitted: the past comes first")
-    cut = evaluated.index(True) if any(evaluated) else len(evaluated)
-    return _part(data, 0, cut), _part(data, cut, len(evaluated))
-
-
-def _part(data: TrainingSet, first: int, last: int) -> TrainingSet:
-    """The sessions from `first` to `last` (excluded); their rows keep their weights."""
-    starts = np.concatenate([[0], np.cumsum(data.counts)])
-    rows = slice(int(starts[first]), int(starts[last]))
-    text = f"{data.data_hash};{first};{last}"
-    return replace(
-        data,
-        features=data.features[rows],
-        labels=data.labels[rows],
-        weights=data.weights[rows],
-        base_margin=None if data.base_margin is None else data.base_margin[rows],
-        recent=slice(0, rows.stop - rows.start),
-        sessions=data.sessions[first:last],
-        counts=data.counts[first:last],
-        data_hash=hashlib.sha256(text.encode()).hexdigest(),
-    )

@@ -12,6 +12,7 @@ import datetime as dt
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +23,14 @@ from hedge_pipeline.learning.dataset import (
     TrainingSet,
     data_hash,
     read_labelled,
+    row_weights,
 )
 from hedge_pipeline.learning.gate import logit
-from hedge_pipeline.learning.training import TrainingPlan
 from hedge_pipeline.market.tables import feature_names
-from hedge_pipeline.store import Store
+
+if TYPE_CHECKING:
+    from hedge_pipeline.learning.training import TrainingPlan
+    from hedge_pipeline.store import Store
 
 # no symbol may contain an underscore, so it is nobody's name
 POOL = "_pool"
@@ -79,7 +83,7 @@ def assemble_pool(
     *,
     spooled: bool,
 ) -> TrainingSet:
-    """The rows of whole sessions of the symbols, weighted as in `dataset.assemble`.
+    """The rows of whole sessions of the symbols, weighted by `row_weights`.
 
     Rows of one symbol alone have the hash and the values `dataset.assemble` gives them, and no base
     margin.
@@ -111,8 +115,7 @@ def assemble_pool(
             digests.append(f"{name}:{part.digest}")
             count += len(part.labels)
         counts.append(count)
-    ages = np.arange(len(counts) - 1, -1, -1, dtype=np.float64)
-    weights = np.repeat(0.5 ** (ages / plan.half_life_sessions) / horizon, counts)
+    weights = row_weights(counts, plan, horizon)
     ups = np.concatenate(labels)
     return TrainingSet(
         feature_names(),

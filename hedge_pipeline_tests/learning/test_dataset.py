@@ -16,10 +16,8 @@ from hypothesis import strategies as st
 
 from hedge_pipeline.learning.dataset import (
     LabelledSessions,
-    SplitRefused,
     TrainingSet,
     assemble,
-    split,
 )
 from hedge_pipeline.learning.labels import mature
 from hedge_pipeline.learning.training import TrainingPlan
@@ -293,64 +291,3 @@ def test_nothing_that_became_available_after_the_cutoff_enters(
         assert data.counts == (int(known.sum()),)
         everything = assemble(reader, "SIMQ", (label,), PLAN, HORIZON, LATER)
         assert (data.data_hash == everything.data_hash) is bool(known.all())
-
-
-# --- splits ----------------------------------------------------------------------------------
-
-
-def intervals_of(sessions: Sequence[str]) -> list[tuple[pd.Timestamp, pd.Timestamp]]:
-    """First and last moment each labelled row of the sessions reads a price at."""
-    found = []
-    for label in sessions:
-        times = times_of(SESSIONS[label])
-        for time, direction in zip(times, directions_of(label), strict=True):
-            if direction in (0, 1):
-                found.append((time, time + (HORIZON + 1) * MINUTE))
-    return found
-
-
-@given(cut=st.integers(0, len(LABELS)))
-@settings(max_examples=len(LABELS) + 1, deadline=None)
-def test_no_training_label_overlaps_an_evaluation_label(cut: int) -> None:
-    with TemporaryDirectory() as folder:
-        data = rows_of(fill(Store(folder)))
-    evaluation = np.repeat(np.arange(len(LABELS)) >= cut, data.counts)
-    fitted, evaluated = split(data, evaluation)
-    assert fitted.sessions == LABELS[:cut]
-    assert evaluated.sessions == LABELS[cut:]
-    np.testing.assert_array_equal(np.concatenate([fitted.labels, evaluated.labels]), data.labels)
-    assert fitted.rows == sum(fitted.counts) == int((~evaluation).sum())
-    ends = [end for _, end in intervals_of(fitted.sessions)]
-    starts = [start for start, _ in intervals_of(evaluated.sessions)]
-    assert not ends or not starts or max(ends) <= min(starts)
-
-
-@given(seed=st.integers(0, 10_000), share=st.floats(0.05, 0.95))
-@settings(max_examples=25, deadline=None)
-def test_a_random_split_is_refused(seed: int, share: float) -> None:
-    with TemporaryDirectory() as folder:
-        data = rows_of(fill(Store(folder)))
-    evaluation = np.random.default_rng(seed).random(data.rows) < share
-    with pytest.raises(SplitRefused, match="the split runs through session 2024-03-"):
-        split(data, evaluation)
-
-
-def test_a_split_at_a_minute_is_refused_even_if_it_is_only_one_row_off(filled: Store) -> None:
-    data = rows_of(filled)
-    evaluation = np.arange(data.rows) >= data.counts[0] - 1
-    with pytest.raises(SplitRefused, match=f"through session {LABELS[0]}"):
-        split(data, evaluation)
-
-
-def test_evaluating_the_past_of_what_was_fitted_is_refused(filled: Store) -> None:
-    data = rows_of(filled)
-    evaluation = np.repeat(np.arange(len(LABELS)) == 2, data.counts)
-    with pytest.raises(SplitRefused, match="the past comes first"):
-        split(data, evaluation)
-
-
-def test_the_halves_of_a_split_have_hashes_of_their_own(filled: Store) -> None:
-    data = rows_of(filled)
-    evaluation = np.repeat(np.arange(len(LABELS)) >= 3, data.counts)
-    hashes = {part.data_hash for part in (data, *split(data, evaluation))}
-    assert len(hashes) == 3

@@ -31,7 +31,15 @@ from hedge_pipeline.learning.search import (
     tuned,
 )
 from hedge_pipeline.learning.training import ModelError, TrainingPlan, fit, margins
-from hedge_pipeline.learning.walk_forward import Course, Fold, Walk, course_of, cut, walk
+from hedge_pipeline.learning.walk_forward import (
+    Course,
+    Fold,
+    SplitRefused,
+    Walk,
+    course_of,
+    cut,
+    walk,
+)
 from hedge_pipeline.market.tables import FEATURE_ROWS, OUTCOMES
 from hedge_pipeline.store import Store
 from hedge_pipeline_tests.learning.conftest import (
@@ -145,6 +153,47 @@ def test_no_label_to_fit_overlaps_or_follows_one_to_score(
                 assert known.max() <= starts.min()
 
 
+def divided(to_score: Sequence[Sequence[bool]]) -> Fold:
+    """Rows by session, each of them to score or else to fit."""
+    sides = dict(zip(LABELS, to_score, strict=False))
+    fitted = tuple(label for label, side in sides.items() if not all(side))
+    rows = replace(training_set(*learnable_rows(4)), sessions=fitted)
+    session: Any = None
+    return Fold(rows, tuple((label, session) for label, side in sides.items() if any(side)))
+
+
+@given(seed=st.integers(0, 10_000), share=st.floats(0.05, 0.95))
+def test_a_random_split_is_refused(seed: int, share: float) -> None:
+    evaluated = np.random.default_rng(seed).random((len(LABELS), 60)) < share
+    with pytest.raises(SplitRefused, match="the split runs through session 2024-03-"):
+        divided(evaluated.tolist())
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=1, max_size=3), min_size=1, max_size=5))
+def test_only_a_cut_between_sessions_that_scores_the_later_ones_is_taken(
+    to_score: list[list[bool]],
+) -> None:
+    whole = all(len(set(side)) == 1 for side in to_score)
+    in_order = [side[0] for side in to_score]
+    if whole and in_order == sorted(in_order):
+        divided(to_score)
+    else:
+        with pytest.raises(SplitRefused):
+            divided(to_score)
+
+
+def test_a_split_at_a_minute_is_refused_even_if_it_is_only_one_row_off() -> None:
+    one_off = [[False] * 59 + [True], [True] * 60]
+    with pytest.raises(SplitRefused, match=f"through session {LABELS[0]}"):
+        divided(one_off)
+
+
+def test_scoring_the_past_of_what_was_fitted_is_refused(tmp_path: Path) -> None:
+    store = fill(Store(str(tmp_path)), 2.0, LABELS[:4])
+    with pytest.raises(SplitRefused, match="the past comes first"):
+        course_in(store, [(LABELS[2:4], LABELS[:2])])
+
+
 def test_a_fold_learns_from_the_rows_and_weights_of_a_training_of_that_day(strong: Course) -> None:
     for fold in strong.folds:
         last = fold.rows.weights[-fold.rows.counts[-1] :]
@@ -253,7 +302,7 @@ def scored(gains: Sequence[float], spread: float = 0.2) -> Walk:
 
 def bare_course(sessions: int) -> Course:
     """Two folds of which only the number of scored sessions matters."""
-    rows = training_set(*learnable_rows(4))
+    rows = replace(training_set(*learnable_rows(4)), sessions=())
     session: Any = None
     fold = Fold(rows, tuple((label, session) for label in LABELS[: sessions // 2]))
     return Course((fold, fold), GateState.new(RULE))
