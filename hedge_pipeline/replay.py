@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import resource
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -70,11 +69,10 @@ class Registry(Protocol):
 
 @dataclass
 class Stopwatch:
-    """Seconds by activity, threads added up, and the most memory of the registry's process, MB."""
+    """Seconds of the main thread by activity, and the most memory of the registry's process, MB."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     registry_mb: float = 0.0
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
@@ -84,8 +82,7 @@ class Stopwatch:
             yield
         finally:
             spent = time.perf_counter() - begun
-            with self._lock:
-                self.seconds[name] = self.seconds.get(name, 0.0) + spent
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent
 
 
 @dataclass(frozen=True)
@@ -128,8 +125,14 @@ def replay(
         watch: called for every symbol after every session that was not done before.
         advance: called when a session is done.
 
+    Returns:
+        Where the time went.
+
     Raises:
         SourceError: a symbol no source knows, or a broken file; sessions without data are gaps.
+        StageError: a training or a stage cannot do its work.
+        StoreError: the store cannot be read or written.
+        RuntimeError: the registry's process has ended.
     """
     stopwatch = Stopwatch()
     resumed = deployment.store.sessions(PERFORMANCE)

@@ -29,12 +29,13 @@ def numbers(deployment: Deployment) -> dict[str, Any]:
     """What the page says, ready for JSON; None = not known yet.
 
     Returns:
-        data, mode, created (ISO, UTC), first_session, last_session, sessions, and per symbol:
-        verdict (words), skill, evidence (words), trust, predictions, abstentions, outcomes,
-        retrains, promotions, accuracy and losses as in `hedge status`, skill_1e4_nats with lo and
-        hi, retraining, feature_drift, performance_drift, signals (see `stages.signal_report`),
-        false_positive_rate with lo and hi, coverage (of the newest 250 sessions) and versions
-        (newest first, at most 20 of them).
+        data, mode, source, created (ISO, UTC), first_session, last_session, sessions, and by symbol
+        in symbols: verdict (words), skill, evidence (words), trust, predictions, abstentions,
+        outcomes, retrains, promotions, champion; last_verdict, accuracy, log_loss and
+        base_log_loss as in `hedge status`; skill_1e4_nats with lo and hi, retraining,
+        feature_drift and performance_drift (words), signals (see `stages.signal_report`), win_rate,
+        profit_factor and false_positive_rate with lo and hi, coverage (of the newest 250 sessions)
+        and versions (newest first, at most 20 of them).
 
     Raises:
         StageError: no session is stored.

@@ -56,6 +56,9 @@ def needed_from(deployment: Deployment) -> str | None:
     That is the oldest of, over all symbols: the first session that the newest accepted and the
     pinned version were trained on, the first one that a training or the search for drift would use
     now, and the last folded session. The evidence itself is in the promotion log, fold by fold.
+
+    Raises:
+        ModelError: the description of a version that serves cannot be read.
     """
     oldest: list[str] = []
     for symbol in deployment.symbols:

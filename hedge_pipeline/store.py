@@ -71,7 +71,8 @@ class Store:
 
     Args:
         url: local folder or fsspec URL. It is created on the first write.
-        cached_bytes: how much of what was read last is remembered; twice that at most.
+        cached_bytes: how much each of three memories keeps of what was read last: files, sessions
+            made of several files, and distinct values.
 
     Safe for several processes: an append creates its file exclusively, so of several that add the
     same rows at once one is told that it did; a replacement is one rename.

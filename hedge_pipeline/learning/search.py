@@ -243,7 +243,7 @@ class SearchRecord:
         created_at: when the search was made, ISO 8601, UTC; simulated in a replay.
         horizon_bars: label horizon; the find is for this one only.
         schema_hash: hash of the features table; the find is for these features only.
-        data_hash: sha256 over features, labels and weights.
+        data_hash: sha256 of the rows and of what their weights are made of.
         trials: number of trials.
         seed: of the proposals.
         defaults: the plan the search began with; the fields below come from `with_found`.

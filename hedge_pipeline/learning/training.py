@@ -107,7 +107,7 @@ class ModelCard:
         horizon_bars: label horizon.
         base_rate: weighted share of ups in the training rows.
         rows: training rows; `effective_rows` is the sum of their weights.
-        data_hash: sha256 over features, labels and weights.
+        data_hash: sha256 of the training rows and of what their weights are made of.
         sha256: of the UBJ file.
         plan: fields of the `TrainingPlan`.
         gain: total gain by feature, zero left out.

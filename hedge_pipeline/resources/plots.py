@@ -345,10 +345,10 @@ def feature_moves(moves: Mapping[str, Mapping[str, float]], session: str, most: 
 
 
 def tried(found: TriedModels, symbol: str, bins: int = 5) -> Figure:
-    """Observed share of ups against what models said that had not learned from them.
+    """Observed share of ups against what the log has of the models of that time.
 
     Bars are 95 % intervals as if outcomes were independent; as they overlap, the true ones are
-    wider. On the dashed line a model is as sure as it should be.
+    wider. The dashed line is perfect calibration.
     """
     import numpy as np
 
@@ -359,9 +359,7 @@ def tried(found: TriedModels, symbol: str, bins: int = 5) -> Figure:
     versions = f"v{found.first} to v{found.last}" if found.first != found.last else f"v{found.last}"
     figure, axes = _figure(f"{symbol}: reliability of {versions} on sessions after training", _WIDE)
     ends = [float(one.predicted.min()), float(one.predicted.max())]
-    axes.plot(
-        ends, ends, color=_INK, linewidth=0.8, linestyle="--", label="as sure as it should be"
-    )
+    axes.plot(ends, ends, color=_INK, linewidth=0.8, linestyle="--", label="perfect calibration")
     axes.errorbar(
         one.predicted,
         one.observed,
@@ -502,12 +500,12 @@ def _legend_above(axes: Any) -> None:
 
 
 def reliability(deployment: Deployment, symbol: str) -> Figure:
-    """Observed share of ups against the served probability, with the line of honest sayings."""
+    """Reliability diagram: share of ups against served probability; dashed, perfect calibration."""
     from hedge_pipeline import insight
     from hedge_pipeline.learning.calibration import reliability as binned
 
     probability, up = insight.served_probabilities(deployment, symbol)
-    figure, axes = _figure(f"{symbol}: what happened against what was served", (4.2, 3.4))
+    figure, axes = _figure(f"{symbol}: reliability diagram", (4.2, 3.4))
     if len(up):
         bins = binned(probability, up)
         ends = [float(bins.predicted.min()), float(bins.predicted.max())]

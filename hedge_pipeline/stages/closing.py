@@ -122,12 +122,12 @@ def sessions_to_close(
     calendar: SessionCalendar,
     now: dt.datetime,
     stored: Sequence[str],
-    folded_through: Sequence[str | None],
+    done_through: Sequence[str | None],
     *,
     settling: dt.timedelta,
     most: int = 10,
 ) -> tuple[str, ...]:
-    """Sessions that are over and not folded by every symbol yet, oldest first.
+    """Sessions that are over and lie after the last one that is done, oldest first.
 
     Days the service was down are among them: the source may still have their bars.
 
@@ -135,14 +135,15 @@ def sessions_to_close(
         calendar: sessions.
         now: aware time.
         stored: sessions with bars.
-        folded_through: last folded session of each symbol, None = none yet.
+        done_through: the last session that was closed; before anything was, the last folded one of
+            each symbol, of which the earliest counts. None = none yet.
         settling: a session is closed this long after its end.
         most: at most so many, the newest ones.
     """
     closed = calendar.closed_by(now - settling)
     if closed is None or not stored:
         return ()
-    behind = min((label or "" for label in folded_through), default="")
+    behind = min((label or "" for label in done_through), default="")
     pending = [label for label in calendar.between(stored[0], closed) if label > behind]
     return tuple(pending[-most:])
 

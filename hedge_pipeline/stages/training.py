@@ -75,6 +75,7 @@ def train_candidate(deployment: Deployment, symbol: str) -> Candidate:
 
     Raises:
         StageError: too few sessions, one class only, or the trainer failed.
+        ModelError: the description of an earlier version cannot be read.
     """
     if not deployment.pooled:
         state = state_of(deployment, symbol)
@@ -105,6 +106,7 @@ def train_on(
 
     Raises:
         StageError: too few sessions, one class only, or the trainer failed.
+        ModelError: the description of an earlier version cannot be read.
     """
     line, name = (POOL, "the pool") if deployment.pooled else (symbol, symbol)
     plan, shelf, sessions = deployment.plan, deployment.shelf, tuple(wanted)
