@@ -14,11 +14,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from hedge_pipeline.logs import first_line
 from hedge_pipeline.market.calendar import UTC
 
 DAEMONS = ("SCHEDULER", "SENSOR", "QUEUED_RUN_COORDINATOR")
 ANSWER_SECONDS = 5
 _QUERY = "select daemon_type, timestamp from daemon_heartbeats"
+_UNCLEAR = "the address of Dagster's database is not understood; see `storage` in dagster.yaml"
 _SAFE = ("connection to server", "could not translate host name")
 
 
@@ -33,7 +35,7 @@ def daemon_heartbeat(home: Path) -> dt.datetime | None:
         home: DAGSTER_HOME; its dagster.yaml says whether the database is SQLite or PostgreSQL.
 
     Raises:
-        HeartbeatsUnknown: PostgreSQL does not answer, or its address is not understood.
+        HeartbeatsUnknown: the database does not answer, or dagster.yaml is not understood.
     """
     postgres = _postgres_of(home)
     rows = _from_sqlite(home) if postgres is None else _from_postgres(postgres)
@@ -45,25 +47,38 @@ def _from_sqlite(home: Path) -> list[tuple[str, dt.datetime]]:
     database = home / "history" / "runs.db"
     if not database.exists():
         return []
-    with (
-        contextlib.suppress(sqlite3.Error),
-        contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as opened,
-    ):
-        found = opened.execute(_QUERY).fetchall()
-        return [(name, dt.datetime.fromisoformat(at).replace(tzinfo=UTC)) for name, at in found]
-    return []
+    address = f"{database.absolute().as_uri()}?mode=ro"
+    try:
+        with contextlib.closing(sqlite3.connect(address, ANSWER_SECONDS, uri=True)) as opened:
+            found = opened.execute(_QUERY).fetchall()
+    except sqlite3.Error as error:
+        if str(error).startswith("no such table"):  # nothing has made the tables yet
+            return []
+        raise HeartbeatsUnknown(
+            f"Dagster's database {database} cannot be read: {first_line(error)}"
+        ) from None
+    return [(name, dt.datetime.fromisoformat(at).replace(tzinfo=UTC)) for name, at in found]
 
 
 def _postgres_of(home: Path) -> dict[str, Any] | None:
     """What dagster.yaml says of PostgreSQL, with the environment filled in; None = SQLite."""
     path = home / "dagster.yaml"
-    if not path.exists() or "postgres" not in path.read_text():
+    try:
+        text = path.read_text() if path.exists() else ""
+    except (OSError, ValueError) as error:
+        raise HeartbeatsUnknown(f"{path} cannot be read: {first_line(error)}") from None
+    if "postgres" not in text:
         return None
     import yaml  # type: ignore[import-untyped]
 
-    found = yaml.safe_load(path.read_text())
-    storage = found.get("storage", {}).get("postgres") or found.get("run_storage", {}).get("config")
-    return _filled(storage) if storage else None
+    try:
+        found = yaml.safe_load(text) or {}
+        storage, runs = found.get("storage") or {}, found.get("run_storage") or {}
+        if "postgres" in storage:
+            return dict(_filled(storage["postgres"]))
+        return dict(_filled(runs["config"])) if "postgres" in runs.get("module", "") else None
+    except (yaml.YAMLError, AttributeError, LookupError, TypeError, ValueError):
+        raise HeartbeatsUnknown(_UNCLEAR) from None
 
 
 def _filled(value: Any) -> Any:
@@ -98,7 +113,7 @@ def _from_postgres(configuration: dict[str, Any]) -> Iterable[tuple[str, dt.date
     except psycopg2.errors.UndefinedTable:  # nothing has made the tables yet
         return []
     except psycopg2.Error as error:
-        reason = str(error).strip().split("\n", 1)[0]
+        reason = first_line(error)
         # of an address that is not understood libpq may quote the password
         if "@" in reason or not reason.startswith(_SAFE):
             reason = f"{type(error).__name__}; see `storage` in dagster.yaml"
@@ -106,11 +121,18 @@ def _from_postgres(configuration: dict[str, Any]) -> Iterable[tuple[str, dt.date
 
 
 def _address(configuration: dict[str, Any]) -> dict[str, Any]:
-    """Parameters of libpq."""
+    """Parameters of libpq.
+
+    Raises:
+        HeartbeatsUnknown: there is no address.
+    """
     if "postgres_url" in configuration:
         url = str(configuration["postgres_url"])
         return {"dsn": re.sub(r"^postgres(ql)?\+\w+://", "postgresql://", url)}
-    given = configuration["postgres_db"]
     names = {"hostname": "host", "port": "port", "username": "user", "password": "password"}
-    named = {libpq: given[ours] for ours, libpq in names.items() if ours in given}
-    return {**named, "dbname": given["db_name"], **given.get("params", {})}
+    try:
+        given = configuration["postgres_db"]
+        named = {libpq: given[ours] for ours, libpq in names.items() if ours in given}
+        return {**named, "dbname": given["db_name"], **given.get("params", {})}
+    except (LookupError, TypeError):
+        raise HeartbeatsUnknown(_UNCLEAR) from None

@@ -124,6 +124,69 @@ def test_an_address_that_is_not_understood_does_not_show_its_password(
     assert "can" not in str(told.value).replace("cannot", "")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# postgres: later\n",
+        "storage:  # postgres\n",
+        "storage: {sqlite: {base_dir: history}}  # not postgres\n",
+        "run_storage: {module: dagster.core.storage.runs, class: SqliteRunStorage} # postgres\n",
+    ],
+)
+def test_a_configuration_that_only_speaks_of_postgres_is_of_sqlite(
+    tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "dagster.yaml").write_text(text)
+    assert daemon_heartbeat(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "storage: {postgres: }\n",
+        "storage: {postgres: {postgres_db: }}\n",
+        "storage: {postgres: {postgres_db: {hostname: localhost}}}\n",
+        "storage: {postgres: {should_autocreate_tables: true}}\n",
+        "storage: postgres\n",
+        "run_storage: {module: dagster_postgres.run_storage, class: PostgresRunStorage}\n",
+        "run_storage: {module: dagster_postgres.run_storage, config: {a: b}}\n",
+        "[postgres\n",
+        "postgres\n",
+    ],
+)
+def test_a_configuration_that_names_no_database_is_unknown_in_one_line(
+    tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "dagster.yaml").write_text(text)
+    with pytest.raises(HeartbeatsUnknown, match=r"is not understood; see `storage` in dagster\.y"):
+        daemon_heartbeat(tmp_path)
+
+
+def test_a_database_that_is_broken_is_not_one_nobody_has_used(tmp_path: Path) -> None:
+    (tmp_path / "history").mkdir()
+    database = tmp_path / "history" / "runs.db"
+    with closing(sqlite3.connect(database)) as runs, runs:
+        runs.execute("create table runs (id text)")
+    assert daemon_heartbeat(tmp_path) is None  # no daemon has run yet
+    database.write_bytes(b"not a database" * 100)
+    with pytest.raises(HeartbeatsUnknown, match=r"runs\.db cannot be read: file is not a database"):
+        daemon_heartbeat(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a#b", "a?b", "100%25", "a b"])
+def test_a_home_may_have_any_name(tmp_path: Path, name: str) -> None:
+    home = tmp_path / name
+    home.mkdir()
+    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    (home / "history").mkdir()
+    with closing(sqlite3.connect(home / "history" / "runs.db")) as runs, runs:
+        runs.execute("create table daemon_heartbeats (daemon_type text, timestamp text)")
+        for daemon in DAEMONS:
+            at = str(NOW.replace(tzinfo=None))
+            runs.execute("insert into daemon_heartbeats values (?, ?)", (daemon, at))
+    assert daemon_heartbeat(home) == NOW
+
+
 PROBE = """
 import sys
 from pathlib import Path
