@@ -1,8 +1,14 @@
 """Checks of the models: files are what was trained, and MLflow shows all of it."""
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import dagster as dg
 
 from hedge_pipeline.resources.loop import LoopResource
+
+if TYPE_CHECKING:
+    from hedge_pipeline.stages import Deployment
 
 
 def _symbols_of_the_run(context: dg.AssetCheckExecutionContext, loop: LoopResource) -> list[str]:
@@ -17,19 +23,33 @@ def model_files_are_untouched(
     context: dg.AssetCheckExecutionContext, loop: LoopResource
 ) -> dg.AssetCheckResult:
     """The newest model loads through the serving path and its sha256 is the recorded one."""
+    count, wrong = models_that_do_not_load(loop.deployment, _symbols_of_the_run(context, loop))
+    return dg.AssetCheckResult(
+        passed=not wrong, description="; ".join(wrong) or None, metadata={"versions": count}
+    )
+
+
+def models_that_do_not_load(
+    deployment: "Deployment", symbols: Sequence[str]
+) -> tuple[int, list[str]]:
+    """How many versions there are of the symbols, and why the newest ones cannot be used.
+
+    A symbol without a version is nothing wrong as long as another one has some.
+    """
     from hedge_pipeline.learning.training import ModelError
 
-    shelf = loop.deployment.shelf
-    count = 0
-    for symbol in _symbols_of_the_run(context, loop):
+    shelf, count, wrong = deployment.shelf, 0, []
+    for symbol in symbols:
         versions = shelf.versions(symbol)
         count += len(versions)
         try:
             for version in versions[-1:]:
                 shelf.load(symbol, version)
         except ModelError as error:
-            return dg.AssetCheckResult(passed=False, description=str(error))
-    return dg.AssetCheckResult(passed=count > 0, metadata={"versions": count})
+            wrong.append(str(error))
+    if not count:
+        wrong.append(f"there is no version of {', '.join(symbols)} yet")
+    return count, wrong
 
 
 @dg.asset_check(asset="trained_model", blocking=True)
