@@ -37,15 +37,13 @@ import numpy as np
 
 from hedge_pipeline.learning.gate import (
     DEFAULT_RULE,
-    FloatArray,
     GateRule,
     GateState,
-    IntArray,
     SessionEvidence,
     Skill,
     fold,
-    logit,
 )
+from hedge_pipeline.probability import FloatArray, IntArray, logit
 
 BARS = 390
 HORIZON = DEFAULT_RULE.horizon

@@ -34,11 +34,11 @@ from benchmarks.naive_rules import RULES, Candidates
 from benchmarks.worlds import CHANGE, DemoSource, WorldSource, exchanged_outcomes
 from hedge_pipeline import stages
 from hedge_pipeline.learning import gate
-from hedge_pipeline.learning.gate import log_likelihood, logit
 from hedge_pipeline.market.calendar import SessionCalendar
 from hedge_pipeline.market.sources import MarketSource, SourceOptions
 from hedge_pipeline.market.sources.simulated import SimulatedSource
 from hedge_pipeline.market.tables import OUTCOMES, PREDICTION_LOG
+from hedge_pipeline.probability import log_likelihood, logit
 from hedge_pipeline.replay import replay
 from hedge_pipeline.settings import load_settings
 from hedge_pipeline.stages import Deployment, deploy

@@ -22,11 +22,11 @@ import numpy.typing as npt
 from benchmarks.report import show
 from hedge_pipeline import replay
 from hedge_pipeline.learning.dataset import LabelledSessions, assemble
-from hedge_pipeline.learning.gate import log_likelihood, logit
 from hedge_pipeline.learning.training import TrainingPlan, fit, margins
 from hedge_pipeline.market.features import HEDGE_FEATURES
 from hedge_pipeline.market.tables import OUTCOMES, feature_names
 from hedge_pipeline.opening import open_deployment
+from hedge_pipeline.probability import log_likelihood, logit
 from hedge_pipeline.settings import load_settings
 from hedge_pipeline.stages import Deployment
 

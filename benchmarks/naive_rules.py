@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from hedge_pipeline.learning.gate import log_likelihood, logit
+from hedge_pipeline.probability import log_likelihood, logit
 
 if TYPE_CHECKING:
     from hedge_pipeline.stages import Deployment

@@ -28,6 +28,7 @@ from hedge_pipeline.learning.pooling import PooledSessions, assemble_pool
 from hedge_pipeline.learning.training import fit, margins
 from hedge_pipeline.market.tables import OUTCOMES
 from hedge_pipeline.opening import open_deployment
+from hedge_pipeline.probability import log_likelihood, logit, trusted_probability
 from hedge_pipeline.settings import load_settings
 from hedge_pipeline.stages import SETTLING, Deployment, settled_symbols
 
@@ -120,15 +121,15 @@ def compare(deployment: Deployment, every: int) -> Scored:
                     booster, rate = models[name][symbol]
                     said = margins(booster, session.features, rate)
                     trust = gate.trust(state, rule)
-                    served = gate.trusted_probability(base, said, trust)
-                    losses["served", name] += _loss(gate.logit(served), session.labels)
-                    losses["raw", name] += _loss(gate.logit(base) + said, session.labels)
+                    served = trusted_probability(base, said, trust)
+                    losses["served", name] += _loss(logit(served), session.labels)
+                    losses["raw", name] += _loss(logit(base) + said, session.labels)
                 states[name][symbol] = gate.fold(
                     state, _evidence(label, session, said, base, rule.horizon), rule
                 )[0]
             if known:
                 sums["labels"] += len(session.labels)
-                odds = np.full(len(session.labels), gate.logit(base))
+                odds = np.full(len(session.labels), logit(base))
                 sums["base"] += _loss(odds, session.labels)
         if sums["labels"]:
             scored.labels.append(int(sums["labels"]))
@@ -140,7 +141,7 @@ def compare(deployment: Deployment, every: int) -> Scored:
 
 
 def _loss(odds: Floats, labels: Floats) -> float:
-    return -float(gate.log_likelihood(odds, labels).sum())
+    return -float(log_likelihood(odds, labels).sum())
 
 
 def _evidence(

@@ -17,11 +17,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from hedge_pipeline.learning import calibration, drift, paired
-from hedge_pipeline.learning.gate import logit, trusted_probability
 from hedge_pipeline.learning.paired import Paired, SessionPair
 from hedge_pipeline.learning.scoring import sums_of
 from hedge_pipeline.market.calendar import to_datetime64, utc_times
 from hedge_pipeline.market.tables import FEATURE_ROWS, OUTCOMES, PREDICTION_LOG, feature_names
+from hedge_pipeline.probability import logit, trusted_probability
 from hedge_pipeline.serving.predicting import usual_margins
 from hedge_pipeline.stages import Deployment
 from hedge_pipeline.store import Store

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hedge_pipeline.learning.gate import log_likelihood, logit
 from hedge_pipeline.market.calendar import utc_times
 from hedge_pipeline.market.sources.simulated import SimulatedSource, oracle
 from hedge_pipeline.market.tables import OUTCOMES, PERFORMANCE
+from hedge_pipeline.probability import log_likelihood, logit
 
 if TYPE_CHECKING:
     import pandas as pd

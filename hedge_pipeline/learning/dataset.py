@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from hedge_pipeline.learning.gate import sigmoid
 from hedge_pipeline.market.calendar import to_datetime64, utc_times
 from hedge_pipeline.market.tables import FEATURE_ROWS, OUTCOMES, feature_names
+from hedge_pipeline.probability import sigmoid
 
 if TYPE_CHECKING:
     from hedge_pipeline.learning.training import TrainingPlan

@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from hedge_pipeline.learning.gate import log_likelihood, logit
 from hedge_pipeline.market.calendar import utc_times
+from hedge_pipeline.probability import log_likelihood, logit
+from hedge_pipeline.resampling import DRAWS, LEAST_SESSIONS, ratio_interval
 
 if TYPE_CHECKING:
     import pandas as pd
-
-DRAWS = 2000
-LEAST_SESSIONS = 5
 
 
 @dataclass(frozen=True)
@@ -127,20 +125,3 @@ def compare(pairs: Sequence[SessionPair], *, draws: int = DRAWS, seed: int = 0) 
         lo, hi = (1e4 * x for x in ratio_interval(gains, labels, draws, seed))
     mean = 1e4 * float(gains.sum() / labels.sum())
     return Paired(mean, lo, hi, int(labels.sum()), len(used))
-
-
-def ratio_interval(
-    tops: npt.NDArray[np.float64], bottoms: npt.NDArray[np.float64], draws: int, seed: int
-) -> tuple[float, float]:
-    """95 % interval of a ratio of sums over sessions, whole sessions resampled.
-
-    Args:
-        tops: by session, [sessions], one or more.
-        bottoms: by session, positive.
-        draws: bootstrap draws.
-        seed: of the draws.
-    """
-    picks = np.random.default_rng(seed).integers(0, len(tops), (draws, len(tops)))
-    ratios = tops[picks].sum(axis=1) / bottoms[picks].sum(axis=1)
-    lo, hi = np.quantile(ratios, [0.025, 0.975])
-    return float(lo), float(hi)

@@ -25,8 +25,8 @@ from hedge_pipeline.learning.dataset import (
     read_labelled,
     row_weights,
 )
-from hedge_pipeline.learning.gate import logit
 from hedge_pipeline.market.tables import feature_names
+from hedge_pipeline.probability import logit
 
 if TYPE_CHECKING:
     from hedge_pipeline.learning.training import TrainingPlan

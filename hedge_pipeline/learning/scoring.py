@@ -12,20 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hedge_pipeline.learning.gate import log_likelihood, logit
-from hedge_pipeline.learning.paired import (
-    LEAST_SESSIONS,
-    Paired,
-    SessionPair,
-    compare,
-    ratio_interval,
-)
+from hedge_pipeline.learning.paired import Paired, SessionPair, compare
 from hedge_pipeline.market.tables import PERFORMANCE
+from hedge_pipeline.probability import log_likelihood, logit
+from hedge_pipeline.resampling import DRAWS, LEAST_SESSIONS, ratio_interval
 
 if TYPE_CHECKING:
     import pandas as pd
-
-DRAWS = 2000
 
 
 @dataclass(frozen=True)

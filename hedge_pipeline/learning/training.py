@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from hedge_pipeline.learning.gate import log_likelihood, logit
+from hedge_pipeline.probability import log_likelihood, logit
 
 if TYPE_CHECKING:
     import xgboost

@@ -23,6 +23,7 @@ from hedge_pipeline.learning.dataset import (
 from hedge_pipeline.learning.gate import GateRule, GateState, SessionEvidence
 from hedge_pipeline.learning.paired import SessionPair
 from hedge_pipeline.learning.training import TrainingPlan, fit, margins
+from hedge_pipeline.probability import log_likelihood, logit, trusted_probability
 
 
 class SplitRefused(ValueError):
@@ -172,7 +173,7 @@ def walk(course: Course, plan: TrainingPlan, rule: GateRule) -> Walk:
         for label, session in fold.scored:
             margin = margins(booster, session.features, fold.rows.base_rate)
             base = state.base_rate(rule)
-            served = gate.trusted_probability(base, margin, gate.trust(state, rule))
+            served = trusted_probability(base, margin, gate.trust(state, rule))
             pairs.append(SessionPair(len(margin), _gain(served, base, session.labels)))
             said.append(margin)
             evidence = _evidence(label, session, margin, base, rule)
@@ -203,6 +204,6 @@ def _evidence(
 
 
 def _gain(served: npt.NDArray[np.float64], base: float, labels: npt.NDArray[np.float64]) -> float:
-    odds = np.full(len(labels), gate.logit(base))
-    gains = gate.log_likelihood(gate.logit(served), labels) - gate.log_likelihood(odds, labels)
+    odds = np.full(len(labels), logit(base))
+    gains = log_likelihood(logit(served), labels) - log_likelihood(odds, labels)
     return float(gains.sum())

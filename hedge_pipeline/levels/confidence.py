@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hedge_pipeline.learning.gate import logit, sigmoid
 from hedge_pipeline.levels.strength import Texts, strength_band
+from hedge_pipeline.probability import logit, sigmoid
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,17 +13,16 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from hedge_pipeline.learning.paired import ratio_interval
 from hedge_pipeline.levels.signals import SIDES
 from hedge_pipeline.levels.strength import Floats, Texts, strength_band
 from hedge_pipeline.market.calendar import Session, utc_times
+from hedge_pipeline.resampling import DRAWS, ratio_interval
 
 if TYPE_CHECKING:
     import pandas as pd
 
 TARGET: Final = 0.015
 STOP: Final = 0.01
-DRAWS: Final = 2000
 
 TRADE_COLUMNS: Final = (
     "symbol",

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hedge_pipeline.learning.gate import trusted_probability
 from hedge_pipeline.learning.ledger import InForce, Ledger
 from hedge_pipeline.learning.novelty import novelties
 from hedge_pipeline.learning.training import Margins, ModelError
@@ -21,6 +20,7 @@ from hedge_pipeline.levels.signals import NO_LEVEL
 from hedge_pipeline.levels.strength import PARTS
 from hedge_pipeline.market.calendar import utc_times
 from hedge_pipeline.market.tables import FEATURE_ROWS, PREDICTION_LOG, ROLES, feature_names
+from hedge_pipeline.probability import trusted_probability
 
 if TYPE_CHECKING:
     import pandas as pd

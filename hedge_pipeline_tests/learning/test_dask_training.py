@@ -16,7 +16,6 @@ from hedge_pipeline import stages
 from hedge_pipeline.learning import dask_training
 from hedge_pipeline.learning.dask_training import DaskTrainer
 from hedge_pipeline.learning.dataset import Spool, TrainingSet
-from hedge_pipeline.learning.gate import logit
 from hedge_pipeline.learning.training import (
     TrainingFailed,
     TrainingPlan,
@@ -25,6 +24,7 @@ from hedge_pipeline.learning.training import (
     margins,
     skill_in_nats,
 )
+from hedge_pipeline.probability import logit
 from hedge_pipeline.stages import Deployment, StageError
 from hedge_pipeline_tests import runs
 from hedge_pipeline_tests.clusters import Cluster, cluster_in

@@ -21,22 +21,24 @@ from hedge_pipeline.learning import gate
 from hedge_pipeline.learning.gate import (
     Event,
     EventKind,
-    FloatArray,
     GateRule,
     GateState,
-    IntArray,
     SessionEvidence,
     Skill,
     VerdictKind,
     climatology,
     evidence_in_words,
     fold,
+    trust,
+    verdict,
+)
+from hedge_pipeline.probability import (
+    FloatArray,
+    IntArray,
     log_likelihood,
     logit,
     sigmoid,
-    trust,
     trusted_probability,
-    verdict,
 )
 
 RULE = GateRule()

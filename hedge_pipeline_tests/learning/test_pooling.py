@@ -16,7 +16,6 @@ import pytest
 from hedge_pipeline import control, stages
 from hedge_pipeline.learning import pooling
 from hedge_pipeline.learning.dataset import LabelledSessions, Spool, TrainingSet, assemble
-from hedge_pipeline.learning.gate import logit
 from hedge_pipeline.learning.pooling import POOL, PooledSessions, assemble_pool
 from hedge_pipeline.learning.shelf import ModelShelf
 from hedge_pipeline.learning.training import TrainingPlan, fit, margins
@@ -27,6 +26,7 @@ from hedge_pipeline.market.tables import (
     PROMOTIONS,
     RAW_QUOTES,
 )
+from hedge_pipeline.probability import logit
 from hedge_pipeline.replay import replay
 from hedge_pipeline.serving.predicting import margins_of
 from hedge_pipeline.settings import load_settings

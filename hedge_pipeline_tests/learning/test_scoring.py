@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hedge_pipeline.learning.paired import LEAST_SESSIONS
 from hedge_pipeline.learning.scoring import performance, score
 from hedge_pipeline.market.tables import PERFORMANCE
+from hedge_pipeline.resampling import LEAST_SESSIONS
 from hedge_pipeline_tests.learning.conftest import HORIZON, log_rows, outcome_rows, session_on
 
 SESSION = session_on(4)

@@ -41,6 +41,7 @@ from hedge_pipeline.learning.walk_forward import (
     walk,
 )
 from hedge_pipeline.market.tables import FEATURE_ROWS, OUTCOMES
+from hedge_pipeline.probability import trusted_probability
 from hedge_pipeline.store import Store
 from hedge_pipeline_tests.learning.conftest import (
     HORIZON,
@@ -240,7 +241,7 @@ def test_the_score_is_what_the_gate_would_have_served(strong: Course) -> None:
         for label, session in fold.scored:
             margin = margins(booster, session.features, fold.rows.base_rate)
             base = state.base_rate(RULE)
-            p = gate.trusted_probability(base, margin, gate.trust(state, RULE))
+            p = trusted_probability(base, margin, gate.trust(state, RULE))
             up = session.labels
             served = up * np.log(p) + (1 - up) * np.log1p(-p)
             climatology = up * np.log(base) + (1 - up) * np.log1p(-base)

@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hedge_pipeline.learning.dataset import TrainingSet
-from hedge_pipeline.learning.gate import logit
 from hedge_pipeline.learning.shelf import ModelShelf
 from hedge_pipeline.learning.training import (
     ModelCard,
@@ -26,6 +25,7 @@ from hedge_pipeline.learning.training import (
     margins,
     skill_in_nats,
 )
+from hedge_pipeline.probability import logit
 from hedge_pipeline.store import Store
 from hedge_pipeline_tests.learning.conftest import (
     NAMES,
