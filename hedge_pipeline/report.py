@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 
 from hedge_pipeline import stages, status
 from hedge_pipeline.learning import scoring
-from hedge_pipeline.market.tables import GAPS, PERFORMANCE, RAW_QUOTES
+from hedge_pipeline.market.tables import GAPS, RAW_QUOTES
 from hedge_pipeline.stages import Deployment, StageError
 
 if TYPE_CHECKING:
@@ -104,8 +104,7 @@ def page(deployment: Deployment, found: dict[str, Any]) -> str:
 def _symbol(deployment: Deployment, symbol: str) -> dict[str, Any]:
     known = status.symbol_status(deployment, symbol)
     ledger = deployment.ledger(symbol)
-    sums = deployment.store.read(PERFORMANCE, symbols=[symbol])
-    sums = sums[sums["mode"].isin(deployment.evidence_modes)]
+    sums = deployment.scores(symbol)
     served = sums[sums["role"] == "served"]
     gain = scoring.skill(served)
     signals = stages.signal_report(deployment, symbol)
@@ -235,8 +234,7 @@ def _pictures(deployment: Deployment, symbol: str, found: dict[str, Any]) -> dic
     if (entries["kind"] == "fold").any():
         figures["evidence"] = plots.evidence(entries, deployment.rule.needed_evidence, symbol)
     if part["accuracy"]["value"] is not None:
-        sums = deployment.store.read(PERFORMANCE, symbols=[symbol])
-        sums = sums[sums["mode"].isin(deployment.evidence_modes)]
+        sums = deployment.scores(symbol)
         figures["accuracy"] = plots.scores(sums, symbol, deployment.horizon)
         figures["gain"] = plots.gains(sums, symbol)
         figures["reliability"] = plots.reliability(deployment, symbol)

@@ -8,12 +8,15 @@ at the horizon is beyond 0.9.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from hedge_pipeline.learning.training import Matrix
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hedge_pipeline.learning.training import Matrix
 
 SUSPICIOUS = 0.75
 LEAST_ROWS = 300

@@ -18,6 +18,8 @@ from hedge_pipeline.probability import log_likelihood, logit
 from hedge_pipeline.resampling import DRAWS, LEAST_SESSIONS, ratio_interval
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pandas as pd
 
 
@@ -152,6 +154,23 @@ def score(sums: pd.DataFrame, horizon: int, *, draws: int = DRAWS, seed: int = 0
         base_log_loss=float(total[4] / labels),
         raw_log_loss=float(total[5] / labels),
     )
+
+
+def shares(row: Mapping[Any, Any]) -> dict[str, float]:
+    """Scores of one session from the sums of `performance`; NaN = nothing was scored."""
+    count = float(row["labels"]) or math.nan
+    asked = float(row["predictions"] + row["abstentions"]) or math.nan
+    return {
+        "accuracy": row["hits"] / count,
+        "base_rate_accuracy": row["base_hits"] / count,
+        "log_loss": row["log_loss"] / count,
+        "base_log_loss": row["base_log_loss"] / count,
+        "skill_1e4_nats": 1e4 * (row["base_log_loss"] - row["log_loss"]) / count,
+        "brier": row["brier"] / count,
+        "labels": float(row["labels"]),
+        "abstentions": float(row["abstentions"]),
+        "coverage": row["predictions"] / asked,
+    }
 
 
 def skill(sums: pd.DataFrame, *, draws: int = DRAWS) -> Paired:

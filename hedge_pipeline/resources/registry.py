@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from hedge_pipeline import insight, scratch, stages
-from hedge_pipeline.learning import gate
+from hedge_pipeline.learning import gate, scoring
 from hedge_pipeline.learning.training import ModelError
 from hedge_pipeline.market.tables import PERFORMANCE, PROMOTIONS
 from hedge_pipeline.resources import views
@@ -520,8 +520,8 @@ class MlflowRegistry:
         # a session that was folded and scored after the log was read waits for the next time
         folded = ledger.state.last_session or ""
         labels = [x for x in deployment.store.sessions(PERFORMANCE) if through <= x <= folded]
-        sums = deployment.store.read(PERFORMANCE, labels, symbols=[symbol])
-        sums = sums[(sums["model_version"] > 0) & sums["mode"].isin(deployment.evidence_modes)]
+        sums = deployment.scores(symbol, labels)
+        sums = sums[sums["model_version"] > 0]
         for version, rows in sums.groupby("model_version", sort=True):
             run_id = self._runs.get((symbol, int(str(version))))
             if run_id is not None:
@@ -762,8 +762,8 @@ def _total_metrics(deployment: Deployment, symbol: str, rows: pd.DataFrame) -> l
 
     Single sessions scatter widely; the last of these is what versions are compared by.
     """
-    sums = deployment.store.read(PERFORMANCE, symbols=[symbol])
-    sums = sums[sums["mode"].isin(deployment.evidence_modes) & (sums["labels"] > 0)]
+    sums = deployment.scores(symbol)
+    sums = sums[sums["labels"] > 0]
     found = []
     streams = rows[["session", "role", "model_version"]].drop_duplicates()
     for row in streams.to_dict("records"):
@@ -776,8 +776,6 @@ def _total_metrics(deployment: Deployment, symbol: str, rows: pd.DataFrame) -> l
 
 def _totals(deployment: Deployment, sums: pd.DataFrame, prefix: str, label: str) -> list[Metric]:
     """Scores over sessions with intervals; the last of them is `label`."""
-    from hedge_pipeline.learning import scoring
-
     score = scoring.score(sums, deployment.horizon, draws=500)
     skill = scoring.skill(sums, draws=500)
     values = {
@@ -800,7 +798,7 @@ def _out_of_time_metrics(deployment: Deployment, sums: pd.DataFrame) -> list[Met
     found = []
     for row in sums.to_dict("records"):
         values = {
-            **_shares(row),
+            **scoring.shares(row),
             "probability_spread": float(row["spread"]),
             "calibration_slope": float(row["calibration_slope"]),
         }
@@ -829,23 +827,6 @@ def _to_six_digits(value: float) -> float:
     return value if value.is_integer() else float(f"{value:.6g}")
 
 
-def _shares(row: Mapping[Any, Any]) -> dict[str, float]:
-    """Scores of one session from the sums of `performance`; NaN = nothing was scored."""
-    count = float(row["labels"]) or math.nan
-    asked = float(row["predictions"] + row["abstentions"]) or math.nan
-    return {
-        "accuracy": row["hits"] / count,
-        "base_rate_accuracy": row["base_hits"] / count,
-        "log_loss": row["log_loss"] / count,
-        "base_log_loss": row["base_log_loss"] / count,
-        "skill_1e4_nats": 1e4 * (row["base_log_loss"] - row["log_loss"]) / count,
-        "brier": row["brier"] / count,
-        "labels": float(row["labels"]),
-        "abstentions": float(row["abstentions"]),
-        "coverage": row["predictions"] / asked,
-    }
-
-
 def _live_metrics(deployment: Deployment, rows: pd.DataFrame) -> list[Metric]:
     """Scores of one version, role and session, whatever the modes of its rows."""
     label, role = str(rows["session"].iloc[0]), str(rows["role"].iloc[0])
@@ -853,7 +834,7 @@ def _live_metrics(deployment: Deployment, rows: pd.DataFrame) -> list[Metric]:
     row = rows.sum(numeric_only=True)
     one_mode = len(rows) == 1
     values = {
-        **_shares(row.to_dict()),
+        **scoring.shares(row.to_dict()),
         "raw_log_loss": row["raw_log_loss"] / (float(row["labels"]) or math.nan),
         "probability_spread": row["spread"]
         if one_mode

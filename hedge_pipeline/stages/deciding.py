@@ -9,7 +9,7 @@ import numpy as np
 from hedge_pipeline.learning import drift
 from hedge_pipeline.learning.leaks import leaking
 from hedge_pipeline.learning.retraining import Decision, RetrainingFacts, decide
-from hedge_pipeline.market.tables import FEATURE_ROWS, OUTCOMES, PERFORMANCE, feature_names
+from hedge_pipeline.market.tables import FEATURE_ROWS, OUTCOMES, feature_names
 from hedge_pipeline.stages.outcomes import settled_sessions
 
 if TYPE_CHECKING:
@@ -90,8 +90,8 @@ def feature_drift(deployment: Deployment, symbol: str) -> Drift:
 
 def performance_drift(deployment: Deployment, symbol: str) -> Drift:
     """Whether what was served has become worse against the base rate; information."""
-    sums = deployment.store.read(PERFORMANCE, symbols=[symbol])
-    sums = sums[(sums["role"] == "served") & sums["mode"].isin(deployment.evidence_modes)]
+    sums = deployment.scores(symbol)
+    sums = sums[sums["role"] == "served"]
     totals = sums.groupby("session", sort=True)[["labels", "log_loss", "base_log_loss"]].sum()
     labels, loss, base = totals[totals["labels"] > 0].to_numpy(dtype=np.float64).T
     return drift.performance_drift((base - loss) / labels)

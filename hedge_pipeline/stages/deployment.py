@@ -19,11 +19,14 @@ from hedge_pipeline.levels.confidence import PRIOR
 from hedge_pipeline.levels.rules import LevelRules
 from hedge_pipeline.levels.signals import SignalRules
 from hedge_pipeline.market.calendar import UTC, SessionCalendar
+from hedge_pipeline.market.tables import PERFORMANCE
 from hedge_pipeline.store import CACHED_BYTES, Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Any
+
+    import pandas as pd
 
     from hedge_pipeline.learning.ledger import Ledger
     from hedge_pipeline.learning.training import Trainer
@@ -155,6 +158,16 @@ class Deployment:
     def evidence_modes(self) -> tuple[str, ...]:
         """Modes whose predictions count as evidence in this store."""
         return ("replay",) if self.replay else ("live", "catch_up")
+
+    def scores(self, symbol: str, sessions: Sequence[str] | None = None) -> pd.DataFrame:
+        """Rows of `performance` of the symbol that count as evidence, of every role.
+
+        Args:
+            symbol: ticker symbol.
+            sessions: only of these; None = of all.
+        """
+        only = {"mode": self.evidence_modes}
+        return self.store.read(PERFORMANCE, sessions, symbols=[symbol], only=only)
 
     def asked_at(self, session: Session) -> dt.datetime:
         """When the session is asked for and folded: now, in a replay shortly after its close."""

@@ -10,6 +10,7 @@ from hedge_pipeline.stages.bars import stored_bars
 
 if TYPE_CHECKING:
     import datetime as dt
+    from collections.abc import Sequence
 
     import pandas as pd
 
@@ -65,45 +66,35 @@ def settled_sessions(
     for label in deployment.store.newest_first(OUTCOMES):
         if (after is not None and label <= after) or (last is not None and len(found) == last):
             break
-        if _is_settled(deployment, symbol, label):
+        if _settled(deployment, label, [symbol]):
             found.append(label)
     return tuple(reversed(found))
 
 
 def settled_symbols(deployment: Deployment, label: str) -> tuple[str, ...]:
     """Symbols for which the session is settled, see `settled_sessions`; each table is read once."""
-    known = deployment.settled
-    session = deployment.calendar.session(label)
-    if deployment.asked_at(session) < session.closes + _grace(deployment):
-        return ()
-    if any((symbol, label) not in known for symbol in deployment.symbols):
-        bars = deployment.store.read(RAW_QUOTES, [label], columns=("symbol",))
-        outcomes = deployment.store.read(OUTCOMES, [label], columns=("symbol", "horizon_bars"))
-        outcomes = outcomes[outcomes["horizon_bars"] == deployment.horizon]
+    return _settled(deployment, label, sorted(deployment.symbols))
+
+
+def _settled(deployment: Deployment, label: str, symbols: Sequence[str]) -> tuple[str, ...]:
+    """Those of the symbols for which the session is settled."""
+    known, store, session = deployment.settled, deployment.store, deployment.calendar.session(label)
+    asked = [symbol for symbol in symbols if (symbol, label) not in known]
+    if asked and deployment.asked_at(session) >= session.closes + _grace(deployment):
+        bars = store.read(RAW_QUOTES, [label], symbols=asked, columns=("symbol",))
+        outcomes = store.read(
+            OUTCOMES,
+            [label],
+            symbols=asked,
+            columns=("symbol",),
+            only={"horizon_bars": [deployment.horizon]},
+        )
         matured = outcomes["symbol"].value_counts()
         counted = bars["symbol"].value_counts()
         known.update(
             (str(symbol), label) for symbol, n in counted.items() if matured.get(symbol, 0) == n
         )
-    return tuple(symbol for symbol in sorted(deployment.symbols) if (symbol, label) in known)
-
-
-def _is_settled(deployment: Deployment, symbol: str, label: str) -> bool:
-    if (symbol, label) in deployment.settled:
-        return True
-    session = deployment.calendar.session(label)
-    if deployment.asked_at(session) < session.closes + _grace(deployment):
-        return False
-    columns = ("symbol", "bar_ts")
-    bars = deployment.store.read(RAW_QUOTES, [label], symbols=[symbol], columns=columns)
-    outcomes = deployment.store.read(
-        OUTCOMES, [label], symbols=[symbol], columns=(*columns, "horizon_bars")
-    )
-    outcomes = outcomes[outcomes["horizon_bars"] == deployment.horizon]
-    settled = len(bars) > 0 and len(outcomes) == len(bars)
-    if settled:
-        deployment.settled.add((symbol, label))
-    return settled
+    return tuple(symbol for symbol in symbols if (symbol, label) in known)
 
 
 def _grace(deployment: Deployment) -> dt.timedelta:
