@@ -115,7 +115,7 @@ def symbol_status(deployment: Deployment, symbol: str) -> dict[str, Any]:
         "evidence": gate.evidence_in_words(state, deployment.rule),
         "trust": gate.trust(state, deployment.rule),
         "base_rate": state.base_rate(deployment.rule),
-        "last_retrain": newest.cutoff if newest else None,
+        "trained_through": newest.cutoff if newest else None,
         "last_verdict": None
         if last is None
         else {

@@ -260,7 +260,7 @@ _STATUS_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "performance drift": lambda part: str(part["performance_drift"]),
     "retraining": lambda part: str(part["retraining"]),
     "pinned": lambda part: str(part["pinned_version"] or "none"),
-    "last retraining": lambda part: str(part["last_retrain"] or "never"),
+    "trained on sessions to": lambda part: str(part["trained_through"] or "never"),
     "last verdict": lambda part: (
         f"{part['last_verdict']['verdict']}: {part['last_verdict']['reason']}"
         if part["last_verdict"]

@@ -570,7 +570,7 @@ def test_with_mlflow_down_the_loop_goes_on_and_a_later_run_completes_the_view(
     page = shown(up)[("champion_model", "SIMQ")]["mlflow_model"]
     assert page == f"http://there:5000/{views.page_of_model('hedge-SIMQ')}"
     assert verdicts(up)["mlflow_shows_every_version"].passed
-    assert shown(up)[("champion_model", "SIMQ")]["mlflow"] == "up to date, 1 versions added"
+    assert shown(up)[("champion_model", "SIMQ")]["mlflow"] == "up to date, 1 version added"
 
 
 @pytest.fixture

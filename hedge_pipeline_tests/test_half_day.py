@@ -435,7 +435,8 @@ def test_materializations_follow_the_session_and_say_what_is_stored(story: Story
 def test_the_session_is_closed_once_when_it_has_settled(story: Story) -> None:
     closed = "every session that is over is closed"
     assert story.closing == [closed, f"{HALF_DAY} is over and not closed yet", closed]
-    assert f"{HALF_DAY} closed: 0 late bars, 1 gaps, 0 outcomes" in story.said("close_session")
+    brought = "0 late bars, 1 gaps, 0 predictions, 0 outcomes"
+    assert f"{HALF_DAY} closed: {brought}" in story.said("close_session")
     folds = story.store.read(PROMOTIONS)
     folds = folds[(folds["kind"] == "fold") & (folds["session"] == HALF_DAY)]
     assert len(folds) == 1

@@ -5,16 +5,17 @@ from __future__ import annotations
 import datetime as dt
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
 import pytest
 
 from hedge_pipeline.assets import pictures
-from hedge_pipeline.assets.reporting import LiveReport
+from hedge_pipeline.assets.reporting import LiveReport, report_closed
 from hedge_pipeline.live.loop import Poll
 from hedge_pipeline.market.sources import SourceDown
-from hedge_pipeline.stages import Deployment
+from hedge_pipeline.stages import ClosedSession, Deployment
 from hedge_pipeline_tests.markets import (
     HALF_DAY,
     MINUTE,
@@ -24,7 +25,7 @@ from hedge_pipeline_tests.markets import (
     minutes,
     watch,
 )
-from hedge_pipeline_tests.replays import replay_in
+from hedge_pipeline_tests.replays import demo_in, replay_in
 
 NOW = dt.datetime(2026, 3, 9, 15, 0, tzinfo=dt.UTC)
 
@@ -86,3 +87,21 @@ def test_a_symbol_that_never_answered_costs_its_share_of_the_coverage(tmp_path: 
     found.run(session.opens + 10 * MINUTE + MINUTE / 2)
     shown = pictures.live(found.deployment, HALF_DAY, found.polls)["raw_quotes"]
     assert shown["coverage_pct"] == 50.0
+
+
+def test_predictions_that_a_close_has_added_are_told(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Those of a poll run that stored its last bar and did not live to predict it."""
+    deployment = replay_in(demo_in(tmp_path_factory.getbasetemp()).out)
+    events: list[dg.AssetMaterialization] = []
+    lines: list[str] = []
+    log = SimpleNamespace(info=lines.append)
+    context: Any = SimpleNamespace(log_event=events.append, log=log)
+    label = deployment.calendar.labels[2]
+    report_closed(context, deployment, ClosedSession(label, 0, 0, 2, 0, {}))
+    assert "prediction_log" in {event.asset_key.to_user_string() for event in events}
+    assert lines == [f"{label} closed: 0 late bars, 0 gaps, 2 predictions, 0 outcomes"]
+    events.clear()
+    report_closed(context, deployment, ClosedSession(label, 0, 0, 0, 0, {}))
+    assert events == []

@@ -63,7 +63,7 @@ def test_the_newest_version_its_verdict_and_the_missing_champion_are_named(
     assert part["newest_version"]["version"] == last["model_version"] == 4
     assert part["newest_version"]["accuracy"]["value"] is None
     assert part["champion_version"] is None
-    assert part["last_retrain"] == last["session"]
+    assert part["trained_through"] == last["session"]
     assert part["last_verdict"]["reason"] == last["reason"]
     assert (part["new_samples"], part["needed_samples"]) == (0, 100)
     assert part["skill"] == "unproven"

@@ -233,9 +233,9 @@ def _drift_table(
     moves: Mapping[str, Mapping[str, float]], most: int = 9
 ) -> dg.MarkdownMetadataValue:
     """What moved most of every symbol, and whether that is an alarm."""
-    from hedge_pipeline.learning.drift import FEATURE_LIMIT
+    from hedge_pipeline.learning.drift import FEATURE_LIMIT, RECENT
 
-    lines = ["| moved most in 5 sessions | standard errors |", "|---|---|"]
+    lines = [f"| moved most in {RECENT} sessions | standard errors |", "|---|---|"]
     for symbol, own in moves.items():
         worst = sorted(own.items(), key=lambda one: -abs(one[1]))[: most // len(moves)]
         for name, size in worst:
@@ -554,7 +554,7 @@ def publish(registry: MlflowRegistry, deployment: Deployment, symbol: str, run: 
     except RegistryError as error:
         log.warning("%s", error)
         return str(error)
-    return f"up to date, {added} versions added"
+    return f"up to date, {added} version{'' if added == 1 else 's'} added"
 
 
 def published(

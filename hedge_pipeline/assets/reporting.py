@@ -70,7 +70,7 @@ class LiveReport:
 
     A materialization takes about 4 kB in Dagster's database, so a report names what changed and no
     more, and every second one leaves out features, option chains and hedge levels: at most 2 kB per
-    poll.
+    poll where polls are a minute apart or less.
     The run's log says when a symbol stops answering and when it answers again: once, not at every
     poll. While Dagster's database does not answer, polling goes on and the reports wait.
 
@@ -154,7 +154,7 @@ def report_closed(
     """Reports a closed session: its tables, and the evidence of every symbol."""
     from hedge_pipeline.assets import pictures
 
-    if closed.gaps or closed.bars or closed.outcomes:
+    if closed.gaps or closed.bars or closed.predictions or closed.outcomes:
         for asset, metadata in pictures.session(deployment, closed.label).items():
             context.log_event(
                 dg.AssetMaterialization(asset_key=asset, partition=closed.label, metadata=metadata)
@@ -164,5 +164,5 @@ def report_closed(
             context.log.info(f"{symbol} {fold.session}: {fold.entry['reason']}")
     context.log.info(
         f"{closed.label} closed: {closed.bars} late bars, {closed.gaps} gaps, "
-        f"{closed.outcomes} outcomes"
+        f"{closed.predictions} predictions, {closed.outcomes} outcomes"
     )

@@ -320,7 +320,7 @@ def feature_moves(moves: Mapping[str, Mapping[str, float]], session: str, most: 
         session: the last one.
         most: features shown.
     """
-    from hedge_pipeline.learning.drift import FEATURE_LIMIT
+    from hedge_pipeline.learning.drift import FEATURE_LIMIT, RECENT
 
     largest: dict[str, float] = {}
     for own in moves.values():
@@ -328,7 +328,7 @@ def feature_moves(moves: Mapping[str, Mapping[str, float]], session: str, most: 
             largest[name] = max(largest.get(name, 0.0), abs(size))
     shown = sorted(largest, key=lambda name: largest[name])[-most:]
     figure, axes = _figure(
-        f"what moved most in 5 sessions to {session}, standard errors", (7.0, 3.2)
+        f"what moved most in {RECENT} sessions to {session}, standard errors", (7.0, 3.2)
     )
     for symbol, own in sorted(moves.items()):
         known = [name for name in shown if name in own]
