@@ -1,6 +1,6 @@
-"""The code location: assets, checks, jobs, the sensor and the resources.
+"""The code location: assets, checks, jobs, schedules, the sensor and the resources.
 
-Built when it is loaded; importing this module reads and does nothing.
+Dagster calls `defs` when it loads the location; importing this module reads and does nothing.
 """
 
 import dagster as dg

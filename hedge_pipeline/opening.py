@@ -14,6 +14,7 @@ from hedge_pipeline.stages import Candidate, Deployment, deploy
 if TYPE_CHECKING:
     from hedge_pipeline.backup import Places
     from hedge_pipeline.market.calendar import SessionCalendar
+    from hedge_pipeline.market.sources import MarketSource
     from hedge_pipeline.resources.notifier import Notifier
     from hedge_pipeline.resources.registry import MlflowRegistry
     from hedge_pipeline.settings import Settings
@@ -62,15 +63,14 @@ def source_options(settings: Settings, calendar: SessionCalendar) -> SourceOptio
     return SourceOptions(calendar, paths=settings.source_path, seed=settings.seed, extra=extra)
 
 
+def source_of(settings: Settings, calendar: SessionCalendar) -> MarketSource:
+    """The market data source the settings name."""
+    return open_source(settings.source, source_options(settings, calendar))
+
+
 def open_deployment(settings: Settings) -> Deployment:
     """The deployment the settings describe; nothing is read or written yet."""
-    return deploy(
-        settings,
-        lambda calendar: open_source(
-            settings.source,
-            source_options(settings, calendar),
-        ),
-    )
+    return deploy(settings, lambda calendar: source_of(settings, calendar))
 
 
 def open_registry(settings: Settings, *, plots: bool = True) -> MlflowRegistry:

@@ -23,6 +23,9 @@ def skill_against_oracle(deployment: Deployment) -> pd.DataFrame:
     Returns:
         Frame with symbol, session, served and oracle; both in 1e-4 nats per label above
         climatology, NaN where no model predicted.
+
+    Raises:
+        TypeError: the market is not the simulated one.
     """
     import pandas as pd
 

@@ -113,7 +113,7 @@ def test_one_silent_symbol_of_several_is_told_by_its_name_and_ends_no_service(
     ],
 )
 def test_nobody_expects_a_bar_before_it_can_be_there(
-    tmp_path: Path, given: dict[str, int], minutes: int
+    tmp_path: Path, given: dict[str, Any], minutes: int
 ) -> None:
     """Hours between two bars, or two polls, are no reason for an alert."""
     settings = settings_in(tmp_path, **given)

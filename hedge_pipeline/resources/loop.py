@@ -23,11 +23,9 @@ class SourceResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def open(self, calendar: "SessionCalendar") -> "MarketSource":
         """Opens the source."""
-        from hedge_pipeline.market.sources import open_source
-        from hedge_pipeline.opening import source_options
+        from hedge_pipeline.opening import source_of
 
-        settings = load_settings()
-        return open_source(settings.source, source_options(settings, calendar))
+        return source_of(load_settings(), calendar)
 
 
 class StoreResource(dg.ConfigurableResource):  # type: ignore[type-arg]
