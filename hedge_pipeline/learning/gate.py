@@ -608,7 +608,7 @@ def verdict(state: GateState, guard_failure: str | None, rule: GateRule = DEFAUL
     if state.status is Skill.PROVEN:
         return Verdict(VerdictKind.PROMOTE, f"skill {words}; newest model replaces champion")
     subject = "skill" if state.status is Skill.LOST else "skill unproven:"
-    return Verdict(VerdictKind.HOLD, f"{subject} {words}; candidate predicts in shadow")
+    return Verdict(VerdictKind.HOLD, f"{subject} {words}; candidate serves as challenger, shrunk")
 
 
 def evidence_in_words(state: GateState, rule: GateRule) -> str:

@@ -689,7 +689,7 @@ def test_unproven_skill_holds_and_says_what_is_missing() -> None:
     assert decision.kind is VerdictKind.HOLD
     assert decision.reason == (
         "skill unproven: evidence 1.4 of the 20 needed after 31 sessions; "
-        "candidate predicts in shadow"
+        "candidate serves as challenger, shrunk"
     )
 
 
@@ -716,7 +716,7 @@ def test_lost_skill_holds_and_counts_from_the_loss() -> None:
     assert decision.kind is VerdictKind.HOLD
     assert decision.reason == (
         f"skill lost in session {label_of(60)}, since then evidence 1.0 of the 20 needed "
-        "after 1 session; candidate predicts in shadow"
+        "after 1 session; candidate serves as challenger, shrunk"
     )
 
 

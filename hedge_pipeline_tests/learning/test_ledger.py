@@ -218,7 +218,7 @@ def test_without_an_accepted_model_there_is_no_champion() -> None:
     ("state", "failure", "event", "words"),
     [
         (UNPROVEN, None, "hold", "skill unproven: evidence 1.0 of the 20 needed"),
-        (LOST, None, "hold", "candidate predicts in shadow"),
+        (LOST, None, "hold", "candidate serves as challenger, shrunk"),
         (PROVEN, None, "promote", "newest model replaces champion"),
         (PROVEN, "parity: off", "reject", "parity: off"),
         (UNPROVEN, "parity: off", "reject", "parity: off"),
