@@ -21,7 +21,6 @@ from hedge_pipeline.market.sources import NoDataYet
 from hedge_pipeline.market.tables import (
     GAPS,
     OUTCOMES,
-    PERFORMANCE,
     PREDICTION_LOG,
     RAW_QUOTES,
     TABLES,
@@ -91,8 +90,8 @@ def _sessions(deployment: Deployment) -> list[dict[str, Any]]:
 def symbol_status(deployment: Deployment, symbol: str) -> dict[str, Any]:
     """What `hedge status` shows of a symbol, ready for JSON; None = none yet."""
     ledger = deployment.ledger(symbol)
-    sums = deployment.store.read(PERFORMANCE, symbols=[symbol])
-    sums = sums[(sums["role"] == "served") & sums["mode"].isin(deployment.evidence_modes)]
+    sums = deployment.scores(symbol)
+    sums = sums[sums["role"] == "served"]
     verdicts = ledger.entries[ledger.entries["kind"] == "verdict"]
     last = verdicts.iloc[-1] if len(verdicts) else None
     newest = deployment.shelf.newest(symbol)

@@ -239,10 +239,9 @@ def test_a_materialization_launched_in_the_ui_lands(uis: Uis, page: Any) -> None
 @pytest.mark.parametrize("name", ["polling_schedule", "retraining_sensor"])
 def test_a_schedule_and_a_sensor_are_turned_on_in_the_ui(uis: Uis, page: Any, name: str) -> None:
     page.goto(f"{uis.dagster}/automation")
-    row = page.locator("div", has=page.get_by_text(name, exact=True)).filter(
-        has=page.locator("label[class*=formatSwitch]")
-    )
-    switch = row.last.locator("label[class*=formatSwitch]")
+    row = page.locator("div[class*=ListItem_listItem]", has=page.get_by_text(name, exact=True))
+    # one that is drawn before its state is known cannot be turned
+    switch = row.locator("label[class*=formatSwitch]:not([class*=disabled])")
     kind = "schedule" if name.endswith("schedule") else "sensor"
     place = 'repositoryName: "__repository__", repositoryLocationName: "hedge_pipeline"'
     selector = f'{place}, {kind}Name: "{name}"'

@@ -426,11 +426,10 @@ def performance(deployment: Deployment, symbol: str, sessions: int) -> dict[str,
     """Accuracy and log-loss of the served stream against the base rate, with an interval."""
     from hedge_pipeline import insight, stages
     from hedge_pipeline.learning import scoring
-    from hedge_pipeline.market.tables import PERFORMANCE
     from hedge_pipeline.resources import plots
 
-    sums = deployment.store.read(PERFORMANCE, symbols=[symbol])
-    served = sums[(sums["role"] == "served") & sums["mode"].isin(deployment.evidence_modes)]
+    sums = deployment.scores(symbol)
+    served = sums[sums["role"] == "served"]
     moved = {
         "feature_drift": stages.feature_drift(deployment, symbol),
         "performance_drift": stages.performance_drift(deployment, symbol),
