@@ -369,6 +369,14 @@ def asked(copies: Story, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cal
     return ask
 
 
+def start_and_kill(copies: Story, asked: Callable[..., bool]) -> None:
+    """A run that has begun dies, and the service has seen it."""
+    asked("start", "r1", copies.module("run", SLEEPS))
+    wait_until(lambda: copies.starts("run"))
+    os.kill(copies.starts("run")[0], signal.SIGKILL)
+    wait_until(lambda: any("its process ended (SIGKILL)" in line for line in copies.lines))
+
+
 def test_a_run_is_started_on_request_and_not_again(
     copies: Story, asked: Callable[..., bool]
 ) -> None:
@@ -397,15 +405,7 @@ def test_a_report_for_which_there_is_no_room_is_made_later_and_the_service_goes_
         return real(keeper, command, writing)
 
     monkeypatch.setattr(Keeper, "_process", process)
-    run = copies.module("run", SLEEPS)
-
-    def act() -> None:
-        asked("start", "r1", run)
-        wait_until(lambda: copies.starts("run"))
-        os.kill(copies.starts("run")[0], signal.SIGKILL)
-        wait_until(lambda: any("its process ended (SIGKILL)" in line for line in copies.lines))
-
-    assert copies.run(act) == 143
+    assert copies.run(lambda: start_and_kill(copies, asked)) == 143
     assert sum("report  | cannot be started: Cannot allocate" in x for x in copies.lines) == 2
     assert len(copies.starts("report")) == 1
 
@@ -413,13 +413,8 @@ def test_a_report_for_which_there_is_no_room_is_made_later_and_the_service_goes_
 def test_a_run_that_dies_is_reported_once_and_not_started_again(
     copies: Story, asked: Callable[..., bool]
 ) -> None:
-    run = copies.module("run", SLEEPS)
-
     def act() -> None:
-        asked("start", "r1", run)
-        wait_until(lambda: copies.starts("run"))
-        os.kill(copies.starts("run")[0], signal.SIGKILL)
-        wait_until(lambda: any("its process ended (SIGKILL)" in line for line in copies.lines))
+        start_and_kill(copies, asked)
         time.sleep(0.3)
 
     copies.run(act)
