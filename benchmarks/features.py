@@ -55,7 +55,7 @@ def measure(symbols: int) -> dict[str, float]:
 
     def compute(until: int, first: int) -> float:
         seen = part(bars, until)
-        levels = LevelGrid.unknown(symbols, until)
+        levels = LevelGrid.unknown(symbols, until - first)
         previous = no_previous(symbols)
         return seconds(
             lambda: compute_features(

@@ -105,18 +105,26 @@ def _newest(levels: pd.DataFrame, rows: pd.DataFrame) -> npt.NDArray[np.int64]:
 
 
 def level_grid(
-    joined: pd.DataFrame, bars: pd.DataFrame, symbols: Sequence[str], session: Session
+    joined: pd.DataFrame,
+    bars: pd.DataFrame,
+    symbols: Sequence[str],
+    session: Session,
+    first: int = 0,
+    until: int | None = None,
 ) -> LevelGrid:
-    """Joined levels on the grid of the session, shape [symbols, bars of the session].
+    """Joined levels on the grid of the session, shape [symbols, bars].
 
     Args:
         joined: the answer of `in_force` for `bars`.
         bars: rows with symbol and bar_ts.
         symbols: order of the rows of the grid.
         session: the session.
+        first: the bar of the session that the grid begins with.
+        until: the bar before which it ends; None = the session's end.
     """
-    grid = LevelGrid.unknown(len(symbols), session.bars)
-    inside, place = places_on_grid(bars, symbols, session)
+    end = session.bars if until is None else until
+    grid = LevelGrid.unknown(len(symbols), end - first)
+    inside, place = places_on_grid(bars, symbols, session, first, until)
     for name, array in grid.values.items():
         array[place] = joined[name].to_numpy(dtype=float)[inside]
     return grid

@@ -192,18 +192,26 @@ def find_gaps(
     return GAPS.conform(pd.concat(pieces, ignore_index=True)) if pieces else GAPS.empty()
 
 
-def on_grid(bars: pd.DataFrame, symbols: Sequence[str], session: Session) -> Bars:
+def on_grid(
+    bars: pd.DataFrame, symbols: Sequence[str], session: Session, until: int | None = None
+) -> Bars:
     """Stored bars as arrays [symbols, bars of the session]; NaN where there is no usable bar.
 
     A bar that arrived after a later one of its symbol is left out: the predictions in between
     could not know it, and a feature must not depend on when it is computed. A volume of zero
     means unknown.
+
+    Args:
+        bars: rows of `raw_quotes` of one session.
+        symbols: order of the rows of the grid.
+        session: the session.
+        until: the grid has so many bars, the first of the session; None = all of them.
     """
-    shape = (len(symbols), session.bars)
+    shape = (len(symbols), session.bars if until is None else until)
     arrays = {name: np.full(shape, np.nan) for name in GRID_COLUMNS}
     if len(bars):
         usable = bars[~late(bars)]
-        inside, place = places_on_grid(usable, symbols, session)
+        inside, place = places_on_grid(usable, symbols, session, until=until)
         for name, array in arrays.items():
             array[place] = usable[name].to_numpy(dtype=float)[inside]
     arrays["volume"][arrays["volume"] == 0] = np.nan
@@ -211,7 +219,11 @@ def on_grid(bars: pd.DataFrame, symbols: Sequence[str], session: Session) -> Bar
 
 
 def places_on_grid(
-    rows: pd.DataFrame, symbols: Sequence[str], session: Session
+    rows: pd.DataFrame,
+    symbols: Sequence[str],
+    session: Session,
+    first: int = 0,
+    until: int | None = None,
 ) -> tuple[npt.NDArray[np.bool_], tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
     """Which rows lie on the grid [symbols, bars of the session], and the places of those.
 
@@ -219,11 +231,14 @@ def places_on_grid(
         rows: [n] with symbol and bar_ts.
         symbols: order of the rows of the grid; rows of others lie beside it.
         session: the session.
+        first: the bar of the session that the grid begins with.
+        until: the bar before which it ends; None = the session's end.
     """
     row = rows["symbol"].map({symbol: i for i, symbol in enumerate(symbols)})
     column = session.index_of(utc_times(rows["bar_ts"]))
-    inside = row.notna().to_numpy() & (column >= 0)
-    return inside, (row.to_numpy()[inside].astype(np.int64), column[inside])
+    end = session.bars if until is None else until
+    inside = row.notna().to_numpy() & (column >= first) & (column < end)
+    return inside, (row.to_numpy()[inside].astype(np.int64), column[inside] - first)
 
 
 def late(bars: pd.DataFrame) -> pd.Series[bool]:

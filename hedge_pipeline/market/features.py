@@ -204,7 +204,8 @@ def compute_features(
     Args:
         bars: the session up to now, shape [symbols, bars seen].
         previous: memory of the previous session.
-        levels: hedge levels in force at the bars, of the same shape; None = all unknown.
+        levels: hedge levels in force at the bars wanted, [symbols, bars seen - first]; None = all
+            unknown.
         bar_seconds: bar length.
         session_bars: bars of the whole session (known from the calendar).
         first: index of the first bar wanted; earlier ones are only read.
@@ -213,7 +214,8 @@ def compute_features(
         float32 array [symbols, bars seen - first, features] in the order of `FEATURES`.
         Rows without a bar are NaN throughout.
     """
-    grid = levels or LevelGrid.unknown(*bars.close.shape)
+    wanted = bars.close.shape[1] - first
+    grid = levels or LevelGrid.unknown(len(bars.close), wanted)
     columns = _Session(bars, previous, grid, bar_seconds, session_bars, first).columns()
     stacked = np.stack([columns[feature.name] for feature in FEATURES], axis=-1)
     missing = ~np.isfinite(bars.close[:, first:])
@@ -254,7 +256,7 @@ class _Session:
             for array in (bars.open, bars.high, bars.low, bars.close, bars.support, bars.resistance)
         )
         self.first = first
-        self.levels = {name: array[:, first:] for name, array in levels.values.items()}
+        self.levels = levels.values
         closes = self.past["close"]
         self.change = _log_ratio(closes, _lag(closes, 1))
         self.sigma = self._sigma()

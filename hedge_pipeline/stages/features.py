@@ -85,12 +85,12 @@ def feature_rows(
     memory = _memory(deployment, session, symbols)
     times = utc_times(bars["bar_ts"])
     columns = session.index_of(times)
-    first = int(columns.min())
+    first, until = int(columns.min()), int(columns.max()) + 1
     levels = levels_in_force(deployment, label, bars)
     values = compute_features(
-        on_grid(stored, symbols, session),
+        on_grid(stored, symbols, session, until),
         memory,
-        level_grid(levels, bars, symbols, session),
+        level_grid(levels, bars, symbols, session, first, until),
         bar_seconds=session.bar_seconds,
         session_bars=session.bars,
         first=first,

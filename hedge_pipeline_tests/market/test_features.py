@@ -115,7 +115,7 @@ def vectors(
 ) -> Vectors:
     memory = no_previous(len(bars.close)) if previous is None else previous
     whole = levels or random_levels(len(bars.close))
-    seen = LevelGrid({k: v[:, : bars.close.shape[1]] for k, v in whole.values.items()})
+    seen = LevelGrid({k: v[:, first : bars.close.shape[1]] for k, v in whole.values.items()})
     return compute_features(bars, memory, seen, bar_seconds=60, session_bars=SESSION, first=first)
 
 
