@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import mmap
+import os
 import tempfile
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,12 @@ import numpy as np
 import numpy.typing as npt
 
 from hedge_pipeline.market.calendar import to_datetime64, utc_times
-from hedge_pipeline.market.tables import FEATURE_ROWS, OUTCOMES, feature_names
+from hedge_pipeline.market.tables import (
+    FEATURE_ROWS,
+    OUTCOMES,
+    feature_names,
+    places_among,
+)
 from hedge_pipeline.probability import sigmoid
 
 if TYPE_CHECKING:
@@ -58,8 +64,9 @@ class LabelledSession:
         known_at: npt.NDArray[np.datetime64],
     ) -> LabelledSession:
         """With the digest computed."""
-        digest = hashlib.sha256(features.tobytes() + labels.tobytes()).hexdigest()
-        return cls(features, labels, bar_ts, known_at, digest)
+        digest = hashlib.sha256(np.ascontiguousarray(features).data)
+        digest.update(np.ascontiguousarray(labels).data)
+        return cls(features, labels, bar_ts, known_at, digest.hexdigest())
 
     def known_by(self, moment: dt.datetime) -> LabelledSession:
         """The rows whose features and outcome could be known at a moment."""
@@ -83,24 +90,26 @@ class Spool:
     def __init__(self, width: int) -> None:
         self._width = width
         self._file = tempfile.TemporaryFile(prefix="hedge-rows-")  # noqa: SIM115
-        self._map: mmap.mmap | None = None
 
     def add(self, features: npt.NDArray[np.float32]) -> None:
         """Appends rows, float32 [rows, features]."""
+        self._file.seek(0, os.SEEK_END)
         self._file.write(np.ascontiguousarray(features, dtype=np.float32).tobytes())
 
+    def read(self, first: int, last: int) -> npt.NDArray[np.float32]:
+        """Some of the rows, float32 [rows, features]; costs the memory of these only."""
+        found = np.empty((last - first, self._width), np.float32)
+        self._file.seek(first * self._width * found.itemsize)
+        self._file.readinto(found.data)
+        return found
+
     def rows(self) -> npt.NDArray[np.float32]:
-        """Every row added, float32 [rows, features], read only; nothing can be added any more."""
+        """Every row added so far, float32 [rows, features], read only."""
         self._file.flush()
         if self._file.tell() == 0:
             return np.empty((0, self._width), np.float32)
-        self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
-        return np.frombuffer(self._map, dtype=np.float32).reshape(-1, self._width)
-
-    def release(self) -> None:
-        """Lets go of the memory of what was read; it can be read again."""
-        if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED)
+        mapped = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        return np.frombuffer(mapped, dtype=np.float32).reshape(-1, self._width)
 
 
 @dataclass(frozen=True)
@@ -158,17 +167,16 @@ class TrainingSet:
         step = -(-self.rows // most)
         if step < 2:
             return self.features
+        if self.spool is None:
+            return self.features[::step]
         blocks = self.blocks(step * (_ROWS_AT_ONCE // step))
-        return np.concatenate([block.features[::step] for block in blocks])
+        return np.concatenate([block.features[::step].copy() for block in blocks])
 
     def blocks(self, rows: int = _ROWS_AT_ONCE) -> Iterator[Block]:
         """All rows in order, so many at once; of spooled features only one block is in memory."""
         for first in range(0, self.rows, rows):
-            part = slice(first, first + rows)
-            features = self.features[part]
-            if self.spool is not None:
-                features = features.copy()
-                self.spool.release()
+            part = slice(first, min(first + rows, self.rows))
+            features = self.spool.read(first, part.stop) if self.spool else self.features[part]
             margin = None if self.base_margin is None else self.base_margin[part]
             yield Block(features, self.labels[part], self.weights[part], margin)
 
@@ -211,29 +219,25 @@ def read_labelled(
         session: label.
         symbols: whose rows.
     """
-    key = ["symbol", "bar_ts"]
+    rows = store.read(FEATURE_ROWS, [session], symbols=symbols)
     outcomes = store.read(
         OUTCOMES,
         [session],
         symbols=symbols,
-        columns=(*key, "horizon_bars", "actual_direction", "available_at"),
+        columns=("symbol", "bar_ts", "actual_direction", "available_at"),
+        only={"horizon_bars": [horizon]},
     )
-    labelled = (outcomes["horizon_bars"] == horizon) & outcomes["actual_direction"].notna()
-    rows = (
-        store.read(FEATURE_ROWS, [session], symbols=symbols)
-        .merge(
-            outcomes.loc[labelled, [*key, "actual_direction", "available_at"]],
-            on=key,
-            validate="one_to_one",
-            suffixes=("", "_outcome"),
-        )
-        .sort_values(key)
+    outcomes = outcomes[outcomes["actual_direction"].notna()]
+    place = places_among(rows, outcomes)
+    labelled, place = place >= 0, place[place >= 0]
+    features = rows[list(feature_names())].to_numpy(dtype=np.float32)
+    features = np.ascontiguousarray(features[labelled])
+    labels = outcomes["actual_direction"].to_numpy(dtype=np.float64)[place]
+    times = utc_times(rows["bar_ts"])[labelled]
+    known_at = np.maximum(
+        utc_times(rows["available_at"])[labelled], utc_times(outcomes["available_at"])[place]
     )
-    features = np.ascontiguousarray(rows[list(feature_names())].to_numpy(dtype=np.float32))
-    labels = rows["actual_direction"].to_numpy(dtype=np.float64)
-    times = utc_times(rows["bar_ts"])
-    known_at = utc_times(rows[["available_at", "available_at_outcome"]].max(axis=1))
-    owners = rows["symbol"].to_numpy().astype(np.str_)
+    owners = rows["symbol"].to_numpy(dtype=object)[labelled]
     found = {}
     for symbol in symbols:
         first, last = (int(np.searchsorted(owners, symbol, side=x)) for x in ("left", "right"))

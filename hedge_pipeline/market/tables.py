@@ -14,6 +14,7 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from hedge_pipeline.market.features import FEATURES
@@ -813,15 +814,41 @@ def without(
     frame: pd.DataFrame, known: pd.DataFrame, key: Sequence[str] = ("symbol", "bar_ts")
 ) -> pd.DataFrame:
     """The rows of a frame whose key is not among the known rows."""
-    import pandas as pd
-
     if known.empty or frame.empty:
         return frame
+    own, others = _codes(frame, known, key)
+    return frame[~np.isin(own, others)]
+
+
+def places_among(
+    frame: pd.DataFrame, known: pd.DataFrame, key: Sequence[str] = ("symbol", "bar_ts")
+) -> npt.NDArray[np.int64]:
+    """Place of each row's key among the known rows, [rows]; -1 = it is not there.
+
+    Args:
+        frame: any rows.
+        known: rows that differ in their keys.
+        key: columns that both have.
+    """
+    if known.empty or frame.empty:
+        return np.full(len(frame), -1)
+    own, others = _codes(frame, known, key)
+    order = np.argsort(others, kind="stable")
+    found = order[np.minimum(np.searchsorted(others, own, sorter=order), len(order) - 1)]
+    return np.where(others[found] == own, found, -1)
+
+
+def _codes(
+    frame: pd.DataFrame, known: pd.DataFrame, key: Sequence[str]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The keys of both as numbers that are equal where the keys are."""
+    import pandas as pd
+
     codes = np.zeros(len(frame) + len(known), dtype=np.int64)
     for name in key:
         values, different = pd.factorize(pd.concat([frame[name], known[name]]), sort=False)
         codes = codes * (len(different) + 1) + values
-    return frame[~np.isin(codes[: len(frame)], codes[len(frame) :])]
+    return codes[: len(frame)], codes[len(frame) :]
 
 
 def feature_names() -> Sequence[str]:

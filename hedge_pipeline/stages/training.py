@@ -24,7 +24,7 @@ from hedge_pipeline.learning.training import (
     skill_in_nats,
 )
 from hedge_pipeline.market.features import FEATURES, HEDGE_FEATURES
-from hedge_pipeline.market.tables import FEATURE_ROWS, OUTCOMES
+from hedge_pipeline.market.tables import FEATURE_ROWS, OUTCOMES, places_among
 from hedge_pipeline.serving.predicting import margins_of
 from hedge_pipeline.stages.deciding import retraining_decision
 from hedge_pipeline.stages.deployment import StageError
@@ -214,6 +214,8 @@ def _guarded(
     known_by: dt.datetime,
 ) -> str | None:
     """What the guards say of a candidate whose file is written, read back as it will be served."""
+    import pandas as pd
+
     line, shelf = card.symbol, deployment.shelf
     try:
         served = load_model(card, shelf.written(line, card.version, card.sha256))
@@ -222,13 +224,12 @@ def _guarded(
     recent = data.sessions[-deployment.plan.least_sessions :]
     members = _members({label: wanted[label] for label in recent})
     rows = deployment.store.read(FEATURE_ROWS, recent, symbols=members)
-    owners, times = rows["symbol"].to_numpy(), rows["bar_ts"].dt.tz_localize(None).to_numpy()
-    used = np.zeros(len(rows), dtype=np.bool_)
     parts = [_labelled(deployment, label, wanted[label]) for label in recent]
-    for symbol in members:
-        labelled = [part[symbol].known_by(known_by) for part in parts if symbol in part]
-        known = np.concatenate([session.bar_ts for session in labelled])
-        used |= (owners == symbol) & np.isin(times, known)
+    labelled = [(x, own.known_by(known_by).bar_ts) for part in parts for x, own in part.items()]
+    owners = np.repeat([symbol for symbol, _ in labelled], [len(times) for _, times in labelled])
+    times = np.concatenate([times for _, times in labelled])
+    trained_on = pd.DataFrame({"symbol": owners, "bar_ts": pd.to_datetime(times, utc=True)})
+    used = places_among(rows, trained_on) >= 0
     if deployment.pooled:
         cards = [shelf.card(line, x) for x in shelf.versions(line)[-6:]]
         earlier = [x for x in cards if x.guard_failure is None][-5:]

@@ -108,14 +108,15 @@ def test_rows_on_disk_give_the_bytes_of_rows_in_memory(rows: int, margin: bool) 
     assert fit(on_disk, PLAN)[0] == fit(data, PLAN)[0]
 
 
-def test_what_was_let_go_of_can_be_read_again() -> None:
+def test_any_of_the_rows_on_disk_can_be_read() -> None:
     values, _ = learnable_rows(500)
     spool = Spool(len(NAMES))
-    spool.add(values)
-    rows = spool.rows()
-    for _ in range(2):
-        np.testing.assert_array_equal(rows, values)
-        spool.release()
+    spool.add(values[:300])
+    np.testing.assert_array_equal(spool.read(100, 250), values[100:250])
+    spool.add(values[300:])
+    np.testing.assert_array_equal(spool.rows(), values)
+    np.testing.assert_array_equal(spool.read(290, 500), values[290:])
+    assert spool.read(7, 7).shape == (0, len(NAMES))
 
 
 def test_a_spool_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,9 +128,14 @@ def test_a_spool_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.Monke
     assert Spool(2).rows().shape == (0, 2)
 
 
+@pytest.mark.parametrize("on_disk", [False, True])
 @pytest.mark.parametrize(("most", "kept"), [(3000, 3000), (1000, 1000), (999, 750)])
-def test_a_sample_is_evenly_spaced(most: int, kept: int) -> None:
+def test_a_sample_is_evenly_spaced(most: int, kept: int, on_disk: bool) -> None:
     data = training_set(*learnable_rows(3000))
+    if on_disk:
+        spool = Spool(len(NAMES))
+        spool.add(data.features)
+        data = dataclasses.replace(data, features=spool.rows(), spool=spool)
     found = data.sample(most)
     np.testing.assert_array_equal(found, data.features[:: 3000 // kept])
 

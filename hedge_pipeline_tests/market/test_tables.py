@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hedge_pipeline.market.features import FEATURES
 from hedge_pipeline.market.tables import (
@@ -20,6 +23,8 @@ from hedge_pipeline.market.tables import (
     Column,
     Table,
     feature_names,
+    places_among,
+    without,
 )
 
 EVERY_TABLE = (*TABLES, *LEGACY_TABLES)
@@ -194,3 +199,31 @@ def test_the_features_table_has_one_float32_column_per_feature() -> None:
     assert feature_names() == tuple(feature.name for feature in FEATURES)
     assert {columns[name].kind for name in feature_names()} == {"float32"}
     assert FEATURE_ROWS.names == ("symbol", "bar_ts", "available_at", *feature_names())
+
+
+def keys(drawn: list[tuple[str, int]]) -> pd.DataFrame:
+    """A frame of symbols and bars, in the order drawn."""
+    opens = pd.Timestamp("2026-03-10T13:30Z").as_unit("us")
+    return pd.DataFrame(
+        {
+            "symbol": pd.Series([symbol for symbol, _ in drawn], dtype="str"),
+            "bar_ts": pd.Series(
+                [opens + pd.Timedelta(minutes=bar) for _, bar in drawn],
+                dtype="datetime64[us, UTC]",
+            ),
+        }
+    )
+
+
+BARS = st.lists(st.tuples(st.sampled_from(["QQQ", "SPY", "A"]), st.integers(0, 5)), max_size=20)
+
+
+@given(asked=BARS, known=BARS)
+def test_rows_are_found_by_their_keys(
+    asked: list[tuple[str, int]], known: list[tuple[str, int]]
+) -> None:
+    known = list(dict.fromkeys(known))
+    found = places_among(keys(asked), keys(known))
+    assert found.tolist() == [known.index(bar) if bar in known else -1 for bar in asked]
+    left = without(keys(asked), keys(known))
+    assert left.index.tolist() == np.flatnonzero(found < 0).tolist()
