@@ -269,7 +269,7 @@ class Store:
             else:
                 self._fs.invalidate_cache()
                 files = (PurePosixPath(path) for path in self._fs.find(folder))
-                found = {x.parent.name for x in files if _is_part(x)}
+                found = {x.parent.name for x in files if _is_part(x.name)}
         return tuple(sorted(x.removeprefix("session=") for x in found if x.startswith("session=")))
 
     def read(
@@ -298,20 +298,25 @@ class Store:
             StoreError: a file is not a whole Parquet file of this table.
         """
         wanted = {**(only or {}), **({} if symbols is None else {"symbol": symbols})}
+        kept = [x for x in table.names if columns is None or x in columns or x in wanted]
 
         def of_session(label: str) -> list[pa.Table]:
-            return self._session(table, label, columns, wanted, since)
+            return self._session(table, label, kept, wanted, since)
 
         asked = None if sessions is None else sorted(set(sessions))
         pieces = None
         if table.summed_up and since is None and (asked is None or len(asked) >= _SUMMED_UP_FROM):
-            pieces = self._from_summary(table, asked, columns, wanted, of_session)
+            pieces = self._from_summary(table, asked, kept, of_session)
         if pieces is None:
             labels = self.sessions(table) if asked is None else asked
             pieces = [piece for found in self._each(of_session, labels) for piece in found]
         if not pieces:
             return table.empty()[list(columns or table.names)]
-        frame: pd.DataFrame = pa.concat_tables(pieces).to_pandas(types_mapper=_pandas_type)
+        rows = pa.concat_tables(pieces)
+        if not table.bulky:  # whose files were filtered as they were read
+            rows = _having(rows, wanted)
+        rows = rows.select(list(columns or table.names))
+        frame: pd.DataFrame = rows.to_pandas(types_mapper=_pandas_type)
         return frame
 
     def distinct(self, table: Table, session: str, columns: Sequence[str]) -> pd.DataFrame:
@@ -405,7 +410,7 @@ class Store:
         kept = pa.array([x for x in now if known.get(x) == now[x]], pa.string())
         pieces = [old.filter(pc.is_in(old[_SESSION], kept))] if len(kept) else []
         for label in changed:
-            for rows in self._session(table, label, None, {}, None):
+            for rows in self._session(table, label, table.names, {}, None):
                 labels = pa.array([label] * rows.num_rows, pa.string())
                 pieces.append(rows.append_column(_SESSION, labels))
         if not pieces:
@@ -457,8 +462,7 @@ class Store:
         self,
         table: Table,
         asked: Sequence[str] | None,
-        columns: Sequence[str] | None,
-        only: Mapping[str, Collection[Any]],
+        columns: Sequence[str],
         of_session: Callable[[str], list[pa.Table]],
     ) -> list[pa.Table] | None:
         """Rows of the sessions by the summary, of those it does not know by their files.
@@ -476,10 +480,9 @@ class Store:
         others = iter(self._each(of_session, [x for x in labels if known.get(x) != present[x]]))
         if len(trusted) < len(known):
             rows = rows.filter(pc.is_in(rows[_SESSION], pa.array(trusted, pa.string())))
-        rows = _having(rows, only)
         counted = rows[_SESSION].value_counts().to_pylist()
         counts = {str(x["values"]): int(x["counts"]) for x in counted}
-        rows = rows.select(list(columns or table.names))
+        rows = rows.select(columns)
         found: list[pa.Table] = []
         first = place = 0
         for label in labels:
@@ -587,10 +590,10 @@ class Store:
             return list(pool.map(read, labels))
 
     def _needed(
-        self, table: Table, columns: Sequence[str] | None, only: Mapping[str, Collection[Any]]
+        self, table: Table, columns: Sequence[str], only: Mapping[str, Collection[Any]]
     ) -> list[str] | None:
         """Columns to read of a remote file; None = it is read whole."""
-        if self._local or table.bulky or columns is None:
+        if self._local or table.bulky or len(columns) == len(table.names):
             return None
         needed = {*columns, *table.key, *only, *([table.first_by] if table.first_by else [])}
         return [name for name in table.names if name in needed]
@@ -617,26 +620,27 @@ class Store:
         return found
 
     def _parts(self, table: Table, session: str) -> list[str]:
-        folder = self._folder(table, session)
+        folder = f"{self._root}/{table.name}/session={session}"
         with self._told("cannot be read"):
             try:
                 if self._local:
-                    found = [str(folder / name) for name in os.listdir(folder)]  # noqa: PTH208
+                    found = [f"{folder}/{name}" for name in os.listdir(folder)]  # noqa: PTH208
                 else:
                     self._fs.invalidate_cache()
-                    found = [str(path) for path in self._fs.ls(str(folder), detail=False)]
+                    found = [str(path) for path in self._fs.ls(folder, detail=False)]
             except FileNotFoundError:
                 found = []
-        return sorted(x for x in found if _is_part(PurePosixPath(x)))
+        return sorted(x for x in found if _is_part(x.rpartition("/")[2]))
 
     def _session(
         self,
         table: Table,
         session: str,
-        columns: Sequence[str] | None,
+        columns: Sequence[str],
         only: Mapping[str, Collection[Any]],
         since: dt.datetime | None,
     ) -> list[pa.Table]:
+        """Some columns of the session's rows; of a bulky table those with the values only."""
         needed = self._needed(table, columns, only) if since is None else None
         for _attempt in range(5):
             parts = self._parts(table, session)
@@ -650,10 +654,7 @@ class Store:
                 found = _first_rows(table, pieces, since)
             else:
                 found = self._merged(table, session, pieces)
-            if not table.bulky:  # whose files were filtered as they were read
-                asked = {*(columns or table.names), *only}
-                found = _having(found.select([x for x in found.schema.names if x in asked]), only)
-            return [found.select(list(columns)) if columns else found]
+            return [found.select(columns)]
         raise StoreError(f"{self._folder(table, session)} changes faster than it can be read")
 
     def _let_go(self, name: str, parts: list[str]) -> None:
@@ -922,8 +923,8 @@ def _footprint(rows: pa.Table) -> int:
     return int(rows.nbytes) + _BYTES_OF_A_COLUMN * int(rows.num_columns)
 
 
-def _is_part(path: PurePosixPath) -> bool:
-    return path.suffix == ".parquet" and not path.name.startswith(".")
+def _is_part(name: str) -> bool:
+    return name.endswith(".parquet") and not name.startswith(".")
 
 
 def _version(info: dict[str, Any]) -> tuple[str, int]:
@@ -990,7 +991,7 @@ def _has_parts(folder: str) -> bool:
     """Whether a folder holds at least one part; one that is gone does not."""
     try:
         with os.scandir(folder) as files:
-            return any(x.name.endswith(".parquet") and x.name[0] != "." for x in files)
+            return any(_is_part(x.name) for x in files)
     except FileNotFoundError:
         return False
 
