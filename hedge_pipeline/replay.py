@@ -187,9 +187,9 @@ def _session(
         stages.collect_session_chains(deployment, label)
         stages.build_levels(deployment, label)
     with stopwatch.measure("features"):
-        stages.build_features(deployment, label)
+        asked = stages.ask_session(deployment, label)
     with stopwatch.measure("predict"):
-        stages.log_predictions(deployment, label)
+        stages.log_asked(deployment, asked)
     with stopwatch.measure("outcomes"):
         stages.mature_outcomes(deployment, label)
     with stopwatch.measure("fold"):

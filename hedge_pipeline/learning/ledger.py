@@ -132,7 +132,7 @@ class Ledger:
             return Ledger(self.symbol, own if entries.empty else entries, self.rule)
         return Ledger(self.symbol, pd.concat([own, entries], ignore_index=True), self.rule)
 
-    @property
+    @cached_property
     def state(self) -> GateState:
         """The evidence state after the newest fold."""
         if self._folds.empty:

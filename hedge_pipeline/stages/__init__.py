@@ -54,6 +54,8 @@ from hedge_pipeline.stages.levels import build_levels, build_missing_levels
 from hedge_pipeline.stages.outcomes import mature_outcomes, settled_sessions, settled_symbols
 from hedge_pipeline.stages.predictions import (
     Asked,
+    ask_session,
+    log_asked,
     log_beside,
     log_companions,
     log_predictions,
@@ -94,6 +96,7 @@ __all__ = [
     "StageError",
     "append_entries",
     "append_entry",
+    "ask_session",
     "bootstrap",
     "build_features",
     "build_levels",
@@ -115,6 +118,7 @@ __all__ = [
     "judge",
     "leaking_features",
     "leaks_in_words",
+    "log_asked",
     "log_beside",
     "log_companions",
     "log_predictions",

@@ -66,6 +66,27 @@ def log_predictions(deployment: Deployment, label: str) -> int:
     return len(log_served(deployment, label, ROLES)) + log_companions(deployment, label)
 
 
+def ask_session(deployment: Deployment, label: str) -> Asked:
+    """`build_features`, and all that predicting its bars needs, for `log_asked`.
+
+    Raises:
+        NothingStored: the session has no bars.
+    """
+    bars = stored_bars(deployment, label)
+    frame, levels = feature_rows(deployment, label, bars, bars)
+    deployment.store.replace(FEATURE_ROWS, label, frame)
+    return _asked(deployment, label, bars, frame, levels)
+
+
+def log_asked(deployment: Deployment, asked: Asked) -> int:
+    """`log_predictions` for the bars of a session that is over; returns the new rows."""
+    label = asked.session.label
+    known = deployment.store.read(PREDICTION_LOG, [label], columns=PREDICTION_LOG.key)
+    if len(known):  # it was interrupted before it was done
+        return log_predictions(deployment, label)
+    return len(_log(deployment, asked, ROLES, known))
+
+
 def serve(deployment: Deployment, label: str, bars: pd.DataFrame) -> tuple[Asked, pd.DataFrame]:
     """Features and served predictions of bars that were stored just now.
 
@@ -82,10 +103,21 @@ def serve(deployment: Deployment, label: str, bars: pd.DataFrame) -> tuple[Asked
     bars = RAW_QUOTES.conform(bars).sort_values(["symbol", "bar_ts"], ignore_index=True)
     frame, levels = feature_rows(deployment, label, stored_bars(deployment, label), bars)
     deployment.store.append(FEATURE_ROWS, label, frame, known=frame.iloc[:0])
-    session = deployment.calendar.session(label)
-    rows = _decided(deployment, session, frame.assign(price=bars["close"]))
-    asked = Asked(session, rows, levels, _signalling(deployment, session, rows))
+    asked = _asked(deployment, label, bars, frame, levels)
     return asked, _log(deployment, asked, ("served",), PREDICTION_LOG.empty())
+
+
+def _asked(
+    deployment: Deployment,
+    label: str,
+    bars: pd.DataFrame,
+    features: pd.DataFrame,
+    levels: pd.DataFrame,
+) -> Asked:
+    """Bars with their features and levels, all three in one order, as they are decided now."""
+    session = deployment.calendar.session(label)
+    rows = _decided(deployment, session, features.assign(price=bars["close"]))
+    return Asked(session, rows, levels, _signalling(deployment, session, rows))
 
 
 def log_beside(deployment: Deployment, asked: Asked) -> int:
