@@ -6,7 +6,8 @@ closed, and a candidate trained and judged. Without, every session goes through 
 runs of Dagster only stand beside it; with --polled 126 that is done for the first 126 sessions and
 the others are polled. Each night is kept as the job `housekeeping` does: rows,
 finished runs, events and MLflow's versions that are old are freed. Old is counted in sessions.
-Memory is that of this one process. Interrupted, it reports the sessions until then.
+Memory is that of this one process. Interrupted, it reports the sessions until then, and begins
+after them when it is called again: polled minute by minute a year takes hours.
 
     python -m benchmarks.year --sessions 252
     python -m benchmarks.year --sessions 252 --polled
@@ -16,6 +17,7 @@ Memory is that of this one process. Interrupted, it reports the sessions until t
 import argparse
 import contextlib
 import datetime as dt
+import json
 import os
 import shutil
 import time
@@ -59,7 +61,7 @@ def year(out: Path, sessions: int, runs: int, *, at_once: int) -> list[dict[str,
     """Runs the sessions; returns the sizes after each night, MB by area, and memory.
 
     Args:
-        out: empty folder.
+        out: folder of its own; what an earlier call has left there goes on.
         sessions: how many.
         runs: runs of Dagster in a session; each has thirty events, or polls its share.
         at_once: so many of them go through the loop at once, the others are polled.
@@ -79,7 +81,7 @@ def year(out: Path, sessions: int, runs: int, *, at_once: int) -> list[dict[str,
         HEDGE_CALENDAR="XNYS",
     )
     home = out / "dagster_home"
-    home.mkdir(parents=True)
+    home.mkdir(parents=True, exist_ok=True)
     shutil.copy(Path(__file__).parents[1] / "dagster.yaml", home)
     places = Places(settings.data_url, out / "data" / "mlflow.db", home)
     artifacts = (out / "data" / "mlartifacts").resolve().as_uri()
@@ -88,28 +90,33 @@ def year(out: Path, sessions: int, runs: int, *, at_once: int) -> list[dict[str,
     )
     deployment = open_deployment(settings)
     labels = deployment.calendar.labels[:sessions]
-    moments: list[dt.datetime] = []
-    nights: list[dict[str, float]] = []
+    book = out / "nights.jsonl"
+    nights = [json.loads(line) for line in book.read_text().splitlines()] if book.exists() else []
     with dg.DagsterInstance.from_config(str(home)) as instance:
 
         def night(label: str) -> None:
-            moments.append(dt.datetime.now(dt.UTC))
+            now = dt.datetime.now(dt.UTC).timestamp()
             closes = deployment.calendar.session(label).closes
             storage.forget(replace(deployment, clock=lambda: closes), RETENTION_DAYS)
-            if len(moments) % 5 == 0:
+            if len(nights) % 5 == 4:
                 registry.publish(deployment, "SIMQ")
                 if registry.prune(deployment, "SIMQ"):
                     upkeep.collect_garbage(settings.tracking_uri)
-            if len(moments) > RUNS_KEPT_SESSIONS:
-                old = moments[-RUNS_KEPT_SESSIONS]
+            if len(nights) >= RUNS_KEPT_SESSIONS:
+                old = dt.datetime.fromtimestamp(nights[1 - RUNS_KEPT_SESSIONS]["at"], dt.UTC)
                 upkeep.delete_old_runs(instance, home, old)
                 upkeep.delete_old_events(instance, home, old)
             areas = storage.report(deployment, places, None)["areas"]
-            nights.append({x: areas[x] / 1e6 for x in AREAS} | {"memory": resident_mb()})
+            sizes = {x: areas[x] / 1e6 for x in AREAS}
+            nights.append(sizes | {"memory": resident_mb(), "at": now})
+            with book.open("a") as file:
+                file.write(json.dumps(nights[-1]) + "\n")
             if len(nights) % 21 == 0:
                 print(label, {k: round(v, 1) for k, v in nights[-1].items()}, flush=True)
 
         def stand_in(label: str) -> None:
+            if label in labels[: len(nights)]:  # of an earlier call
+                return
             for _ in range(runs):
                 some_polls.execute_in_process(instance=instance, run_config=QUIET)
             night(label)
@@ -117,7 +124,8 @@ def year(out: Path, sessions: int, runs: int, *, at_once: int) -> list[dict[str,
         with contextlib.suppress(KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
             history = replace(deployment, replay=True)
             replay.replay(history, labels[:at_once], advance=stand_in)
-            poll_sessions(deployment, labels[at_once:], runs, instance, night)
+            polled = labels[max(at_once, len(nights)) :]
+            poll_sessions(deployment, polled, runs, instance, night)
     return nights
 
 
@@ -213,8 +221,9 @@ def main() -> None:
     nights = year(arguments.out, arguments.sessions, arguments.runs, at_once=at_once)
     draw(nights, arguments.out / "year.png")
     middle, last = nights[len(nights) // 2], nights[-1]
-    found = {f"{name}: middle of the year, MB": middle[name] for name in middle}
-    found |= {f"{name}: last night, MB": last[name] for name in last}
+    kept = (*AREAS, "memory")
+    found = {f"{name}: middle of the year, MB": middle[name] for name in kept}
+    found |= {f"{name}: last night, MB": last[name] for name in kept}
     found |= {"minutes": (time.perf_counter() - begun) / 60}
     show(f"{len(nights)} sessions", found, arguments.out / "year.json")
 
