@@ -1076,7 +1076,7 @@ def _first_rows(table: Table, pieces: list[pa.Table], since: dt.datetime | None 
     if since is not None:
         first = pa.scalar(since, rows.schema.field("bar_ts").type)
         rows = rows.filter(pc.greater_equal(rows["bar_ts"], first))
-    if len(pieces) == 1:
+    if _one_after_another(table, pieces):
         return rows
     order = [(name, "ascending") for name in table.key]
     frame = rows.append_column("_position", pa.array(np.arange(rows.num_rows)))
@@ -1093,6 +1093,21 @@ def _first_rows(table: Table, pieces: list[pa.Table], since: dt.datetime | None 
         later = pc.invert(pc.fill_null(same, False))
         frame = frame.filter(pa.concat_arrays([pa.array([True]), later]))
     return frame.drop_columns(["_position"])
+
+
+def _one_after_another(table: Table, pieces: Sequence[pa.Table]) -> bool:
+    """Whether the keys of each piece come after those of the piece before; each is sorted."""
+
+    def key(piece: pa.Table, row: int) -> tuple[Any, ...]:
+        return tuple(piece[name][row].as_py() for name in table.key)
+
+    last: tuple[Any, ...] = ()
+    for piece in pieces:
+        if piece.num_rows:
+            if key(piece, 0) <= last:
+                return False
+            last = key(piece, piece.num_rows - 1)
+    return True
 
 
 def _pandas_type(kind: pa.DataType) -> Any:

@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 COMPACT_EVERY = 30
 AT_ONCE = 16
 TOGETHER = 0.1
+MOST_TOGETHER = 0.5
 AFTER_FINAL = dt.timedelta(seconds=1)
 
 
@@ -82,6 +83,9 @@ class Fetcher:
     def fetch(self, session: Session, now: dt.datetime) -> Iterator[list[Answer]]:
         """The answers as they come in, those that come together in one list.
 
+        Answers come together while there is another one every tenth of a second, half a second at
+        most: storing and predicting costs little more for many symbols than for one.
+
         A symbol still on its way is not asked again; its answer may be about an earlier session.
         """
         for symbol in self.deployment.symbols:
@@ -92,7 +96,7 @@ class Fetcher:
             asked = [future for _, future in self._open.values()]
             if not wait(asked, max(0.0, deadline - time.monotonic()), FIRST_COMPLETED).done:
                 break
-            done = wait(asked, TOGETHER).done
+            done = _arriving(asked)
             arrived = [symbol for symbol, (_, future) in self._open.items() if future in done]
             answers = [self._open.pop(symbol) for symbol in arrived]
             yield [(about, future.result()) for about, future in answers]
@@ -126,6 +130,14 @@ class Fetcher:
 
         Thread(target=ask, name=f"fetch-{symbol}", daemon=True).start()
         return answer
+
+
+def _arriving(asked: list[Future[Collected]]) -> set[Future[Collected]]:
+    """What has arrived when no more comes for a moment."""
+    latest, before = time.monotonic() + MOST_TOGETHER, 0
+    while len(done := wait(asked, TOGETHER).done) > before and time.monotonic() < latest:
+        before = len(done)
+    return done
 
 
 def _fault(symbol: str, error: Exception) -> SourceDown:

@@ -136,3 +136,13 @@ def test_the_grid_has_the_levels_at_their_bars(symbols: tuple[str, ...]) -> None
     assert known.shape == (len(symbols), 390)
     assert known[symbols.index("QQQ"), 0] == 0.25
     assert np.isnan(known).sum() == known.size - 1  # the second bar is too late for the snapshot
+
+
+def test_the_grid_may_be_of_some_bars_only() -> None:
+    rows = bars(10, 11, 12, 30)
+    joined = in_force(levels(level_row(0, hp_net=0.25)), rows, HOUR)
+    whole = level_grid(joined, rows, ("IWM", "QQQ"), SESSION)
+    cut = level_grid(joined, rows, ("IWM", "QQQ"), SESSION, first=10, until=12)
+    for name, array in cut.values.items():
+        np.testing.assert_array_equal(array, whole.values[name][:, 10:12])
+    assert np.isfinite(cut.values["hp_net"]).sum() == 2

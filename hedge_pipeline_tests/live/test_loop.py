@@ -25,6 +25,7 @@ from hedge_pipeline.live import loop
 from hedge_pipeline.live.loop import AFTER_FINAL, Fetcher, Poll, Work, next_poll, poll
 from hedge_pipeline.live.supervision import Heartbeat
 from hedge_pipeline.market.calendar import Session
+from hedge_pipeline.market.features import compute_features
 from hedge_pipeline.market.sources import RateLimited, SourceDown, SymbolUnknown
 from hedge_pipeline.market.tables import (
     FEATURE_ROWS,
@@ -37,6 +38,7 @@ from hedge_pipeline.market.tables import (
     feature_names,
 )
 from hedge_pipeline.serving.predicting import LATE_BAR, NO_MODEL
+from hedge_pipeline.stages import features as feature_stage
 from hedge_pipeline.store import Store
 from hedge_pipeline_tests.markets import (
     BEFORE,
@@ -934,8 +936,18 @@ def test_after_its_first_poll_a_run_looks_at_the_newest_bars_only(
         looked.append((table.name, more.get("since")))
         return read(self, table, *given, **more)
 
+    computed: list[tuple[int, ...]] = []
+    compute = compute_features
+
+    def measured(*given: Any, **more: Any) -> Any:
+        found = compute(*given, **more)
+        computed.append(found.shape[:2])
+        return found
+
     monkeypatch.setattr(Store, "read", noted)
+    monkeypatch.setattr(feature_stage, "compute_features", measured)
     assert poll_at(61).predictions
+    assert computed == [(2, 1)]  # of two symbols the new bar
     growing = {table.name for table in (FEATURE_ROWS, PREDICTION_LOG, OUTCOMES)}
     since = [since for name, since in looked if name in growing]
     assert sorted(x for x in since if x is not None) == [at(50), at(55)]

@@ -323,6 +323,15 @@ def test_bars_stand_at_their_minute_and_symbols_in_their_row() -> None:
     assert known == {(0, 0): 100.0, (0, 2): 102.0, (1, 1): 201.0, (1, 389): 589.0}
 
 
+@pytest.mark.parametrize("until", [1, 2, 3, 390])
+def test_a_grid_may_end_before_the_session_does(until: int) -> None:
+    bars = stored({0: 1, 1: 4, 2: 3})
+    whole, cut = (on_grid(bars, ("A",), SESSION, x) for x in (None, until))
+    for name in GRID_COLUMNS:
+        array = getattr(cut, name)
+        np.testing.assert_array_equal(array, getattr(whole, name)[:, :until])
+
+
 @pytest.mark.parametrize("name", GRID_COLUMNS)
 def test_every_column_of_the_grid_is_the_stored_one(name: str) -> None:
     bars = stored({3: 4})
