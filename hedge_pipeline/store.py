@@ -56,6 +56,8 @@ _FILE_SYSTEM_TICK = 12_000_000  # ns; a tick of Linux at 100 Hz is 10 ms
 _COARSE_TICK = 2_012_000_000
 # of so many sessions a table's summary is looked at, not their files
 _SUMMED_UP_FROM = 16
+# of a session with more, only what is asked for is held until all sessions are read
+_FEW_ROWS = 1000
 
 
 class StoreError(RuntimeError):
@@ -640,7 +642,7 @@ class Store:
         only: Mapping[str, Collection[Any]],
         since: dt.datetime | None,
     ) -> list[pa.Table]:
-        """Some columns of the session's rows; of a bulky table those with the values only."""
+        """Some columns of the session's rows; of a large one those with the values only."""
         needed = self._needed(table, columns, only) if since is None else None
         for _attempt in range(5):
             parts = self._parts(table, session)
@@ -654,7 +656,10 @@ class Store:
                 found = _first_rows(table, pieces, since)
             else:
                 found = self._merged(table, session, pieces)
-            return [found.select(columns)]
+            found = found.select(columns)
+            if found.num_rows > _FEW_ROWS and not table.bulky:  # few are filtered all at once
+                found = _having(found, only)
+            return [found]
         raise StoreError(f"{self._folder(table, session)} changes faster than it can be read")
 
     def _let_go(self, name: str, parts: list[str]) -> None:

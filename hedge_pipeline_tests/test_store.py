@@ -276,6 +276,27 @@ def test_a_read_can_be_narrowed_to_sessions_symbols_and_columns(url: str) -> Non
     assert len(store.read(RAW_QUOTES, [])) == 0
 
 
+@pytest.mark.parametrize(("bars", "held"), [(10, {20}), (600, {600})])
+def test_of_large_sessions_only_the_rows_asked_for_are_held(
+    url: str, monkeypatch: pytest.MonkeyPatch, bars: int, held: set[int]
+) -> None:
+    store = Store(url)
+    for label in (DAY, "2026-03-11"):
+        for symbol in ("A", "B"):
+            store.append(RAW_QUOTES, label, rows(*range(bars), symbol=symbol))
+    seen: list[int] = []
+    of_session = Store._session
+
+    def counted(self: Store, *given: Any) -> list[pa.Table]:
+        found = of_session(self, *given)
+        seen.extend(piece.num_rows for piece in found)
+        return found
+
+    monkeypatch.setattr(Store, "_session", counted)
+    assert store.read(RAW_QUOTES, symbols=("B",), columns=("low",)).shape == (2 * bars, 1)
+    assert set(seen) == held
+
+
 def test_what_a_reader_does_to_a_frame_does_not_reach_the_store(url: str) -> None:
     store = Store(url)
     store.append(RAW_QUOTES, DAY, rows(0, 1))
