@@ -31,7 +31,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hedge_pipeline.market.tables import Table, without
+from hedge_pipeline.market.tables import Table, in_pandas, without
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -167,12 +167,12 @@ class Store:
         pieces = self._load_parts(table, parts, {})
         if pieces is None:  # somebody else is compacting
             return len(self.read(table, [session], columns=keys))
-        rows: pd.DataFrame = _first_rows(table, pieces).to_pandas(types_mapper=_pandas_type)
+        rows = in_pandas(_first_rows(table, pieces))
         target = self._folder(table, session) / _part_name(table, rows, COMPACTED)
         if parts == [str(target)]:
             return len(rows)
         self._write(target, table, rows, first=False)
-        written = self._load(str(target), keys).to_pandas(types_mapper=_pandas_type)
+        written = in_pandas(self._load(str(target), keys))
         if not written.equals(rows[keys]):
             raise StoreError(f"{target} does not hold the keys of its parts; the parts are kept")
         self._remove(PurePosixPath(part) for part in parts if part != str(target))
@@ -299,6 +299,24 @@ class Store:
         Raises:
             StoreError: a file is not a whole Parquet file of this table.
         """
+        rows = self.read_arrow(
+            table, sessions, symbols=symbols, columns=columns, only=only, since=since
+        )
+        if not rows.num_rows:
+            return table.empty(rows.column_names)
+        return in_pandas(rows)
+
+    def read_arrow(
+        self,
+        table: Table,
+        sessions: Iterable[str] | None = None,
+        *,
+        symbols: Sequence[str] | None = None,
+        columns: Sequence[str] | None = None,
+        only: Mapping[str, Collection[Any]] | None = None,
+        since: dt.datetime | None = None,
+    ) -> pa.Table:
+        """`read` without making a frame of it, which takes longer than all the rest."""
         wanted = {**(only or {}), **({} if symbols is None else {"symbol": symbols})}
         kept = [x for x in table.names if columns is None or x in columns or x in wanted]
 
@@ -312,14 +330,10 @@ class Store:
         if pieces is None:
             labels = self.sessions(table) if asked is None else asked
             pieces = [piece for found in self._each(of_session, labels) for piece in found]
-        if not pieces:
-            return table.empty()[list(columns or table.names)]
-        rows = pa.concat_tables(pieces)
+        rows = pa.concat_tables(pieces) if pieces else table.arrow.empty_table()
         if not table.bulky:  # whose files were filtered as they were read
-            rows = _having(rows, wanted)
-        rows = rows.select(list(columns or table.names))
-        frame: pd.DataFrame = rows.to_pandas(types_mapper=_pandas_type)
-        return frame
+            rows = _having(rows, wanted, shared=True)
+        return rows.select(list(columns or table.names))
 
     def distinct(self, table: Table, session: str, columns: Sequence[str]) -> pd.DataFrame:
         """The different values of some columns in a session, without reading the others.
@@ -340,7 +354,7 @@ class Store:
                 pieces.append(known[1])
         if not pieces:
             return table.empty()[list(columns)]
-        rows: pd.DataFrame = pa.concat_tables(pieces).to_pandas(types_mapper=_pandas_type)
+        rows = in_pandas(pa.concat_tables(pieces))
         return rows.drop_duplicates().sort_values(list(columns)).reset_index(drop=True)
 
     def fingerprints(self, table: Table) -> dict[str, tuple[Any, ...]]:
@@ -559,7 +573,7 @@ class Store:
             StoreError: the folder cannot be written.
         """
         with self._told("cannot be written"):
-            return self._put(self._root / name, content, first=True)
+            return self._put(self._root / name, content, first=True) is not None
 
     def read_bytes(self, name: str) -> bytes:
         """Content of a file below the root.
@@ -723,8 +737,7 @@ class Store:
     def _signature(self, path: str) -> tuple[Any, ...]:
         with _readable(path):
             if self._local:
-                status = os.stat(path)  # noqa: PTH116
-                return path, status.st_mtime_ns, status.st_size, status.st_ino
+                return _seen(path, os.stat(path))  # noqa: PTH116
             return path, *_version(self._fs.info(path))
 
     def _read_whole(self, path: str) -> bytes:
@@ -771,8 +784,8 @@ class Store:
             return _having(rows, only)
 
     def _write(self, path: PurePosixPath, table: Table, rows: pd.DataFrame, *, first: bool) -> bool:
-        """Writes a part; see `_put` for the answer."""
-        arrow = _in_arrow(table, rows)
+        """Writes a part; whether this call did, see `_put`. Who reads it next need not load it."""
+        arrow = table.in_arrow(rows)
         floats = [column.name for column in table.columns if column.kind in ("float", "float32")]
         buffer = io.BytesIO()
         with pq.ParquetWriter(
@@ -789,9 +802,13 @@ class Store:
             writer.write_table(arrow)
             writer.add_key_value_metadata({"schema_hash": table.schema_hash})
         with self._told("cannot be written"):
-            return self._put(path, buffer.getvalue(), first=first)
+            signature = self._put(path, buffer.getvalue(), first=first)
+        if signature and not table.bulky:
+            rows = _apart(arrow)
+            self._files.put(str(path), (signature, rows, _newest_bar(rows)))
+        return signature is not None
 
-    def _put(self, path: PurePosixPath, content: bytes, *, first: bool) -> bool:
+    def _put(self, path: PurePosixPath, content: bytes, *, first: bool) -> tuple[Any, ...] | None:
         """Writes a file whole or not at all.
 
         Args:
@@ -800,15 +817,16 @@ class Store:
             first: leave a file that is there as it is.
 
         Returns:
-            Whether this call wrote it; of several at once only one did.
+            What `_signature` says of it, nothing of a remote one; None = this call did not write
+            it: of several at once only one does.
         """
         if not self._local:
             self._fs.makedirs(str(path.parent), exist_ok=True)
             try:
                 self._fs.pipe_file(str(path), content, mode="create" if first else "overwrite")
             except FileExistsError:
-                return False
-            return True
+                return None
+            return ()
         written = True
         os.makedirs(path.parent, exist_ok=True)  # noqa: PTH103
         temporary = path.parent / f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp"
@@ -818,6 +836,7 @@ class Store:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+                status = os.fstat(file.fileno())
             if first:
                 try:
                     os.link(temporary, path)
@@ -829,7 +848,7 @@ class Store:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)  # noqa: PTH108
         _flush_folder(path.parent)
-        return written
+        return _seen(str(path), status) if written else None
 
     def _remove(self, paths: Iterable[PurePosixPath]) -> None:
         for path in paths:
@@ -928,6 +947,19 @@ def _footprint(rows: pa.Table) -> int:
     return int(rows.nbytes) + _BYTES_OF_A_COLUMN * int(rows.num_columns)
 
 
+def _seen(path: str, status: os.stat_result) -> tuple[Any, ...]:
+    """What changes when a local file does."""
+    return path, status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def _apart(rows: pa.Table) -> pa.Table:
+    """The rows in memory of their own: what Arrow makes of a frame may be the frame's."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as stream:
+        stream.write_table(rows)
+    return pa.ipc.open_stream(sink.getvalue()).read_all()
+
+
 def _is_part(name: str) -> bool:
     return name.endswith(".parquet") and not name.startswith(".")
 
@@ -950,11 +982,25 @@ def _newest_bar(rows: pa.Table) -> dt.datetime | None:
     return newest
 
 
-def _having(rows: pa.Table, only: Mapping[str, Collection[Any]]) -> pa.Table:
-    """The rows with one of the values in each of the columns."""
+def _having(
+    rows: pa.Table, only: Mapping[str, Collection[Any]], *, shared: bool = False
+) -> pa.Table:
+    """The rows with one of the values in each of the columns.
+
+    Args:
+        rows: to choose from.
+        only: values by column.
+        shared: rows that follow each other are not copied, but keep the others in memory.
+    """
     for name, values in only.items():
         wanted = pa.array(list(values), rows.schema.field(name).type)
-        rows = rows.filter(pc.is_in(rows[name], wanted))
+        there = pc.is_in(rows[name], wanted)
+        places = np.flatnonzero(there.to_numpy())
+        number = len(places)
+        if shared and number and places[-1] - places[0] == number - 1:
+            rows = rows.slice(places[0], number)
+        else:
+            rows = rows.filter(there)
     return rows
 
 
@@ -1024,31 +1070,11 @@ def _part_name(table: Table, rows: pd.DataFrame, kind: str = "part") -> str:
     for name in table.key:
         values = rows[name]
         if values.dtype.kind == "M":
-            digest.update(values.astype("int64").to_numpy().tobytes())
+            digest.update(values.to_numpy(dtype="datetime64[us]").tobytes())
         else:
             digest.update("\x1f".join(map(str, values.tolist())).encode())
     last = rows["bar_ts"].max().strftime("%H%M%S") if "bar_ts" in rows else "000000"
     return f"{kind}-{last}-{digest.hexdigest()[:12]}.parquet"
-
-
-def _in_arrow(table: Table, rows: pd.DataFrame) -> pa.Table:
-    """The rows as the table's Arrow schema has them.
-
-    Raises:
-        ValueError: a column that is never unknown holds an unknown value.
-    """
-    arrays = []
-    for field in table.arrow:
-        column = rows[field.name]
-        if getattr(column.dtype, "tz", None) is not None:  # Arrow would ask for `Series.values`
-            column = column.dt.tz_convert("UTC").dt.tz_localize(None).to_numpy()
-            array = pa.array(column, pa.timestamp("us")).cast(field.type)
-        else:
-            array = pa.Array.from_pandas(column, type=field.type)
-        if array.null_count and not field.nullable:
-            raise ValueError(f"{table.name}: {field.name} is unknown in {array.null_count} rows")
-        arrays.append(array)
-    return pa.Table.from_arrays(arrays, schema=table.arrow)
 
 
 def _by_key(table: Table, frame: pd.DataFrame) -> pd.DataFrame:
@@ -1066,10 +1092,12 @@ def _ascends(rows: pd.DataFrame, key: Sequence[str]) -> bool:
     equal = ~grows
     for name in key:
         values = rows[name]
-        plain = values.astype("int64") if values.dtype.kind == "M" else values
-        array = plain.to_numpy()
-        grows |= equal & (array[:-1] < array[1:]).astype(np.bool_)
-        equal &= (array[:-1] == array[1:]).astype(np.bool_)
+        times = values.dtype.kind == "M"
+        array = pa.array(values.to_numpy(dtype="datetime64[us]") if times else values.array)
+        before, after = array[:-1], array[1:]
+        less, same = (x(before, after).fill_null(False) for x in (pc.less, pc.equal))
+        grows |= equal & less.to_numpy(zero_copy_only=False)
+        equal &= same.to_numpy(zero_copy_only=False)
     return bool(grows.all())
 
 
@@ -1113,16 +1141,6 @@ def _one_after_another(table: Table, pieces: Sequence[pa.Table]) -> bool:
                 return False
             last = key(piece, piece.num_rows - 1)
     return True
-
-
-def _pandas_type(kind: pa.DataType) -> Any:
-    import pandas as pd
-
-    return {
-        pa.int64(): pd.Int64Dtype(),
-        pa.int8(): pd.Int8Dtype(),
-        pa.bool_(): pd.BooleanDtype(),
-    }.get(kind)
 
 
 def _first_line(error: BaseException) -> str:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pytest
 
@@ -49,7 +50,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
 # -- a kill at every write -------------------------------------------------------------------------
 
 SHORT = 6
-Put = Callable[..., bool]
+Put = Callable[..., Any]
 
 
 class Killed(BaseException):
@@ -64,7 +65,7 @@ class KillsEveryWriteOnce:
         self.how = how
         self.seen: set[str] = set()
 
-    def __call__(self, store: Store, path: PurePosixPath, content: bytes, *, first: bool) -> bool:
+    def __call__(self, store: Store, path: PurePosixPath, content: bytes, *, first: bool) -> Any:
         if str(path) in self.seen:
             return self.real(store, path, content, first=first)
         self.seen.add(str(path))

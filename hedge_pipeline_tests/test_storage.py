@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import pandas as pd
@@ -38,6 +37,7 @@ from dagster._core.scheduler.instigation import (
 from hedge_pipeline import control, stages, storage
 from hedge_pipeline.backup import Places
 from hedge_pipeline.learning import drift
+from hedge_pipeline.learning.ledger import Ledger
 from hedge_pipeline.learning.training import TrainingPlan
 from hedge_pipeline.market.tables import PERFORMANCE, PREDICTION_LOG, PROMOTIONS, RAW_QUOTES
 from hedge_pipeline.resources import housekeeping, upkeep
@@ -536,16 +536,18 @@ def test_what_a_killed_publication_has_left_is_deleted_and_its_files_with_it(
 
 def test_every_version_that_was_champion_is_kept(demo: Demo) -> None:
     ledger = replay_in(demo.out, ("SIMQ",)).ledger("SIMQ")
-    entries: Any = ledger.entries
+    entries = ledger.entries
+
+    def with_entries(changed: pd.DataFrame) -> Ledger:
+        return Ledger("SIMQ", PROMOTIONS.in_arrow(PROMOTIONS.conform(changed)), ledger.rule)
+
     chosen = (entries["kind"] == "verdict") & (entries["model_version"] == 2)
-    ledger.entries = entries.assign(event=entries["event"].mask(chosen, "promote"))
-    assert kept_versions(ledger, 1) == {1, 2, 4}
+    promoted = with_entries(entries.assign(event=entries["event"].mask(chosen, "promote")))
+    assert kept_versions(promoted, 1) == {1, 2, 4}
     pinned = entries.iloc[:1].assign(kind="override", event="pin", model_version=3)
-    ledger.entries = pd.concat([entries, pinned])
-    assert kept_versions(ledger, 1) == {1, 3, 4}
-    ledger.entries = entries.assign(event=entries["event"].mask(chosen, "promote"))
-    assert kept_versions(ledger, 2) == {1, 2, 3, 4}
-    assert kept_versions(ledger, None) == {1, 2, 3, 4}
+    assert kept_versions(with_entries(pd.concat([entries, pinned])), 1) == {1, 3, 4}
+    assert kept_versions(promoted, 2) == {1, 2, 3, 4}
+    assert kept_versions(promoted, None) == {1, 2, 3, 4}
 
 
 def test_a_collection_that_takes_too_long_is_ended_and_told_in_one_line(

@@ -30,6 +30,8 @@ from hedge_pipeline.market.tables import (
 from hedge_pipeline.probability import sigmoid
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from hedge_pipeline.learning.training import TrainingPlan
     from hedge_pipeline.store import Store
 
@@ -219,7 +221,7 @@ def read_labelled(
         session: label.
         symbols: whose rows.
     """
-    rows = store.read(FEATURE_ROWS, [session], symbols=symbols)
+    rows, features = read_features(store, [session], symbols)
     outcomes = store.read(
         OUTCOMES,
         [session],
@@ -230,8 +232,7 @@ def read_labelled(
     outcomes = outcomes[outcomes["actual_direction"].notna()]
     place = places_among(rows, outcomes)
     labelled, place = place >= 0, place[place >= 0]
-    features = rows[list(feature_names())].to_numpy(dtype=np.float32)
-    features = np.ascontiguousarray(features[labelled])
+    features = features[labelled]
     labels = outcomes["actual_direction"].to_numpy(dtype=np.float64)[place]
     times = utc_times(rows["bar_ts"])[labelled]
     known_at = np.maximum(
@@ -244,6 +245,27 @@ def read_labelled(
         own = slice(first, last)
         found[symbol] = LabelledSession.of(features[own], labels[own], times[own], known_at[own])
     return found
+
+
+def read_features(
+    store: Store, sessions: Sequence[str], symbols: Sequence[str]
+) -> tuple[pd.DataFrame, npt.NDArray[np.float32]]:
+    """Stored feature rows: symbol, bar_ts and available_at, and the values apart from them.
+
+    Args:
+        store: where they are.
+        sessions: labels.
+        symbols: whose rows.
+
+    Returns:
+        [rows], by session, symbol and time; and float32 [rows, features], NaN = unknown.
+    """
+    names = feature_names()
+    rows = store.read_arrow(FEATURE_ROWS, sessions, symbols=symbols)
+    values = np.empty((rows.num_rows, len(names)), np.float32)
+    for place, name in enumerate(names):
+        values[:, place] = rows[name].to_numpy()
+    return rows.select(["symbol", "bar_ts", "available_at"]).to_pandas(), values
 
 
 def assemble(

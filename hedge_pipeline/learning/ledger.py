@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from hedge_pipeline.learning import gate
 from hedge_pipeline.learning.gate import (
@@ -30,7 +32,7 @@ from hedge_pipeline.learning.gate import (
     VerdictKind,
 )
 from hedge_pipeline.market.calendar import Session, utc_times
-from hedge_pipeline.market.tables import OUTCOMES, PREDICTION_LOG, PROMOTIONS
+from hedge_pipeline.market.tables import OUTCOMES, PREDICTION_LOG, PROMOTIONS, in_pandas
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,8 +40,11 @@ if TYPE_CHECKING:
     from hedge_pipeline.learning.training import ModelCard
     from hedge_pipeline.store import Store
 
+Places = npt.NDArray[np.int64]
+
 ACCEPTED = (VerdictKind.PROMOTE.value, VerdictKind.HOLD.value)
 PIN, UNPIN = "pin", "unpin"
+_ORDER = ("decided_at", "session", "kind", "model_version", "number")
 
 
 @dataclass(frozen=True)
@@ -79,76 +84,69 @@ class Ledger:
 
     Args:
         symbol: ticker symbol.
-        entries: its rows of `promotions`, any order.
+        rows: rows of `promotions` of any symbols, any order.
         rule: constants of the gate.
     """
 
-    def __init__(self, symbol: str, entries: pd.DataFrame, rule: GateRule) -> None:
+    def __init__(self, symbol: str, rows: pa.Table, rule: GateRule) -> None:
         self.symbol = symbol
         self.rule = rule
-        own = entries[(entries["symbol"] == symbol).to_numpy(dtype=np.bool_)]
-        order = np.lexsort(
-            (
-                own["number"].to_numpy(dtype=np.int64),
-                own["model_version"].to_numpy(dtype=np.int64),
-                own["kind"].to_numpy().astype(np.str_),
-                own["session"].to_numpy().astype(np.str_),
-                utc_times(own["decided_at"]),
-            )
-        )
-        self.entries = own.take(order).reset_index(drop=True)
+        own = rows.filter(pc.equal(rows["symbol"], symbol))
+        self._rows = own.sort_by([(name, "ascending") for name in _ORDER])
 
     @cached_property
-    def _folds(self) -> pd.DataFrame:
+    def entries(self) -> pd.DataFrame:
+        """Its rows of `promotions`, ascending by `decided_at`."""
+        return in_pandas(self._rows)
+
+    @cached_property
+    def _folds(self) -> Places:
         return self._of_kind("fold")
 
     @cached_property
-    def _accepted(self) -> pd.DataFrame:
+    def _accepted(self) -> Places:
         verdicts = self._of_kind("verdict")
-        return verdicts[verdicts["event"].isin(ACCEPTED).to_numpy()]
+        return verdicts[np.isin(self._column("event", verdicts), ACCEPTED)]
 
     @cached_property
-    def _overrides(self) -> pd.DataFrame:
+    def _overrides(self) -> Places:
         return self._of_kind("override")
 
-    def _of_kind(self, kind: str) -> pd.DataFrame:
-        return self.entries[(self.entries["kind"] == kind).to_numpy(dtype=np.bool_)]
+    def _of_kind(self, kind: str) -> Places:
+        return np.flatnonzero(self._rows["kind"].to_numpy() == kind)
 
-    def with_sessions(
-        self, present: Collection[str], changed: Collection[str], entries: pd.DataFrame
-    ) -> Ledger:
+    def _column(self, name: str, places: Places) -> npt.NDArray[Any]:
+        """Values of some entries; unknown texts are None, unknown numbers NaN."""
+        return np.asarray(self._rows[name].to_numpy()[places])
+
+    def with_sessions(self, changed: Collection[str], rows: pa.Table) -> Ledger:
         """The log with the entries of some sessions read anew.
 
         Args:
-            present: sessions that the log has now; the others are gone.
-            changed: sessions read anew.
-            entries: the rows of these.
+            changed: sessions read anew, or gone.
+            rows: the rows of these, of any symbols.
         """
-        import pandas as pd
-
-        kept = set(present).difference(changed)
-        own = self.entries[self.entries["session"].isin(kept).to_numpy(dtype=np.bool_)]
-        if own.empty or entries.empty:
-            return Ledger(self.symbol, own if entries.empty else entries, self.rule)
-        return Ledger(self.symbol, pd.concat([own, entries], ignore_index=True), self.rule)
+        among = pc.is_in(self._rows["session"], pa.array(list(changed), pa.string()))
+        kept = self._rows.filter(pc.invert(among))
+        return Ledger(self.symbol, pa.concat_tables([kept, rows]), self.rule)
 
     @cached_property
     def state(self) -> GateState:
         """The evidence state after the newest fold."""
-        if self._folds.empty:
+        if not len(self._folds):
             return GateState.new(self.rule)
-        newest = int(self._folds["session"].to_numpy().argmax())
-        return GateState.from_json(str(self._folds["state"].iloc[newest]))
+        newest = int(self._folds[self._column("session", self._folds).argmax()])
+        return GateState.from_json(self._rows["state"][newest].as_py())
 
     @property
     def judged(self) -> frozenset[int]:
         """Versions that have a verdict."""
-        return frozenset(int(version) for version in self._of_kind("verdict")["model_version"])
+        return frozenset(self._column("model_version", self._of_kind("verdict")).tolist())
 
     @property
     def accepted(self) -> tuple[int, ...]:
         """Versions that passed their guards, in order of acceptance."""
-        return tuple(sorted(int(v) for v in self._accepted["model_version"]))
+        return tuple(sorted(self._column("model_version", self._accepted).tolist()))
 
     def accepted_before(self, version: int) -> tuple[int, ...]:
         """Versions accepted before one, the latest first: who serves if its file is refused."""
@@ -163,10 +161,11 @@ class Ledger:
     @property
     def pinned(self) -> int | None:
         """The version an operator has pinned, None if the newest accepted one serves."""
-        if self._overrides.empty:
+        if not len(self._overrides):
             return None
-        newest = self._overrides.iloc[int(self._overrides["number"].to_numpy().argmax())]
-        return int(newest["model_version"]) if newest["event"] == PIN else None
+        newest = int(self._overrides[self._column("number", self._overrides).argmax()])
+        pins = self._rows["event"][newest].as_py() == PIN
+        return int(self._rows["model_version"][newest].as_py()) if pins else None
 
     @property
     def champion(self) -> int | None:
@@ -197,24 +196,22 @@ class Ledger:
     @cached_property
     def _course(self) -> tuple[tuple[npt.NDArray[Any], ...], tuple[npt.NDArray[Any], ...]]:
         """When folds and verdicts came into force, and what held before, between and after."""
-        folds = self._folds
         fresh = GateState.new(self.rule)
-        newest = folds.iloc[_newest_so_far(folds["session"])]
-        accepted = self._accepted
-        numbers = accepted["model_version"].to_numpy(dtype=np.int64)
+        newest = self._folds[_newest_so_far(self._column("session", self._folds))]
+        numbers = self._column("model_version", self._accepted)
         return (
-            utc_times(folds["decided_at"]),
-            np.array([fresh.base_rate(self.rule), *newest["base_rate"]]),
-            np.array([gate.trust(fresh, self.rule), *newest["trust"]]),
-            np.array([fresh.status.value, *newest["skill"]], dtype=object),
+            self._column("decided_at", self._folds),
+            np.array([fresh.base_rate(self.rule), *self._column("base_rate", newest)]),
+            np.array([gate.trust(fresh, self.rule), *self._column("trust", newest)]),
+            np.array([fresh.status.value, *self._column("skill", newest)], dtype=object),
         ), (
-            utc_times(accepted["decided_at"]),
+            self._column("decided_at", self._accepted),
             np.array([0, *np.maximum.accumulate(numbers)], dtype=np.int64),
         )
 
     @cached_property
     def _first_version(self) -> int:
-        return min(self._accepted["model_version"].tolist(), default=0)
+        return min(self._column("model_version", self._accepted).tolist(), default=0)
 
     def pinned_at(self, moments: npt.NDArray[np.datetime64]) -> npt.NDArray[np.int64]:
         """The version pinned at each moment, 0 = none.
@@ -228,10 +225,10 @@ class Ledger:
     @cached_property
     def _pins(self) -> tuple[npt.NDArray[np.datetime64], npt.NDArray[np.int64]]:
         """When pins and their ends came into force, and the version pinned from then on."""
-        overrides = self._overrides
-        newest = overrides.iloc[_newest_so_far(overrides["number"])]
-        pins = np.where(newest["event"] == PIN, newest["model_version"], 0)
-        return utc_times(overrides["decided_at"]), np.array([0, *pins], dtype=np.int64)
+        newest = self._overrides[_newest_so_far(self._column("number", self._overrides))]
+        pinned = self._column("event", newest) == PIN
+        pins = np.where(pinned, self._column("model_version", newest), 0)
+        return self._column("decided_at", self._overrides), np.array([0, *pins], dtype=np.int64)
 
 
 class KnownLedgers:
@@ -264,13 +261,14 @@ class KnownLedgers:
                 unread |= changed
             self._present, self._seen = present, now
             due = [symbol for symbol in wanted if self._unread.get(symbol, {""})]
-            labels = present.keys() & set().union(*(self._unread.get(x, present) for x in due))
-            entries = store.read(PROMOTIONS, labels if due else (), symbols=due)
-            for symbol in due:
-                known = self._ledgers.get(symbol) or Ledger(symbol, PROMOTIONS.empty(), rule)
-                own = entries[(entries["symbol"] == symbol).to_numpy(dtype=np.bool_)]
-                self._ledgers[symbol] = known.with_sessions(present, labels, own)
-                self._unread[symbol] = set()
+            if due:
+                unread = set().union(*(self._unread.get(symbol, present) for symbol in due))
+                rows = store.read_arrow(PROMOTIONS, unread & present.keys(), symbols=due)
+                nothing = PROMOTIONS.arrow.empty_table()
+                for symbol in due:
+                    known = self._ledgers.get(symbol) or Ledger(symbol, nothing, rule)
+                    self._ledgers[symbol] = known.with_sessions(unread, rows)
+                    self._unread[symbol] = set()
             return {symbol: self._ledgers[symbol] for symbol in wanted}
 
 
@@ -301,30 +299,33 @@ def session_evidence(
         OUTCOMES,
         [session.label],
         symbols=[symbol],
-        columns=("symbol", "bar_ts", "horizon_bars", "actual_direction"),
+        columns=("bar_ts", "actual_direction"),
+        only={"horizon_bars": [horizon]},
     )
-    outcomes = outcomes[
-        (outcomes["horizon_bars"] == horizon) & outcomes["actual_direction"].notna()
-    ]
-    columns = ("symbol", "bar_ts", "decided_at", "role", "mode", "margin", "base_rate")
+    direction = outcomes["actual_direction"].to_numpy(dtype=np.float64, na_value=np.nan)
+    told = ~np.isnan(direction)
+    outcome_of, up = utc_times(outcomes["bar_ts"])[told], direction[told].astype(np.int64)
+    columns = ("bar_ts", "decided_at", "role", "mode", "margin", "base_rate")
     log = store.read(PREDICTION_LOG, [session.label], symbols=[symbol], columns=columns)
-    pinned = ledger.pinned_at(utc_times(log["decided_at"])) > 0
-    tested = log["role"] == np.where(pinned, "newest", "served")
-    log = log[tested & log["margin"].notna() & log["mode"].isin(modes)]
-    known_at = log["bar_ts"] + dt.timedelta(seconds=(horizon + 1) * session.bar_seconds)
-    log = log[log["decided_at"] < known_at]
+    times, decided = utc_times(log["bar_ts"]), utc_times(log["decided_at"])
+    margin = log["margin"].to_numpy(dtype=np.float64)
+    known_at = times + np.timedelta64((horizon + 1) * session.bar_seconds, "s")
+    tested = log["role"].to_numpy(dtype=object) == np.where(
+        ledger.pinned_at(decided) > 0, "newest", "served"
+    )
+    tested &= ~np.isnan(margin) & np.isin(log["mode"].to_numpy(dtype=object), modes)
+    rows = np.flatnonzero(tested & (decided < known_at) & np.isin(times, outcome_of))
     # a hot swap may leave one bar with two served versions: the first one decided counts
-    log = log.sort_values(["bar_ts", "decided_at"]).drop_duplicates("bar_ts")
-    rows = log.merge(outcomes[["bar_ts", "actual_direction"]], on="bar_ts")
-    ups = int((outcomes["actual_direction"] == 1).sum())
+    rows = rows[np.lexsort((decided[rows], times[rows]))]
+    rows = rows[np.unique(times[rows], return_index=True)[1]]
     return SessionEvidence(
         session=session.label,
-        margin=rows["margin"].to_numpy(dtype=np.float64),
-        up=rows["actual_direction"].to_numpy(dtype=np.int64),
-        offset=session.index_of(utc_times(rows["bar_ts"])) % horizon,
-        base_rate=rows["base_rate"].to_numpy(dtype=np.float64),
-        ups=ups,
-        labels=len(outcomes),
+        margin=margin[rows],
+        up=up[np.searchsorted(outcome_of, times[rows])],
+        offset=session.index_of(times[rows]) % horizon,
+        base_rate=log["base_rate"].to_numpy(dtype=np.float64)[rows],
+        ups=int(up.sum()),
+        labels=len(up),
     )
 
 
@@ -425,8 +426,8 @@ def _state_columns(symbol: str, state: GateState, rule: GateRule) -> dict[str, A
     }
 
 
-def _newest_so_far(numbers: pd.Series[Any]) -> npt.NDArray[np.int64]:
+def _newest_so_far(numbers: npt.NDArray[Any]) -> Places:
     """Places of the highest number up to each place, [n]."""
-    _, first, ranks = np.unique(numbers.to_numpy(), return_index=True, return_inverse=True)
+    _, first, ranks = np.unique(numbers, return_index=True, return_inverse=True)
     highest = np.maximum.accumulate(ranks) if len(ranks) else ranks
     return np.asarray(first[highest], dtype=np.int64)

@@ -48,9 +48,10 @@ def ranges(features: Matrix, left_out: Sequence[bool] = ()) -> tuple[Bounds, Bou
     """
     lows: list[float | None] = []
     highs: list[float | None] = []
-    for number, column in enumerate(features.T):
-        usual = np.isfinite(column) & ~np.any(left_out[number : number + 1])
-        known = column[usual].astype(np.float64)
+    for number, values in enumerate(features.T):
+        column = np.ascontiguousarray(values)
+        kept = not np.any(left_out[number : number + 1])
+        known = column[np.isfinite(column)].astype(np.float64) if kept else np.empty(0)
         low, high = np.quantile(known, [LEFT_OUT, 1 - LEFT_OUT]) if len(known) else (None, None)
         lows.append(None if low is None else float(low))
         highs.append(None if high is None else float(high))

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from hedge_pipeline.learning.paired import Paired, SessionPair, compare
-from hedge_pipeline.market.tables import PERFORMANCE
+from hedge_pipeline.market.tables import PERFORMANCE, places_among
 from hedge_pipeline.probability import log_likelihood, logit
 from hedge_pipeline.resampling import DRAWS, LEAST_SESSIONS, ratio_interval
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import pandas as pd
+
+_SAID = ("prediction", "prob_up", "margin", "base_rate")
 
 
 @dataclass(frozen=True)
@@ -78,13 +81,16 @@ def performance(log: pd.DataFrame, outcomes: pd.DataFrame, session: str) -> pd.D
 
     if log.empty:
         return PERFORMANCE.empty()
-    rows = log.merge(
-        outcomes[["symbol", "bar_ts", "actual_direction"]], on=["symbol", "bar_ts"], how="left"
-    )
     names = ["symbol", "model_version", "role", "mode"]
+    values = {name: _numbers(log[name]) for name in _SAID}
+    values["actual_direction"] = directions(log, outcomes)
     found = [
-        {**dict(zip(names, key, strict=True)), "session": session, **sums_of(group)}
-        for key, group in rows.groupby(names, sort=True)
+        {
+            **dict(zip(names, cast("tuple[Any, ...]", key), strict=True)),
+            "session": session,
+            **_sums({name: numbers[places] for name, numbers in values.items()}),
+        }
+        for key, places in sorted(log[names].groupby(names).indices.items())
     ]
     return PERFORMANCE.conform(pd.DataFrame(found))
 
@@ -96,18 +102,37 @@ def sums_of(rows: pd.DataFrame) -> dict[str, float | int]:
         rows: prediction (NULL = it abstained), actual_direction (NULL = no outcome counts),
             base_rate, prob_up and margin.
     """
-    made = rows[rows["prediction"].notna()]
-    scored = made[made["actual_direction"].notna()]
-    up = scored["actual_direction"].to_numpy(dtype=np.float64)
-    base = scored["base_rate"].to_numpy(dtype=np.float64)
-    prob = scored["prob_up"].to_numpy(dtype=np.float64)
-    margin = scored["margin"].to_numpy(dtype=np.float64)
-    said = scored["prediction"].to_numpy(dtype=np.float64)
-    spread = made["prob_up"].to_numpy(dtype=np.float64)
+    return _sums({name: _numbers(rows[name]) for name in (*_SAID, "actual_direction")})
+
+
+def directions(log: pd.DataFrame, outcomes: pd.DataFrame) -> npt.NDArray[np.float64]:
+    """The outcome of each row of the log, [rows]: 1 up, 0 down, NaN = none counts.
+
+    Args:
+        log: rows of `prediction_log`.
+        outcomes: rows of `outcomes`, one horizon.
+    """
+    place = places_among(log, outcomes)
+    found = np.full(len(log), np.nan)
+    found[place >= 0] = _numbers(outcomes["actual_direction"])[place[place >= 0]]
+    return found
+
+
+def _numbers(column: pd.Series[Any]) -> npt.NDArray[np.float64]:
+    return column.to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def _sums(rows: Mapping[str, npt.NDArray[np.float64]]) -> dict[str, float | int]:
+    """`sums_of` of plain numbers, NaN = NULL."""
+    made = ~np.isnan(rows["prediction"])
+    scored = made & ~np.isnan(rows["actual_direction"])
+    up, base, prob = (rows[name][scored] for name in ("actual_direction", "base_rate", "prob_up"))
+    margin, said = (rows[name][scored] for name in ("margin", "prediction"))
+    spread = rows["prob_up"][made]
     return {
-        "predictions": len(made),
-        "abstentions": len(rows) - len(made),
-        "labels": len(scored),
+        "predictions": int(made.sum()),
+        "abstentions": int((~made).sum()),
+        "labels": int(scored.sum()),
         "hits": int((said == up).sum()),
         "base_hits": int(((base > 0.5) == (up > 0)).sum()),
         "log_loss": float(-log_likelihood(logit(prob), up).sum()),

@@ -6,6 +6,7 @@ They count what the price did at levels, whatever was predicted there.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -77,22 +78,21 @@ class LevelEvidence:
         Raises:
             ValueError: the rows are of several symbols.
         """
-        if sums["symbol"].nunique() > 1:
+        found = cls.by_symbol(sums)
+        if len(found) > 1:
             raise ValueError("evidence at levels is kept per symbol")
-        counts = sums.groupby(list(CELL_COLUMNS))[["effective_labels", "effective_ups"]].sum()
-        return cls(
-            {
-                (str(side), str(kind), str(band)): (float(labels), float(ups))
-                for (side, kind, band), (labels, ups) in zip(
-                    counts.index, counts.to_numpy(), strict=True
-                )
-            }
-        )
+        return next(iter(found.values()), cls())
 
     @classmethod
     def by_symbol(cls, sums: pd.DataFrame) -> dict[str, LevelEvidence]:
         """Like `of`, for each of the symbols."""
-        return {str(symbol): cls.of(own) for symbol, own in sums.groupby("symbol", sort=False)}
+        counts = sums.groupby(["symbol", *CELL_COLUMNS])[["effective_labels", "effective_ups"]]
+        added = counts.sum()
+        cells: dict[str, dict[Cell, tuple[float, float]]] = {}
+        for (symbol, *cell), (labels, ups) in zip(added.index, added.to_numpy(), strict=True):
+            side, kind, band = map(str, cell)
+            cells.setdefault(str(symbol), {})[side, kind, band] = float(labels), float(ups)
+        return {symbol: cls(own) for symbol, own in cells.items()}
 
     def at(self, level_type: Texts, level_source: Texts, strength_score: npt.ArrayLike) -> Seen:
         """The counts in the cell of each bar.
@@ -178,23 +178,21 @@ def cell_sums(rows: pd.DataFrame, horizon: int) -> pd.DataFrame:
     """
     import pandas as pd
 
-    labelled = rows[(rows["role"] == "served") & rows["actual_direction"].notna()]
-    up = labelled["actual_direction"].to_numpy(dtype=np.int64)
-    every = pd.DataFrame(
-        {
-            "symbol": labelled["symbol"].to_numpy(),
-            **dict(zip(CELL_COLUMNS, EVERYWHERE, strict=True)),
-            "labels": 1,
-            "ups": up,
-        }
-    )
-    cells = every.assign(
-        level_type=labelled["level_type"].to_numpy(),
-        level_source=labelled["level_source"].to_numpy(),
-        strength_band=strength_band(labelled["strength_score"].to_numpy(dtype=np.float32)),
-    )
-    counted = pd.concat([every, cells[cells["level_type"] != "none"]])
-    sums = counted.groupby(["symbol", *CELL_COLUMNS], sort=True)[["labels", "ups"]].sum()
+    up = rows["actual_direction"].to_numpy(dtype=np.float64, na_value=np.nan)
+    labelled = (rows["role"].to_numpy(dtype=object) == "served") & ~np.isnan(up)
+    names = ("symbol", "level_type", "level_source")
+    bars = np.array([rows[name].to_numpy(dtype=object) for name in names])
+    band = strength_band(rows["strength_score"].to_numpy(dtype=np.float32))
+
+    def counted(chosen: npt.NDArray[np.bool_]) -> Counter[tuple[str, ...]]:
+        own = list(zip(*bars[:, chosen], band[chosen], strict=True))
+        everywhere = Counter((symbol, *EVERYWHERE) for symbol, *_ in own)
+        return everywhere + Counter(cell for cell in own if cell[1] != "none")
+
+    labels, ups = counted(labelled), counted(labelled & (up > 0))
+    cells = sorted(labels)
+    sums = pd.DataFrame(cells, columns=["symbol", *CELL_COLUMNS], dtype="str")
+    sums = sums.assign(labels=[labels[x] for x in cells], ups=[ups[x] for x in cells])
     return sums.assign(
         effective_labels=sums["labels"] / horizon, effective_ups=sums["ups"] / horizon
-    ).reset_index()
+    )

@@ -171,11 +171,13 @@ def find_gaps(
     length = np.timedelta64(session.bar_seconds, "s")
     limit = np.datetime64(until.astimezone(dt.UTC).replace(tzinfo=None), "us")
     expected = session.bar_ts[session.bar_ts + length <= limit]
+    owners, times = bars["symbol"].to_numpy(dtype=object), utc_times(bars["bar_ts"])
     pieces = []
     for symbol in symbols:
-        own = bars.loc[bars["symbol"] == symbol, "bar_ts"]
-        present = utc_times(own)
+        present = times[owners == symbol]
         missing = np.setdiff1d(expected, present)
+        if not len(missing):
+            continue
         failure = failures.get(symbol)
         pieces.append(
             pd.DataFrame(
@@ -241,14 +243,19 @@ def places_on_grid(
     return inside, (row.to_numpy()[inside].astype(np.int64), column[inside] - first)
 
 
-def late(bars: pd.DataFrame) -> pd.Series[bool]:
-    """Whether a bar came in only after a later bar of its symbol.
+def late(bars: pd.DataFrame) -> npt.NDArray[np.bool_]:
+    """Whether a bar came in only after a later bar of its symbol, [rows].
 
     A hole that is filled from history was available in time by its `available_at`, but whoever
     looked before it was written did without it: both times count.
     """
-    came_in = bars[["available_at", "ingested_at"]].max(axis=1)
-    ordered = bars[["symbol", "bar_ts"]].assign(came_in=came_in)
-    ordered = ordered.sort_values(["symbol", "bar_ts"], ascending=[True, False])
-    earliest_after = ordered.groupby("symbol", sort=False)["came_in"].transform("cummin")
-    return (ordered["came_in"] > earliest_after).reindex(bars.index)
+    import pandas as pd
+
+    came_in = np.maximum(utc_times(bars["available_at"]), utc_times(bars["ingested_at"]))
+    owners, _ = pd.factorize(bars["symbol"].to_numpy(dtype=object))
+    order = np.lexsort((utc_times(bars["bar_ts"]), owners))
+    found = np.zeros(len(bars), dtype=np.bool_)
+    for own in np.split(order, np.flatnonzero(np.diff(owners[order])) + 1):
+        earliest_from_here_on = np.minimum.accumulate(came_in[own][::-1])[::-1]
+        found[own] = came_in[own] > earliest_from_here_on
+    return found

@@ -72,7 +72,7 @@ def to_datetime64(moment: dt.datetime) -> np.datetime64:
 
 def utc_times(moments: pd.Series[Any]) -> Times:
     """A column of aware times as `datetime64[us]` in UTC, shape [rows]."""
-    return np.asarray(moments.dt.tz_convert(None).to_numpy().astype("datetime64[us]"))
+    return moments.to_numpy(dtype="datetime64[us]")
 
 
 class SessionCalendar:

@@ -34,6 +34,8 @@ _ARROW: dict[Kind, pa.DataType] = {
     "small": pa.int8(),
     "flag": pa.bool_(),
 }
+# threads take longer to begin than so many rows to convert
+_FEW_ROWS = 50_000
 _PANDAS: dict[Kind, str] = {
     "text": "str",
     "time": "datetime64[us, UTC]",
@@ -112,17 +114,13 @@ class Table:
         text = ";".join(f"{column.name}:{column.kind}" for column in self.columns)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def empty(self) -> pd.DataFrame:
-        """A frame without rows, with the table's columns and dtypes."""
-        return self._empty.copy()
+    def empty(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """A frame without rows, with the table's columns, or some of them, and their dtypes."""
+        return _empty(self, None if columns is None else tuple(columns)).copy(deep=False)
 
     @cached_property
-    def _empty(self) -> pd.DataFrame:
-        import pandas as pd
-
-        return pd.DataFrame(
-            {column.name: pd.Series(dtype=_PANDAS[column.kind]) for column in self.columns}
-        )
+    def _dtypes(self) -> list[Any]:
+        return self.empty().dtypes.tolist()
 
     def conform(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The frame with exactly the table's columns and dtypes, in stored order.
@@ -137,12 +135,31 @@ class Table:
             frame = frame[list(self.names)]
         found = frame
         for column, own, wanted in zip(
-            self.columns, frame.dtypes.tolist(), self._empty.dtypes.tolist(), strict=True
+            self.columns, frame.dtypes.tolist(), self._dtypes, strict=True
         ):
             if own != wanted:  # `frame.astype` takes twice as long for a few rows
                 found = frame.copy(deep=False) if found is frame else found
                 found[column.name] = frame[column.name].array.astype(wanted)
         return found
+
+    def in_arrow(self, frame: pd.DataFrame) -> pa.Table:
+        """The rows of a frame that has the table's columns and dtypes, see `conform`.
+
+        Raises:
+            ValueError: a column that is never unknown holds an unknown value.
+        """
+        arrays = []
+        for field, (_, column) in zip(self.arrow, frame.items(), strict=True):
+            values: Any = column.array  # of a column as such Arrow would ask for more
+            if column.dtype.kind == "M":
+                values = column.to_numpy(dtype="datetime64[us]")
+            elif column.dtype.kind == "f":
+                values = column.to_numpy()
+            array = pa.array(values, field.type, from_pandas=True)
+            if array.null_count and not field.nullable:
+                raise ValueError(f"{self.name}: {field.name} is unknown in {array.null_count} rows")
+            arrays.append(array)
+        return pa.Table.from_arrays(arrays, schema=self.arrow)
 
     def validator(self) -> pandera.DataFrameSchema:
         """The pandera schema, built on first use."""
@@ -159,6 +176,33 @@ class Table:
             names = cases["column"].fillna("rows").astype(str) + ": " + cases["check"].astype(str)
             return {str(name): int(count) for name, count in names.value_counts().items()}
         return {}
+
+
+def in_pandas(rows: pa.Table) -> pd.DataFrame:
+    """Stored rows as a frame with the dtypes of `Table.empty`."""
+    threads = rows.num_rows > _FEW_ROWS
+    frame: pd.DataFrame = rows.to_pandas(types_mapper=_extension_types().get, use_threads=threads)
+    return frame
+
+
+@lru_cache(maxsize=1)
+def _extension_types() -> dict[pa.DataType, Any]:
+    import pandas as pd
+
+    return {
+        pa.int64(): pd.Int64Dtype(),
+        pa.int8(): pd.Int8Dtype(),
+        pa.bool_(): pd.BooleanDtype(),
+    }
+
+
+@lru_cache(maxsize=256)
+def _empty(table: Table, columns: tuple[str, ...] | None) -> pd.DataFrame:
+    import pandas as pd
+
+    names = table.names if columns is None else columns
+    kinds = {column.name: column.kind for column in table.columns}
+    return pd.DataFrame({name: pd.Series(dtype=_PANDAS[kinds[name]]) for name in names})
 
 
 @lru_cache(maxsize=32)
@@ -846,9 +890,17 @@ def _codes(
 
     codes = np.zeros(len(frame) + len(known), dtype=np.int64)
     for name in key:
-        values, different = pd.factorize(pd.concat([frame[name], known[name]]), sort=False)
+        both = np.concatenate([_plain(frame[name]), _plain(known[name])])
+        values, different = pd.factorize(both, sort=False)
         codes = codes * (len(different) + 1) + values
     return codes[: len(frame)], codes[len(frame) :]
+
+
+def _plain(column: pd.Series[Any]) -> npt.NDArray[Any]:
+    """Values of a key column; texts of Arrow take five times as long to compare."""
+    if column.dtype.kind == "M":
+        return column.to_numpy(dtype="datetime64[us]").view(np.int64)
+    return column.to_numpy(dtype=object if column.dtype.kind == "O" else None)
 
 
 def feature_names() -> Sequence[str]:

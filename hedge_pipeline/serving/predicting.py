@@ -118,17 +118,13 @@ def _usable(
     return version, None, refusal
 
 
-def margins_of(rows: pd.DataFrame, model: Model) -> Margins:
+def margins_of(features: Matrix, model: Model) -> Margins:
     """What the log gets as the margins of a model; NaN where it can say nothing.
 
     Args:
-        rows: the feature columns; no feature known = the bar has no features.
+        features: float32 [rows, features]; no feature known = the bar has no features.
         model: verified.
     """
-    return _margins(rows[list(feature_names())].to_numpy(dtype=np.float32), model)
-
-
-def _margins(features: Matrix, model: Model) -> Margins:
     known = np.asarray(np.isfinite(features).any(axis=1))
     margin = np.full(len(features), np.nan)
     if model.card.features == tuple(feature_names()):
@@ -139,7 +135,7 @@ def _margins(features: Matrix, model: Model) -> Margins:
 def usual_margins(rows: pd.DataFrame, model: Model) -> Margins:
     """The same without the bars on which a served model abstains; see `novelty`."""
     features = rows[list(feature_names())].to_numpy(dtype=np.float32)
-    return np.where(_novelties(features, model) == "", _margins(features, model), np.nan)
+    return np.where(_novelties(features, model) == "", margins_of(features, model), np.nan)
 
 
 def _novelties(features: Matrix, model: Model) -> npt.NDArray[np.object_]:
@@ -181,7 +177,7 @@ def _asked(
         if model is None:
             refused[bars] = refusal
             continue
-        margin[bars] = _margins(features[bars], model)
+        margin[bars] = margins_of(features[bars], model)
         if role != "baseline":
             novel[bars] = _novelties(features[bars], model)
     margin[novel != ""] = np.nan
@@ -211,6 +207,8 @@ def _stream(rows: pd.DataFrame, force: InForce, said: _Said, role: str) -> pd.Da
     prob_up = np.full(len(rows), np.nan)
     prob_up[made] = trusted_probability(force.base_rate[made], said.margin[made], force.trust[made])
     up = np.where(prob_up > 0.5, 1, 0)
+    unknown = np.full(len(rows), np.nan, dtype=np.float32)
+    no = np.zeros(len(rows), dtype=np.bool_)
     return pd.DataFrame(
         {
             "symbol": rows["symbol"].array,
@@ -219,19 +217,19 @@ def _stream(rows: pd.DataFrame, force: InForce, said: _Said, role: str) -> pd.Da
             "price": rows["price"].array,
             "prediction": pd.arrays.IntegerArray(up.astype(np.int8), ~made),
             "prob_up": prob_up,
-            "confidence": np.where(up == 1, prob_up, 1 - prob_up),
-            "strength_score": np.nan,
+            "confidence": np.where(up == 1, prob_up, 1 - prob_up).astype(np.float32),
+            "strength_score": unknown,
             "level_type": "none",
             "level_source": "none",
             "level_price": np.nan,
-            **dict.fromkeys(STRENGTH_PARTS, np.nan),
+            **dict.fromkeys(STRENGTH_PARTS, unknown),
             "strength_missing": "",
-            "signal_fired": False,
+            "signal_fired": pd.arrays.BooleanArray(no, no.copy()),
             "reason": said.reason,
-            "model_version": said.version,
+            "model_version": pd.arrays.IntegerArray(said.version, no.copy()),
             "role": role,
             "base_rate": force.base_rate,
-            "margin": said.margin,
+            "margin": said.margin.astype(np.float32),
             "trust": force.trust,
             "skill": force.skill,
             "mode": rows["mode"].array,

@@ -13,7 +13,7 @@ from hedge_pipeline.levels.confidence import PRIOR, LevelEvidence, confident, se
 from hedge_pipeline.levels.signals import NO_LEVEL, SignalRules, decide_signals
 from hedge_pipeline.levels.strength import measure
 from hedge_pipeline.market.calendar import utc_times
-from hedge_pipeline.market.tables import PREDICTION_LOG
+from hedge_pipeline.market.tables import PREDICTION_LOG, places_among
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,7 +58,6 @@ def at_levels(
     found = measure(log["price"].to_numpy(dtype=np.float64), rows)
     symbols = log["symbol"].to_numpy(dtype=object)
     seen = seen_at(signalling.evidence, symbols, found.level_type, found.level_source, found.score)
-    times = utc_times(log["bar_ts"])
     log = log.assign(
         confidence=confident(log["prob_up"], seen, signalling.prior).value.astype(np.float32),
         strength_score=found.score,
@@ -72,13 +71,13 @@ def at_levels(
         strength_hg=found.hg,
         strength_overlap=found.overlap,
         strength_missing=found.missing,
-        bars_left=session.bars - 1 - session.index_of(times),
     )
+    left = session.bars - 1 - session.index_of(utc_times(log["bar_ts"]))
     served = (log["role"] == "served").to_numpy(dtype=np.bool_)
     fired = np.zeros(len(log), dtype=np.bool_)
     reason = np.where(log["prediction"].isna(), log["reason"].to_numpy(dtype=object), OTHER_STREAM)
     if served.any():
-        own = log if served.all() else log[served]
+        own = (log if served.all() else log[served]).assign(bars_left=left[served])
         fired[served], reason[served] = decide_signals(
             own, signalling.rules, signalling.last_signals
         )
@@ -96,4 +95,5 @@ def _levels_of(log: pd.DataFrame, levels: pd.DataFrame) -> pd.DataFrame:
     )
     if same:  # one stream, in the order of the bars
         return levels
-    return log[key].merge(levels, on=key, how="left", validate="many_to_one")
+    found = levels.reset_index(drop=True).reindex(places_among(log, levels))
+    return found.reset_index(drop=True)

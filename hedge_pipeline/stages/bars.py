@@ -164,7 +164,7 @@ def _watched_after(deployment: Deployment, label: str) -> frozenset[str]:
 def _account_for_gaps(
     deployment: Deployment, session: Session, new: int, failures: dict[str, SourceError]
 ) -> CollectedSession:
-    stored = deployment.store.read(RAW_QUOTES, [session.label])
+    stored = deployment.store.read(RAW_QUOTES, [session.label], columns=("symbol", "bar_ts"))
     until = min(session.closes, deployment.asked_at(session) - deployment.source.delay)
     gaps = find_gaps(stored, deployment.symbols, session, until, failures)
     deployment.store.replace(GAPS, session.label, _with_known_causes(deployment, session, gaps))
@@ -178,6 +178,8 @@ def _with_known_causes(
     import pandas as pd
 
     earlier = deployment.store.read(GAPS, [session.label])
+    if earlier.empty:
+        return gaps
     key = ["symbol", "bar_ts"]
     confirmed = earlier[earlier["cause"] == "vendor_hole"]
     confirmed = confirmed.merge(gaps[key], on=key)

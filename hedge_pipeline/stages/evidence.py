@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hedge_pipeline.learning import gate, ledger
-from hedge_pipeline.market.tables import PROMOTIONS
+from hedge_pipeline.market.tables import OUTCOMES, PROMOTIONS
 from hedge_pipeline.stages.deployment import StageError
-from hedge_pipeline.stages.outcomes import settled_sessions
+from hedge_pipeline.stages.outcomes import settled_sessions, settled_symbols
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,7 +78,10 @@ def fold_evidence(deployment: Deployment, symbol: str) -> list[Fold]:
 
 def fold_all(deployment: Deployment, symbols: Sequence[str]) -> dict[str, list[Fold]]:
     """The same for several symbols: a session of all of them is one file."""
-    deployment.ledgers(symbols)  # read together, then known one by one
+    # read together, then known one by one
+    deployment.ledgers(symbols)
+    for label in deployment.store.sessions(OUTCOMES, last=1):
+        settled_symbols(deployment, label, symbols)
     folds = {symbol: pending_folds(deployment, symbol) for symbol in symbols}
     for label in sorted({fold.session for own in folds.values() for fold in own}):
         entries = [fold.entry for own in folds.values() for fold in own if fold.session == label]

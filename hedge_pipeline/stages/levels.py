@@ -6,7 +6,7 @@ order they became available: computing them again gives the same rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,7 +18,7 @@ from hedge_pipeline.levels.gaps import DailyBars
 from hedge_pipeline.levels.joining import NO_CHAIN
 from hedge_pipeline.levels.snapshot import CHAIN_LEVELS, gated, row_of
 from hedge_pipeline.levels.strength import RANK_SESSIONS, ranks
-from hedge_pipeline.market.calendar import to_datetime64
+from hedge_pipeline.market.calendar import to_datetime64, utc_times
 from hedge_pipeline.market.tables import (
     DAILY_BARS,
     HEDGE_LEVELS,
@@ -60,10 +60,11 @@ def build_levels(deployment: Deployment, label: str) -> int:
     """
     import pandas as pd
 
+    session = deployment.calendar.session(label)
     rows = [
         row
-        for symbol in deployment.symbols
-        for row in _session_rows(deployment, label, symbol, known=frozenset())
+        for symbol, daily in daily_bars(deployment, deployment.symbols, session).items()
+        for row in _session_rows(deployment, label, symbol, daily, known=frozenset())
     ]
     frame = pd.DataFrame(rows, columns=list(HEDGE_LEVELS.names)) if rows else HEDGE_LEVELS.empty()
     ranked = _with_ranks(deployment, label, HEDGE_LEVELS.conform(frame), HEDGE_LEVELS.empty())
@@ -75,7 +76,8 @@ def build_missing_levels(deployment: Deployment, label: str, symbol: str) -> int
     import pandas as pd
 
     present = deployment.store.read(HEDGE_LEVELS, [label], symbols=[symbol])
-    rows = list(_session_rows(deployment, label, symbol, known=frozenset(present["as_of"])))
+    daily = daily_bars(deployment, [symbol], deployment.calendar.session(label))[symbol]
+    rows = list(_session_rows(deployment, label, symbol, daily, frozenset(present["as_of"])))
     if not rows:
         return 0
     frame = HEDGE_LEVELS.conform(pd.DataFrame(rows, columns=list(HEDGE_LEVELS.names)))
@@ -84,14 +86,13 @@ def build_missing_levels(deployment: Deployment, label: str, symbol: str) -> int
 
 
 def _session_rows(
-    deployment: Deployment, label: str, symbol: str, known: frozenset[Any]
+    deployment: Deployment, label: str, symbol: str, daily: DailyBars, known: frozenset[Any]
 ) -> Iterator[dict[str, object]]:
     """Rows of `hedge_levels` without ranks, of the snapshots that are not known."""
     import pandas as pd
 
     session = deployment.calendar.session(label)
     rules = deployment.level_rules
-    daily = daily_bars(deployment, symbol, session)
     common = {"symbol": symbol, "dealer_sign": deployment.dealer_sign, "gex_rank": np.nan}
     common |= {"vanna_rank": np.nan}
     if len(daily.close) and pd.Timestamp(session.opens) not in known:
@@ -197,23 +198,30 @@ def _opening_row(session: Session, daily: DailyBars, deployment: Deployment) -> 
     }
 
 
-def daily_bars(deployment: Deployment, symbol: str, session: Session) -> DailyBars:
-    """Daily bars of the sessions before this one that were known when it opened.
+def daily_bars(
+    deployment: Deployment, symbols: Sequence[str], session: Session
+) -> dict[str, DailyBars]:
+    """Daily bars of the sessions before this one that were known when it opened, by symbol.
 
-    One entry for every session of the calendar in the window, NaN = unknown.
+    One entry for every session of the calendar in the window, from the first that is known on;
+    NaN = unknown.
     """
-    import pandas as pd
-
     calendar, length = deployment.calendar, deployment.level_rules.gap_sessions
     before = calendar.labels[: calendar.ordinal(session.label)][-length:]
-    stored = deployment.store.read(DAILY_BARS, before, symbols=[symbol])
-    stored = stored[stored["available_at"] < pd.Timestamp(session.opens)]
-    if stored.empty:
-        return DailyBars.none()
-    by_session = stored.set_index("session").reindex(list(before))
-    first = int(np.argmax(by_session["close"].notna().to_numpy()))
-    columns = (by_session[name].to_numpy(dtype=float)[first:] for name in ("high", "low", "close"))
-    return DailyBars(*columns)
+    stored = deployment.store.read(DAILY_BARS, before, symbols=symbols)
+    known = utc_times(stored["available_at"]) < to_datetime64(session.opens)
+    owners = stored["symbol"].to_numpy(dtype=object)
+    places = {day: place for place, day in enumerate(before)}
+    place = np.array([places[day] for day in stored["session"]], dtype=np.int64)
+    values = stored[["high", "low", "close"]].to_numpy(dtype=float).T
+    found = dict.fromkeys(symbols, DailyBars.none())
+    for symbol in symbols:
+        own = known & (owners == symbol)
+        if own.any():
+            window = np.full((3, len(before)), np.nan)
+            window[:, place[own]] = values[:, own]
+            found[symbol] = DailyBars(*window[:, place[own].min() :])
+    return found
 
 
 class _Prices:

@@ -71,9 +71,17 @@ def settled_sessions(
     return tuple(reversed(found))
 
 
-def settled_symbols(deployment: Deployment, label: str) -> tuple[str, ...]:
-    """Symbols for which the session is settled, see `settled_sessions`; each table is read once."""
-    return _settled(deployment, label, sorted(deployment.symbols))
+def settled_symbols(
+    deployment: Deployment, label: str, symbols: Sequence[str] | None = None
+) -> tuple[str, ...]:
+    """Symbols for which the session is settled, see `settled_sessions`; each table is read once.
+
+    Args:
+        deployment: where to look.
+        label: the session.
+        symbols: of these; None = of all.
+    """
+    return _settled(deployment, label, sorted(symbols or deployment.symbols))
 
 
 def _settled(deployment: Deployment, label: str, symbols: Sequence[str]) -> tuple[str, ...]:

@@ -26,13 +26,22 @@ if TYPE_CHECKING:
     from hedge_pipeline.stages.deployment import Deployment
 
 REPORTED_SESSIONS = 250
+_SCORED = (
+    *("symbol", "bar_ts", "role", "mode", "model_version", "prediction", "prob_up", "confidence"),
+    *("base_rate", "margin", "level_type", "level_source", "strength_score", "signal_fired"),
+)
 
 
 def score_session(deployment: Deployment, label: str, symbols: Sequence[str]) -> pd.DataFrame:
     """Scores the predictions of a settled session and stores the sums; returns them."""
-    log = deployment.store.read(PREDICTION_LOG, [label], symbols=list(symbols))
-    outcomes = deployment.store.read(OUTCOMES, [label], symbols=list(symbols))
-    outcomes = outcomes[outcomes["horizon_bars"] == deployment.horizon]
+    log = deployment.store.read(PREDICTION_LOG, [label], symbols=list(symbols), columns=_SCORED)
+    outcomes = deployment.store.read(
+        OUTCOMES,
+        [label],
+        symbols=list(symbols),
+        columns=("symbol", "bar_ts", "actual_direction"),
+        only={"horizon_bars": [deployment.horizon]},
+    )
     sums = scoring.performance(log, outcomes, label)
     deployment.store.append(PERFORMANCE, label, sums)
     _score_levels(deployment, label, log, outcomes)
@@ -43,9 +52,7 @@ def _score_levels(
     deployment: Deployment, label: str, log: pd.DataFrame, outcomes: pd.DataFrame
 ) -> None:
     """What the price did at the levels, and what became of the signals."""
-    rows = log.merge(
-        outcomes[["symbol", "bar_ts", "actual_direction"]], on=["symbol", "bar_ts"], how="left"
-    )
+    rows = log.assign(actual_direction=scoring.directions(log, outcomes))
     sums = cell_sums(rows, deployment.horizon).assign(session=label)
     deployment.store.append(LEVEL_EVIDENCE, label, sums)
     signals = log[(log["role"] == "served") & log["signal_fired"]]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hedge_pipeline.learning import novelty, search
-from hedge_pipeline.learning.dataset import assemble
+from hedge_pipeline.learning.dataset import assemble, read_features
 from hedge_pipeline.learning.guards import guard
 from hedge_pipeline.learning.pooling import POOL, SPOOL_FROM, assemble_pool
 from hedge_pipeline.learning.training import (
@@ -223,7 +223,7 @@ def _guarded(
         return f"file: {error}"
     recent = data.sessions[-deployment.plan.least_sessions :]
     members = _members({label: wanted[label] for label in recent})
-    rows = deployment.store.read(FEATURE_ROWS, recent, symbols=members)
+    rows, features = read_features(deployment.store, recent, members)
     parts = [_labelled(deployment, label, wanted[label]) for label in recent]
     labelled = [(x, own.known_by(known_by).bar_ts) for part in parts for x, own in part.items()]
     owners = np.repeat([symbol for symbol, _ in labelled], [len(times) for _, times in labelled])
@@ -239,7 +239,7 @@ def _guarded(
     plan = TrainingPlan(**card.plan)
     # what other parameters said is not what is usual of these
     spreads = [x.spread for x in earlier if TrainingPlan(**x.plan) == plan]
-    logged = margins_of(rows[used], served)
+    logged = margins_of(features[used], served)
     base_rates = data.base_rates(data.recent) if climatology is None else climatology
     return guard(card, logged, trained, data, base_rates, spreads)
 

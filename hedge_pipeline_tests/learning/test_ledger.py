@@ -78,6 +78,10 @@ def judged(
     return verdict_entry(card, state, RULE, NIGHT + dt.timedelta(days=nights, hours=5))
 
 
+def ledger_of(entries: pd.DataFrame) -> Ledger:
+    return Ledger("SIMQ", PROMOTIONS.in_arrow(entries), RULE)
+
+
 def at(ledger: Ledger, *moments: dt.datetime) -> InForce:
     plain = [np.datetime64(moment.replace(tzinfo=None), "us") for moment in moments]
     return ledger.in_force(np.array(plain, dtype="datetime64[us]"))
@@ -90,7 +94,7 @@ ENTRIES = frame_of(
     folded(PROVEN, 1),
     judged(3, PROVEN, 1),
 )
-LEDGER = Ledger("SIMQ", ENTRIES, RULE)
+LEDGER = ledger_of(ENTRIES)
 
 
 # --- in force --------------------------------------------------------------------------------
@@ -147,14 +151,14 @@ def test_moments_are_answered_in_the_order_they_are_asked_for() -> None:
 def test_a_clock_that_was_set_back_makes_no_older_entry_the_newest() -> None:
     """The second night's fold and verdict, and a rollback, are dated before what they follow."""
     pin = override_entry(LEDGER, 1, PIN, "calmer", "2024-03-05", NIGHT + dt.timedelta(days=3))
-    pinned = Ledger("SIMQ", pd.concat([ENTRIES, frame_of(pin)]), RULE)
+    pinned = ledger_of(pd.concat([ENTRIES, frame_of(pin)]))
     let_go = override_entry(
         pinned, 1, UNPIN, "enough", "2024-03-05", NIGHT + dt.timedelta(days=2, hours=9)
     )
     entries = frame_of(
         folded(UNPROVEN, 1), judged(1, UNPROVEN, 1), folded(PROVEN, 0), judged(3, PROVEN, 0)
     )
-    ledger = Ledger("SIMQ", pd.concat([entries, frame_of(pin, let_go)]), RULE)
+    ledger = ledger_of(pd.concat([entries, frame_of(pin, let_go)]))
     force = at(ledger, *(NIGHT + dt.timedelta(days=days) for days in (1, 2, 4)))
     assert force.version.tolist() == [3, 3, 3]
     assert force.baseline.tolist() == [1, 1, 1]
@@ -168,7 +172,7 @@ def test_a_clock_that_was_set_back_makes_no_older_entry_the_newest() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_order_of_the_entries_does_not_matter(seed: int) -> None:
-    shuffled = Ledger("SIMQ", ENTRIES.sample(frac=1, random_state=seed), RULE)
+    shuffled = ledger_of(ENTRIES.sample(frac=1, random_state=seed))
     assert shuffled.accepted == LEDGER.accepted
     assert shuffled.state == LEDGER.state
     pd.testing.assert_frame_equal(shuffled.entries, LEDGER.entries)
@@ -176,13 +180,13 @@ def test_the_order_of_the_entries_does_not_matter(seed: int) -> None:
 
 def test_entries_of_other_symbols_do_not_matter() -> None:
     other = ENTRIES.assign(symbol="SIMN", model_version=ENTRIES["model_version"] + 7)
-    both = Ledger("SIMQ", pd.concat([other, ENTRIES]), RULE)
+    both = ledger_of(pd.concat([other, ENTRIES]))
     assert both.accepted == (1, 3)
     pd.testing.assert_frame_equal(both.entries, LEDGER.entries)
 
 
 def test_an_empty_log_is_the_state_before_the_first_session() -> None:
-    ledger = Ledger("SIMQ", PROMOTIONS.empty(), RULE)
+    ledger = ledger_of(PROMOTIONS.empty())
     assert ledger.state == GateState.new(RULE)
     assert (ledger.accepted, ledger.champion, ledger.judged) == ((), None, frozenset())
     assert at(ledger, NIGHT).version.tolist() == [0]
@@ -203,14 +207,14 @@ def test_there_is_a_champion_only_while_skill_is_proven(
     last: GateState, champion: int | None
 ) -> None:
     state = replace(last, last_session="2024-03-07")
-    ledger = Ledger("SIMQ", pd.concat([ENTRIES, frame_of(folded(state, 3))]), RULE)
+    ledger = ledger_of(pd.concat([ENTRIES, frame_of(folded(state, 3))]))
     assert ledger.state.status is last.status
     assert ledger.champion == champion
     assert ledger.accepted == (1, 3)
 
 
 def test_without_an_accepted_model_there_is_no_champion() -> None:
-    ledger = Ledger("SIMQ", frame_of(folded(PROVEN, 1), judged(1, PROVEN, 1, "parity: off")), RULE)
+    ledger = ledger_of(frame_of(folded(PROVEN, 1), judged(1, PROVEN, 1, "parity: off")))
     assert ledger.champion is None
 
 
@@ -237,7 +241,7 @@ def test_a_verdict_says_what_and_why(
 def test_the_state_is_that_of_the_newest_session_whenever_it_was_written() -> None:
     """Verdicts carry a state too, and two folds of one night may carry one time."""
     entries = frame_of(folded(PROVEN, 1), folded(UNPROVEN, 1), judged(9, LOST, 2))
-    assert Ledger("SIMQ", entries, RULE).state == PROVEN
+    assert ledger_of(entries).state == PROVEN
 
 
 # --- evidence --------------------------------------------------------------------------------
@@ -337,7 +341,7 @@ def test_the_state_in_the_log_equals_folding_from_scratch(store: Store) -> None:
         store.append(PREDICTION_LOG, session.label, log_rows(session, margin))
         store.append(OUTCOMES, session.label, outcome_rows(session, up.tolist()))
         found = session_evidence(store, "SIMQ", session, HORIZON, LIVE, LEDGER)
-        before = Ledger("SIMQ", store.read(PROMOTIONS), RULE).state
+        before = ledger_of(store.read(PROMOTIONS)).state
         state, event = gate.fold(before, found, RULE)
         entry = fold_entry("SIMQ", state, event, found, RULE, session.closes)
         store.append(PROMOTIONS, session.label, frame_of(entry))
@@ -346,7 +350,7 @@ def test_the_state_in_the_log_equals_folding_from_scratch(store: Store) -> None:
         found = session_evidence(store, "SIMQ", session, HORIZON, LIVE, LEDGER)
         scratch, event = gate.fold(scratch, found, RULE)
         events.append(event.kind.value if event else None)
-    ledger = Ledger("SIMQ", store.read(PROMOTIONS), RULE)
+    ledger = ledger_of(store.read(PROMOTIONS))
     assert ledger.state == scratch
     assert {"skill_proven", "skill_lost"} <= set(events)
     assert [x if isinstance(x, str) else None for x in ledger.entries["event"]] == events

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.compute as pc
 import pytest
 
 from benchmarks import guard_sabotage
@@ -88,18 +89,20 @@ def test_serving_that_reads_other_rows_than_were_trained_on_is_refused(
     trainer: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The features table changed after the rows were read: the file is right, the rows are not."""
-    read = type(trainer.store).read
+    read = type(trainer.store).read_arrow
 
     def older(store: Any, table: Any, *arguments: Any, **options: Any) -> Any:
-        frame = read(store, table, *arguments, **options)
-        names = [name for name in feature_names() if name in frame]
-        return frame.assign(**{name: frame[name] * -1 for name in names})
+        rows = read(store, table, *arguments, **options)
+        for place, name in enumerate(rows.column_names):
+            if name in feature_names():
+                rows = rows.set_column(place, name, pc.negate(rows[name]))
+        return rows
 
     labelled = [
         trainer.labelled.read(SYMBOL, label) for label in trainer.calendar.labels[:SESSIONS]
     ]
     assert sum(len(session.labels) for session in labelled) > 3000
-    monkeypatch.setattr(type(trainer.store), "read", older)
+    monkeypatch.setattr(type(trainer.store), "read_arrow", older)
     failure = stages.train_candidate(trainer, SYMBOL).card.guard_failure
     assert failure is not None
     assert failure.startswith("parity: ")

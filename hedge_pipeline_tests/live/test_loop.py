@@ -680,9 +680,9 @@ class KillsAt:
     def put(self) -> Any:
         """What replaces `Store._put`."""
 
-        def put(store: Store, path: PurePosixPath, content: bytes, *, first: bool) -> bool:
+        def put(store: Store, path: PurePosixPath, content: bytes, *, first: bool) -> Any:
             self.left -= 1
-            written = False
+            written = None
             if self.left or self.how == "after":
                 written = self.real(store, path, content, first=first)
             if not self.left:
@@ -930,9 +930,9 @@ def test_after_its_first_poll_a_run_looks_at_the_newest_bars_only(
     assert poll_at(60).predictions
     work.whole = False
     looked: list[tuple[str, dt.datetime | None]] = []
-    read = Store.read
+    read = Store.read_arrow
 
-    def noted(self: Store, table: Table, *given: Any, **more: Any) -> pd.DataFrame:
+    def noted(self: Store, table: Table, *given: Any, **more: Any) -> Any:
         looked.append((table.name, more.get("since")))
         return read(self, table, *given, **more)
 
@@ -944,7 +944,7 @@ def test_after_its_first_poll_a_run_looks_at_the_newest_bars_only(
         computed.append(found.shape[:2])
         return found
 
-    monkeypatch.setattr(Store, "read", noted)
+    monkeypatch.setattr(Store, "read_arrow", noted)
     monkeypatch.setattr(feature_stage, "compute_features", measured)
     assert poll_at(61).predictions
     assert computed == [(2, 1)]  # of two symbols the new bar

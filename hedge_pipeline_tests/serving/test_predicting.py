@@ -57,11 +57,10 @@ def accepted(version: int, at: dt.datetime = MORNING, failure: str | None = None
 
 
 def ledger_of(*entries: Entry) -> Ledger:
-    if not entries:
-        return Ledger("SIMQ", PROMOTIONS.empty(), RULE)
-    frame = pd.DataFrame(entries)
+    frame = pd.DataFrame(entries) if entries else PROMOTIONS.empty()
     times = pd.to_datetime(frame["decided_at"], utc=True)
-    return Ledger("SIMQ", PROMOTIONS.conform(frame.assign(decided_at=times)), RULE)
+    rows = PROMOTIONS.conform(frame.assign(decided_at=times))
+    return Ledger("SIMQ", PROMOTIONS.in_arrow(rows), RULE)
 
 
 def predict(rows: pd.DataFrame, ledger: Ledger, load: LoadModel) -> pd.DataFrame:
