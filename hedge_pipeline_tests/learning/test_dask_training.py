@@ -203,7 +203,7 @@ def test_a_worker_killed_in_the_middle_leaves_the_training_to_the_others(
     rows: TrainingSet, tmp_path: Path, in_the_middle: Callable[..., list[int]], warm: bool
 ) -> None:
     with cluster_in(tmp_path, workers=2) as cluster:
-        trainer = DaskTrainer(cluster.address, gather_seconds=4)
+        trainer = DaskTrainer(cluster.address, gather_seconds=8)
         if warm:  # the first training of a worker imports XGBoost
             trainer(rows, PLAN)
 
