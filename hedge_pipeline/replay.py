@@ -197,20 +197,21 @@ def _session(
     if train and deployment.pooled:
         with stopwatch.measure("train"):
             stages.train_pool(deployment, hour=deployment.retrain_hour or 0)
-    cards = dict.fromkeys(deployment.symbols)
-    # symbols share nothing at night, and scores nothing with trainings; XGBoost works outside the
-    # interpreter's lock
-    with ThreadPoolExecutor(_NIGHTS_AT_ONCE) as pool:
-        trained = {
-            symbol: pool.submit(_train_if_due, deployment, symbol)
-            for symbol in (deployment.symbols if train else ())
-        }
-        with stopwatch.measure("score"):
-            scores = stages.score_session(deployment, label, deployment.symbols)
-        with stopwatch.measure("train"):
-            cards |= {symbol: future.result() for symbol, future in trained.items()}
+    # symbols share nothing at night; XGBoost works outside the interpreter's lock
+    with stopwatch.measure("train"), ThreadPoolExecutor(_NIGHTS_AT_ONCE) as pool:
+        cards = dict(
+            zip(
+                deployment.symbols,
+                pool.map(lambda symbol: _train_if_due(deployment, symbol), deployment.symbols)
+                if train
+                else [None] * len(deployment.symbols),
+                strict=True,
+            )
+        )
     with stopwatch.measure("judge"):
         verdicts = _judge(deployment)
+    with stopwatch.measure("score"):
+        scores = stages.score_session(deployment, label, deployment.symbols)
     newest = {
         symbol: own[-1] if own and own[-1].session == label else None
         for symbol, own in folds.items()

@@ -305,6 +305,58 @@ def test_what_a_reader_does_to_a_frame_does_not_reach_the_store(url: str) -> Non
     assert store.read(RAW_QUOTES)["close"].tolist() == [1.0, 1.0]
 
 
+@EACH_TABLE
+def test_what_was_just_written_is_read_without_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: Table
+) -> None:
+    store = Store(str(tmp_path))
+    written = rows(0, 1, 2, table=table)
+    store.append(table, DAY, written)
+    asked: list[str] = []
+    load = Store._load
+
+    def noted(self: Store, path: str, *given: Any) -> pa.Table:
+        asked.append(path)
+        return load(self, path, *given)
+
+    monkeypatch.setattr(Store, "_load", noted)
+    pd.testing.assert_frame_equal(store.read(table), written)
+    assert len(asked) == table.bulky
+    store.replace(table, DAY, written[1:])
+    pd.testing.assert_frame_equal(store.read(table), written[1:].reset_index(drop=True))
+    assert len(asked) == 2 * table.bulky
+
+
+def test_what_a_writer_does_to_its_frame_afterwards_does_not_reach_the_store(url: str) -> None:
+    store, written = Store(url), rows(0, 1)
+    store.append(RAW_QUOTES, DAY, written)
+    values = written["close"].to_numpy()
+    values.flags.writeable = True
+    values[:] = 2.0
+    assert written["close"].tolist() == [2.0, 2.0]
+    assert store.read(RAW_QUOTES)["close"].tolist() == [1.0, 1.0]
+
+
+def test_a_part_that_another_writer_has_replaced_is_read_anew(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.replace(RAW_QUOTES, DAY, rows(0, 1))
+    Store(str(tmp_path)).replace(RAW_QUOTES, DAY, rows(0, 1, price=2.0))
+    assert store.read(RAW_QUOTES)["close"].tolist() == [2.0, 2.0]
+
+
+@EACH_TABLE
+def test_rows_without_a_frame_are_the_same_rows(url: str, table: Table) -> None:
+    store = Store(url)
+    for symbol in ("A", "B", "C"):
+        store.append(table, DAY, rows(0, 1, table=table, symbol=symbol))
+    found = store.read_arrow(table, symbols=("A", "C"))
+    assert found.schema.equals(table.arrow)
+    assert found["symbol"].to_pylist() == ["A", "A", "C", "C"]
+    frame = store.read(table, symbols=("A", "C"))
+    assert found.equals(table.in_arrow(frame))
+    assert store.read_arrow(table, ["2026-03-11"]).equals(table.arrow.empty_table())
+
+
 def test_the_same_rows_go_to_the_same_file_in_any_order(tmp_path: Path) -> None:
     names = []
     for number, order in enumerate([(0, 1, 2), (2, 0, 1)]):

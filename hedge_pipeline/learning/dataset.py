@@ -263,8 +263,11 @@ def read_features(
     names = feature_names()
     rows = store.read_arrow(FEATURE_ROWS, sessions, symbols=symbols)
     values = np.empty((rows.num_rows, len(names)), np.float32)
-    for place, name in enumerate(names):
-        values[:, place] = rows[name].to_numpy()
+    first = 0
+    for batch in rows.select(names).to_batches():
+        last = first + batch.num_rows
+        values[first:last] = batch.to_tensor(null_to_nan=True).to_numpy()
+        first = last
     return rows.select(["symbol", "bar_ts", "available_at"]).to_pandas(), values
 
 

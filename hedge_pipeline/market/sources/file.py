@@ -98,9 +98,7 @@ class FileSource:
             raise NoDataYet(f"no file has bars of {symbol} in session {session.label}")
         last = pd.Timestamp(now - dt.timedelta(seconds=session.bar_seconds))
         frame = found[found["bar_ts"] <= last].reset_index(drop=True)
-        for column in ("bid", "ask", "support", "resistance"):
-            frame[column] = np.nan
-        return frame[list(BAR_COLUMNS)]
+        return frame.reindex(columns=list(BAR_COLUMNS))
 
     def chains(
         self, symbol: str, session: Session, now: dt.datetime, *, sweep: bool
