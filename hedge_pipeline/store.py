@@ -31,7 +31,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hedge_pipeline.market.tables import Table, in_pandas, without
+from hedge_pipeline.market.tables import Table, in_pandas, places_among
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,6 +46,8 @@ _SESSION = "_session"
 _CACHED_SESSIONS = 512
 _CACHED_FILES = 4096
 _BYTES_OF_A_COLUMN = 1600  # what Arrow needs beside the values; of a file of one bar nearly all
+# bytes of rows; fewer take longer to pack than to write, and as much space on disk
+_TOO_FEW_TO_PACK = 2048
 # a request takes as long as some hundred kilobytes
 _WHOLE_BELOW = 256 << 10
 _REQUESTS_AT_ONCE = 8
@@ -123,15 +125,17 @@ class Store:
         new = _by_key(table, frame)
         if not table.bulky:
             if known is None:
-                since = new["bar_ts"].min().to_pydatetime() if "bar_ts" in table.key else None
+                since = pc.min(new["bar_ts"]).as_py() if "bar_ts" in table.key else None
                 known = self.read(table, [session], columns=table.key, since=since)
-            new = without(new, known, table.key)
-        if new.empty:
+            if len(known):
+                keys = in_pandas(new.select(table.key))
+                new = new.filter(pa.array(places_among(keys, known, table.key) < 0))
+        if not new.num_rows:
             return 0
         path = self._folder(table, session) / _part_name(table, new)
         if table.bulky and str(path) in self._parts(table, session):
             return 0
-        return len(new) if self._write(path, table, new, first=True) else 0
+        return new.num_rows if self._write(path, table, new, first=True) else 0
 
     def replace(self, table: Table, session: str, frame: pd.DataFrame) -> int:
         """Makes the session hold exactly these rows; returns how many.
@@ -144,12 +148,12 @@ class Store:
         """
         before = self._parts(table, session)
         rows = _by_key(table, frame)
-        if len(rows):
+        if rows.num_rows:
             path = self._folder(table, session) / _part_name(table, rows, COMPACTED)
             self._write(path, table, rows, first=False)
             before = [part for part in before if part != str(path)]
         self._remove(map(PurePosixPath, before))
-        return len(rows)
+        return int(rows.num_rows)
 
     def compact(self, table: Table, session: str) -> int:
         """Rewrites a session as one sorted file, checks it, then removes the parts it read.
@@ -167,16 +171,15 @@ class Store:
         pieces = self._load_parts(table, parts, {})
         if pieces is None:  # somebody else is compacting
             return len(self.read(table, [session], columns=keys))
-        rows = in_pandas(_first_rows(table, pieces))
+        rows = _first_rows(table, pieces)
         target = self._folder(table, session) / _part_name(table, rows, COMPACTED)
         if parts == [str(target)]:
-            return len(rows)
+            return int(rows.num_rows)
         self._write(target, table, rows, first=False)
-        written = in_pandas(self._load(str(target), keys))
-        if not written.equals(rows[keys]):
+        if not self._load(str(target), keys).equals(rows.select(keys)):
             raise StoreError(f"{target} does not hold the keys of its parts; the parts are kept")
         self._remove(PurePosixPath(part) for part in parts if part != str(target))
-        return len(rows)
+        return int(rows.num_rows)
 
     def drop(self, table: Table, session: str) -> int:
         """Removes a session of a table; returns the bytes freed.
@@ -783,28 +786,27 @@ class Store:
             rows = file.read_row_groups(_row_groups(file, only), columns)
             return _having(rows, only)
 
-    def _write(self, path: PurePosixPath, table: Table, rows: pd.DataFrame, *, first: bool) -> bool:
+    def _write(self, path: PurePosixPath, table: Table, rows: pa.Table, *, first: bool) -> bool:
         """Writes a part; whether this call did, see `_put`. Who reads it next need not load it."""
-        arrow = table.in_arrow(rows)
+        packed: dict[str, Any] = {"compression": "zstd", "compression_level": 7}
         floats = [column.name for column in table.columns if column.kind in ("float", "float32")]
         buffer = io.BytesIO()
         with pq.ParquetWriter(
             buffer,
             table.arrow,
-            compression="zstd",
-            compression_level=7,
+            **(packed if rows.nbytes > _TOO_FEW_TO_PACK else {"compression": "none"}),
             use_dictionary=[name for name in table.names if name not in floats],
             column_encoding=dict.fromkeys(floats, "BYTE_STREAM_SPLIT"),
             write_statistics=list(table.key),
             write_page_checksum=True,  # a changed byte would pass for another price
             store_schema=False,
         ) as writer:
-            writer.write_table(arrow)
+            writer.write_table(rows)
             writer.add_key_value_metadata({"schema_hash": table.schema_hash})
         with self._told("cannot be written"):
             signature = self._put(path, buffer.getvalue(), first=first)
         if signature and not table.bulky:
-            rows = _apart(arrow)
+            rows = _apart(rows)
             self._files.put(str(path), (signature, rows, _newest_bar(rows)))
         return signature is not None
 
@@ -1064,40 +1066,39 @@ def _summary_name(table: Table) -> str:
     return f"{_SUMMARIES}/{table.name}.parquet"
 
 
-def _part_name(table: Table, rows: pd.DataFrame, kind: str = "part") -> str:
+def _part_name(table: Table, rows: pa.Table, kind: str = "part") -> str:
     """Name from the keys alone, so that the same rows always go to the same file."""
     digest = hashlib.sha256()
     for name in table.key:
         values = rows[name]
-        if values.dtype.kind == "M":
-            digest.update(values.to_numpy(dtype="datetime64[us]").tobytes())
+        if pa.types.is_timestamp(values.type):
+            digest.update(values.to_numpy().tobytes())
         else:
-            digest.update("\x1f".join(map(str, values.tolist())).encode())
-    last = rows["bar_ts"].max().strftime("%H%M%S") if "bar_ts" in rows else "000000"
+            digest.update("\x1f".join(map(str, values.to_pylist())).encode())
+    bars = "bar_ts" in rows.column_names
+    last = pc.max(rows["bar_ts"]).as_py().strftime("%H%M%S") if bars else "000000"
     return f"{kind}-{last}-{digest.hexdigest()[:12]}.parquet"
 
 
-def _by_key(table: Table, frame: pd.DataFrame) -> pd.DataFrame:
+def _by_key(table: Table, frame: pd.DataFrame) -> pa.Table:
     """The rows in the table's columns, sorted by key; of several with one key the first."""
-    rows = table.conform(frame)
+    frame = table.conform(frame)
+    rows = table.in_arrow(frame)
     if _ascends(rows, table.key):
         return rows
     keys = list(table.key)
-    return rows[~rows.duplicated(keys)].sort_values(keys, kind="stable")
+    return table.in_arrow(frame[~frame.duplicated(keys)].sort_values(keys, kind="stable"))
 
 
-def _ascends(rows: pd.DataFrame, key: Sequence[str]) -> bool:
+def _ascends(rows: pa.Table, key: Sequence[str]) -> bool:
     """Whether the key grows from row to row; sorting takes ten times as long as seeing that."""
-    grows = np.zeros(max(len(rows) - 1, 0), dtype=np.bool_)
+    grows = np.zeros(max(rows.num_rows - 1, 0), dtype=np.bool_)
     equal = ~grows
     for name in key:
         values = rows[name]
-        times = values.dtype.kind == "M"
-        array = pa.array(values.to_numpy(dtype="datetime64[us]") if times else values.array)
-        before, after = array[:-1], array[1:]
-        less, same = (x(before, after).fill_null(False) for x in (pc.less, pc.equal))
-        grows |= equal & less.to_numpy(zero_copy_only=False)
-        equal &= same.to_numpy(zero_copy_only=False)
+        before, after = values[:-1], values[1:]
+        grows |= equal & pc.less(before, after).to_numpy()
+        equal &= pc.equal(before, after).to_numpy()
     return bool(grows.all())
 
 

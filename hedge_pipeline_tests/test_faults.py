@@ -108,7 +108,7 @@ def test_a_part_that_cannot_be_read_now_is_not_taken_for_a_broken_one(
     with monkeypatch.context() as patched:
         patched.setattr(LocalFileSystem, "cat_file", lambda _, path: refused(path))
         for touch in (
-            lambda: store.read(RAW_QUOTES),
+            lambda: Store(store.url).read(RAW_QUOTES),
             lambda: store.quarantine(RAW_QUOTES, SESSION),
         ):
             with pytest.raises(StoreError, match=f"cannot be read: {os.strerror(number)}$") as told:
