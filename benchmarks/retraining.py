@@ -2,8 +2,9 @@
 
 A store of minute bars' features and outcomes of 31 symbols is made first. Then, each in a process
 of its own: bare XGBoost (`QuantileDMatrix` and `xgboost.train`) on arrays that are in memory
-already, and a retraining of the pool as the product does it: rows read from the Parquet tables,
-fitted, the file written, read back and guarded, described. Both must give the same bytes.
+already; a script that reads the same files with pandas, joins them and fits the rows; and a
+retraining of the pool as the product does it: rows read from the Parquet tables, fitted, the file
+written, read back and guarded, described. The first and the last must give the same bytes.
 
 Times do not include imports; CPU time says more where others use the machine too. Memory is the
 peak of the process (`ru_maxrss`), and beside it what came on top of the imports. Rows beyond half a
@@ -70,18 +71,20 @@ def _report(folder: Path, sizes: Sequence[int], out: Path) -> None:
         kept = _in_a_process(folder, what="keep", rows=rows)
         own = _in_a_process(folder, what="retrain", rows=rows)
         bare = _in_a_process(folder, what="bare", rows=rows)
+        script = _in_a_process(folder, what="script", rows=rows)
         for path in folder.glob("*.npy"):
             path.unlink()
         if own["sha256"] != bare["sha256"]:
             raise SystemExit(f"{rows} rows: the bytes of the two models differ")
         name = f"{int(kept['rows'])}_rows"
-        for which, one in (("bare", bare), ("retrain", own)):
+        for which, one in (("bare", bare), ("script", script), ("retrain", own)):
             for measure in MEASURES:
                 found[f"{name}_{which}_{measure}"] = one[measure]
         for measure in MEASURES:
             if bare[measure] == 0:  # no more than the imports had taken for a moment
                 continue
             found[f"{name}_{measure}_ratio"] = own[measure] / bare[measure]
+            found[f"{name}_{measure}_ratio_to_script"] = own[measure] / script[measure]
         for stage, spent in own["stages"].items():
             found[f"{name}_retrain_{stage}_cpu_seconds"] = spent
     show("retraining beside bare XGBoost", found, out, digits=2)
@@ -103,7 +106,8 @@ def _in_a_process(folder: Path, **what: Any) -> dict[str, Any]:
 
 
 def _child(folder: Path, what: str, rows: int) -> dict[str, Any]:
-    return {"keep": _keep, "bare": _bare, "retrain": _retrain}[what](folder, rows)
+    kinds = {"keep": _keep, "bare": _bare, "script": _script, "retrain": _retrain}
+    return kinds[what](folder, rows)
 
 
 def _keep(folder: Path, rows: int) -> dict[str, Any]:
@@ -143,6 +147,42 @@ def _bare(folder: Path, rows: int) -> dict[str, Any]:
         nthread=1,
     )
     booster = xgboost.train(PLAN.xgboost_parameters(float(rate)), matrix, PLAN.trees)
+    content = bytes(booster.save_raw("ubj"))
+    return _measured(begun, used, before, hashlib.sha256(content).hexdigest())
+
+
+def _script(folder: Path, rows: int) -> dict[str, Any]:
+    """What a few lines take that read the same files and fit the same rows."""
+    import pandas as pd
+    import pyarrow.dataset  # noqa: F401 - the first file would import it
+
+    from hedge_pipeline.market.tables import FEATURE_ROWS, OUTCOMES, feature_names
+
+    xgboost = native_xgboost()
+    labels = _wanted(_deployment(folder, rows), rows)
+    before = _peak_mb()
+    begun, used = time.perf_counter(), time.process_time()
+    features, outcomes = (
+        pd.concat(
+            [
+                pd.read_parquet(path)
+                for label in labels
+                for path in (folder / table.name / f"session={label}").glob("*.parquet")
+            ]
+        )
+        for table in (FEATURE_ROWS, OUTCOMES)
+    )
+    known = outcomes.loc[outcomes["actual_direction"].notna(), ["symbol", "bar_ts", "status"]]
+    joined = features.merge(known, on=["symbol", "bar_ts"])
+    names = list(feature_names())
+    matrix = xgboost.QuantileDMatrix(
+        joined[names].to_numpy(dtype=np.float32),
+        joined["status"] == "up",
+        feature_names=names,
+        max_bin=PLAN.bins,
+        nthread=1,
+    )
+    booster = xgboost.train(PLAN.xgboost_parameters(0.5), matrix, PLAN.trees)
     content = bytes(booster.save_raw("ubj"))
     return _measured(begun, used, before, hashlib.sha256(content).hexdigest())
 

@@ -999,6 +999,8 @@ def _having(
         there = pc.is_in(rows[name], wanted)
         places = np.flatnonzero(there.to_numpy())
         number = len(places)
+        if number == rows.num_rows:
+            continue
         if shared and number and places[-1] - places[0] == number - 1:
             rows = rows.slice(places[0], number)
         else:

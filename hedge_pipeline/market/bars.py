@@ -24,7 +24,7 @@ from hedge_pipeline.market.sources.protocol import (
     SchemaDrift,
     SourceError,
 )
-from hedge_pipeline.market.tables import GAPS, RAW_QUOTES
+from hedge_pipeline.market.tables import GAPS, RAW_QUOTES, codes_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -249,10 +249,8 @@ def late(bars: pd.DataFrame) -> npt.NDArray[np.bool_]:
     A hole that is filled from history was available in time by its `available_at`, but whoever
     looked before it was written did without it: both times count.
     """
-    import pandas as pd
-
     came_in = np.maximum(utc_times(bars["available_at"]), utc_times(bars["ingested_at"]))
-    owners, _ = pd.factorize(bars["symbol"].to_numpy(dtype=object))
+    owners = codes_of(bars["symbol"])
     order = np.lexsort((utc_times(bars["bar_ts"]), owners))
     found = np.zeros(len(bars), dtype=np.bool_)
     for own in np.split(order, np.flatnonzero(np.diff(owners[order])) + 1):

@@ -36,6 +36,7 @@ _ARROW: dict[Kind, pa.DataType] = {
 }
 # threads take longer to begin than so many rows to convert
 _FEW_ROWS = 50_000
+_FEW_CODES = 5_000
 _PANDAS: dict[Kind, str] = {
     "text": "str",
     "time": "datetime64[us, UTC]",
@@ -886,21 +887,29 @@ def _codes(
     frame: pd.DataFrame, known: pd.DataFrame, key: Sequence[str]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """The keys of both as numbers that are equal where the keys are."""
-    import pandas as pd
-
     codes = np.zeros(len(frame) + len(known), dtype=np.int64)
     for name in key:
-        both = np.concatenate([_plain(frame[name]), _plain(known[name])])
-        values, different = pd.factorize(both, sort=False)
-        codes = codes * (len(different) + 1) + values
+        values = codes_of(frame[name], known[name])
+        codes = codes * (values.max() + 2) + values
     return codes[: len(frame)], codes[len(frame) :]
 
 
-def _plain(column: pd.Series[Any]) -> npt.NDArray[Any]:
-    """Values of a key column; texts of Arrow take five times as long to compare."""
-    if column.dtype.kind == "M":
-        return column.to_numpy(dtype="datetime64[us]").view(np.int64)
-    return column.to_numpy(dtype=object if column.dtype.kind == "O" else None)
+def codes_of(*columns: pd.Series[Any]) -> npt.NDArray[np.int64]:
+    """Numbers from 0 on that are equal where the values of the columns are, one after another.
+
+    Args:
+        columns: texts, times or numbers, of one dtype.
+    """
+    import pandas as pd
+
+    plain: Any
+    if columns[0].dtype.kind == "M":
+        plain = np.concatenate([x.to_numpy(dtype="datetime64[us]") for x in columns])
+    elif sum(map(len, columns)) > _FEW_CODES:
+        plain = pd.concat(columns)
+    else:  # of a few texts Arrow's codes take ten times as long
+        plain = np.concatenate([x.to_numpy(dtype=object) for x in columns])
+    return np.asarray(pd.factorize(plain, sort=False)[0], dtype=np.int64)
 
 
 def feature_names() -> Sequence[str]:
