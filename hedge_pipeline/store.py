@@ -1,6 +1,6 @@
 """Parquet tables in a folder or at an fsspec URL: append, replace, read, compact.
 
-Layout `<url>/<table>/session=YYYY-MM-DD/<part>.parquet`, zstd, readable by any Parquet tool. A file
+Layout `<url>/<table>/session=YYYY-MM-DD/<part>.parquet`, packed with zstd unless tiny. A file
 is written under a temporary name, flushed and renamed, so it is there whole or not at all. Parts
 have deterministic names; readers keep the first row written for a key, so a step that was killed
 may simply run again. Only the sessions asked for are read; from a remote store several at once, and
