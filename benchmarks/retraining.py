@@ -7,7 +7,7 @@ retraining of the pool as the product does it: rows read from the Parquet tables
 written, read back and guarded, described. The first and the last must give the same bytes.
 
 Times do not include imports; CPU time says more where others use the machine too. Memory is the
-peak of the process (`ru_maxrss`), and beside it what came on top of the imports. Rows beyond half a
+peak of the process (`VmHWM`), and beside it what came on top of the imports. Rows beyond half a
 million lie on disk while they are fitted.
 
     python -m benchmarks.retraining --rows 10000,100000,1000000,5000000
@@ -19,7 +19,6 @@ import argparse
 import datetime as dt
 import hashlib
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -154,24 +153,22 @@ def _bare(folder: Path, rows: int) -> dict[str, Any]:
 def _script(folder: Path, rows: int) -> dict[str, Any]:
     """What a few lines take that read the same files and fit the same rows."""
     import pandas as pd
-    import pyarrow.dataset  # noqa: F401 - the first file would import it
 
     from hedge_pipeline.market.tables import FEATURE_ROWS, OUTCOMES, feature_names
 
     xgboost = native_xgboost()
-    labels = _wanted(_deployment(folder, rows), rows)
+    files = {
+        table.name: [
+            path
+            for label in _wanted(_deployment(folder, rows), rows)
+            for path in (folder / table.name / f"session={label}").glob("*.parquet")
+        ]
+        for table in (FEATURE_ROWS, OUTCOMES)
+    }
+    pd.read_parquet(files[OUTCOMES.name][0])  # imports
     before = _peak_mb()
     begun, used = time.perf_counter(), time.process_time()
-    features, outcomes = (
-        pd.concat(
-            [
-                pd.read_parquet(path)
-                for label in labels
-                for path in (folder / table.name / f"session={label}").glob("*.parquet")
-            ]
-        )
-        for table in (FEATURE_ROWS, OUTCOMES)
-    )
+    features, outcomes = (pd.concat(map(pd.read_parquet, paths)) for paths in files.values())
     known = outcomes.loc[outcomes["actual_direction"].notna(), ["symbol", "bar_ts", "status"]]
     joined = features.merge(known, on=["symbol", "bar_ts"])
     names = list(feature_names())
@@ -226,7 +223,9 @@ def _measured(begun: float, used: float, before: float, digest: str) -> dict[str
 
 
 def _peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # `ru_maxrss` would count what the parent process had when it started this one
+    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in x)
+    return int(line.split()[1]) / 1024
 
 
 # -- the store -------------------------------------------------------------------------------------
