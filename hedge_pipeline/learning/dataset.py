@@ -20,17 +20,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from hedge_pipeline.market.calendar import to_datetime64, utc_times
+from hedge_pipeline.market.calendar import to_datetime64
 from hedge_pipeline.market.tables import (
     FEATURE_ROWS,
     OUTCOMES,
     feature_names,
+    in_pandas,
     places_among,
 )
 from hedge_pipeline.probability import sigmoid
 
 if TYPE_CHECKING:
-    import pandas as pd
+    import pyarrow as pa
 
     from hedge_pipeline.learning.training import TrainingPlan
     from hedge_pipeline.store import Store
@@ -222,23 +223,26 @@ def read_labelled(
         symbols: whose rows.
     """
     rows, features = read_features(store, [session], symbols)
-    outcomes = store.read(
+    outcomes = store.read_arrow(
         OUTCOMES,
         [session],
         symbols=symbols,
         columns=("symbol", "bar_ts", "actual_direction", "available_at"),
         only={"horizon_bars": [horizon]},
     )
-    outcomes = outcomes[outcomes["actual_direction"].notna()]
-    place = places_among(rows, outcomes)
-    labelled, place = place >= 0, place[place >= 0]
-    features = features[labelled]
-    labels = outcomes["actual_direction"].to_numpy(dtype=np.float64)[place]
-    times = utc_times(rows["bar_ts"])[labelled]
+    if all(rows[name].equals(outcomes[name]) for name in ("symbol", "bar_ts")):
+        place = np.arange(rows.num_rows)
+    else:
+        place = places_among(in_pandas(rows), in_pandas(outcomes))
+    # the last one is that of rows without an outcome
+    directions = np.append(outcomes["actual_direction"].to_numpy().astype(np.float64), np.nan)
+    labels = directions[place]
+    labelled = ~np.isnan(labels)
+    features, labels, place = features[labelled], labels[labelled], place[labelled]
+    times, owners = (rows[name].to_numpy()[labelled] for name in ("bar_ts", "symbol"))
     known_at = np.maximum(
-        utc_times(rows["available_at"])[labelled], utc_times(outcomes["available_at"])[place]
+        rows["available_at"].to_numpy()[labelled], outcomes["available_at"].to_numpy()[place]
     )
-    owners = rows["symbol"].to_numpy(dtype=object)[labelled]
     found = {}
     for symbol in symbols:
         first, last = (int(np.searchsorted(owners, symbol, side=x)) for x in ("left", "right"))
@@ -249,7 +253,7 @@ def read_labelled(
 
 def read_features(
     store: Store, sessions: Sequence[str], symbols: Sequence[str]
-) -> tuple[pd.DataFrame, npt.NDArray[np.float32]]:
+) -> tuple[pa.Table, npt.NDArray[np.float32]]:
     """Stored feature rows: symbol, bar_ts and available_at, and the values apart from them.
 
     Args:
@@ -268,7 +272,7 @@ def read_features(
         last = first + batch.num_rows
         values[first:last] = batch.to_tensor(null_to_nan=True).to_numpy()
         first = last
-    return rows.select(["symbol", "bar_ts", "available_at"]).to_pandas(), values
+    return rows.select(["symbol", "bar_ts", "available_at"]), values
 
 
 def assemble(

@@ -24,7 +24,7 @@ from hedge_pipeline.learning.training import (
     skill_in_nats,
 )
 from hedge_pipeline.market.features import FEATURES, HEDGE_FEATURES
-from hedge_pipeline.market.tables import FEATURE_ROWS, OUTCOMES, places_among
+from hedge_pipeline.market.tables import FEATURE_ROWS, OUTCOMES, in_pandas, places_among
 from hedge_pipeline.serving.predicting import margins_of
 from hedge_pipeline.stages.deciding import retraining_decision
 from hedge_pipeline.stages.deployment import StageError
@@ -229,7 +229,7 @@ def _guarded(
     owners = np.repeat([symbol for symbol, _ in labelled], [len(times) for _, times in labelled])
     times = np.concatenate([times for _, times in labelled])
     trained_on = pd.DataFrame({"symbol": owners, "bar_ts": pd.to_datetime(times, utc=True)})
-    used = places_among(rows, trained_on) >= 0
+    used = places_among(in_pandas(rows), trained_on) >= 0
     if deployment.pooled:
         cards = [shelf.card(line, x) for x in shelf.versions(line)[-6:]]
         earlier = [x for x in cards if x.guard_failure is None][-5:]
