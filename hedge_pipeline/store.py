@@ -356,7 +356,7 @@ class Store:
                     self._distinct.put(name, known)
                 pieces.append(known[1])
         if not pieces:
-            return table.empty()[list(columns)]
+            return table.empty(columns)
         rows = in_pandas(pa.concat_tables(pieces))
         return rows.drop_duplicates().sort_values(list(columns)).reset_index(drop=True)
 

@@ -81,7 +81,7 @@ def settled_symbols(
         label: the session.
         symbols: of these; None = of all.
     """
-    return _settled(deployment, label, sorted(symbols or deployment.symbols))
+    return _settled(deployment, label, sorted(deployment.symbols if symbols is None else symbols))
 
 
 def _settled(deployment: Deployment, label: str, symbols: Sequence[str]) -> tuple[str, ...]:
