@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from hedge_pipeline.learning.training import TrainingPlan
     from hedge_pipeline.store import Store
 
-_REMEMBERED = 4096
+_REMEMBERED_BYTES = 256 << 20
 _ROWS_AT_ONCE = 65_536
 
 
@@ -70,6 +70,11 @@ class LabelledSession:
         digest = hashlib.sha256(np.ascontiguousarray(features).data)
         digest.update(np.ascontiguousarray(labels).data)
         return cls(features, labels, bar_ts, known_at, digest.hexdigest())
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of its arrays."""
+        return sum(x.nbytes for x in (self.features, self.labels, self.bar_ts, self.known_at))
 
     def known_by(self, moment: dt.datetime) -> LabelledSession:
         """The rows whose features and outcome could be known at a moment."""
@@ -175,6 +180,21 @@ class TrainingSet:
         blocks = self.blocks(step * (_ROWS_AT_ONCE // step))
         return np.concatenate([block.features[::step].copy() for block in blocks])
 
+    def some(self, places: npt.NDArray[np.int64]) -> Block:
+        """A few of the rows.
+
+        Args:
+            places: of the rows wanted, ascending.
+        """
+        if self.spool is None:
+            features = self.features[places]
+        else:
+            features = np.concatenate(
+                [self.spool.read(int(place), int(place) + 1) for place in places]
+            )
+        margin = None if self.base_margin is None else self.base_margin[places]
+        return Block(features, self.labels[places], self.weights[places], margin)
+
     def blocks(self, rows: int = _ROWS_AT_ONCE) -> Iterator[Block]:
         """All rows in order, so many at once; of spooled features only one block is in memory."""
         for first in range(0, self.rows, rows):
@@ -192,23 +212,28 @@ class TrainingSet:
 class LabelledSessions:
     """Reads labelled sessions and remembers them; closed sessions do not change.
 
-    Keep one for a run of trainings (a replay), not for ever.
+    What was asked for longest ago is forgotten when it is more than `most` bytes.
     """
 
-    def __init__(self, store: Store, horizon: int) -> None:
+    def __init__(self, store: Store, horizon: int, most: int = _REMEMBERED_BYTES) -> None:
         self._store = store
         self._horizon = horizon
+        self._most = most
+        self._bytes = 0
         self._known: OrderedDict[tuple[str, str], LabelledSession] = OrderedDict()
 
     def read(self, symbol: str, session: str) -> LabelledSession:
         """The labelled rows; without rows if the session has none."""
         key = (symbol, session)
-        if key not in self._known:
-            read = read_labelled(self._store, self._horizon, session, [symbol])
-            self._known[key] = read[symbol]
-            if len(self._known) > _REMEMBERED:
-                self._known.popitem(last=False)
-        return self._known[key]
+        if key in self._known:
+            self._known.move_to_end(key)
+            return self._known[key]
+        found = read_labelled(self._store, self._horizon, session, [symbol])[symbol]
+        self._known[key] = found
+        self._bytes += found.nbytes
+        while self._bytes > self._most and len(self._known) > 1:
+            self._bytes -= self._known.popitem(last=False)[1].nbytes
+        return found
 
 
 def read_labelled(

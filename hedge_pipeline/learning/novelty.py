@@ -51,11 +51,23 @@ def ranges(features: Matrix, left_out: Sequence[bool] = ()) -> tuple[Bounds, Bou
     for number, values in enumerate(features.T):
         column = np.ascontiguousarray(values)
         kept = not np.any(left_out[number : number + 1])
-        known = column[np.isfinite(column)].astype(np.float64) if kept else np.empty(0)
-        low, high = np.quantile(known, [LEFT_OUT, 1 - LEFT_OUT]) if len(known) else (None, None)
-        lows.append(None if low is None else float(low))
-        highs.append(None if high is None else float(high))
+        ascending = np.sort(column[np.isfinite(column)]) if kept else column[:0]
+        lows.append(_quantile(ascending, LEFT_OUT))
+        highs.append(_quantile(ascending, 1 - LEFT_OUT))
     return tuple(lows), tuple(highs)
+
+
+def _quantile(ascending: npt.NDArray[np.float32], share: float) -> float | None:
+    """`numpy.quantile` of sorted values, to the bit; None if there are none."""
+    if len(ascending) == 0:
+        return None
+    place = share * (len(ascending) - 1)
+    below = int(place)
+    beyond = place - below
+    low, high = float(ascending[below]), float(ascending[min(below + 1, len(ascending) - 1)])
+    if beyond < 0.5:
+        return low + (high - low) * beyond
+    return high - (high - low) * (1 - beyond)
 
 
 def novelties(

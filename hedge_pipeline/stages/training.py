@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 # the mean over every eighth row says the same and costs an eighth; of many rows so many suffice
 _EXPLAIN_EVERY = 8
-_EXPLAINED_ROWS = 2_000
+_EXPLAINED_ROWS = 1_000
 
 # hedge levels take a few values a day: no window of sessions tells what is usual of them; and the
 # last bars before a close, which have no label, are in no training set
@@ -154,7 +154,7 @@ def train_on(
         parameters_from=parameters_from,
         contributions=contributions(
             booster,
-            data.features[data.recent][:: max(_EXPLAIN_EVERY, len(trained) // _EXPLAINED_ROWS)],
+            data.features[data.recent][:: max(_EXPLAIN_EVERY, -(-len(trained) // _EXPLAINED_ROWS))],
             data.names,
         ),
         lows=lows,

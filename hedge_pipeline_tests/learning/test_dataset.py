@@ -216,6 +216,20 @@ def test_a_session_is_read_once(filled: Store) -> None:
     assert reader.read("SIMQ", LABELS[0]) is first
 
 
+def test_of_more_sessions_than_there_is_room_for_the_oldest_asked_for_is_forgotten(
+    filled: Store,
+) -> None:
+    size = LabelledSessions(filled, HORIZON).read("SIMQ", LABELS[0]).nbytes
+    reader = LabelledSessions(filled, HORIZON, most=5 * size // 2)
+    first, second = (reader.read("SIMQ", label) for label in LABELS[:2])
+    assert reader.read("SIMQ", LABELS[0]) is first
+    reader.read("SIMQ", LABELS[2])
+    assert reader.read("SIMQ", LABELS[0]) is first
+    again = reader.read("SIMQ", LABELS[1])
+    assert again is not second
+    assert again.digest == second.digest
+
+
 @pytest.mark.parametrize("sessions", [(), ("2024-03-13",)])
 def test_sessions_without_outcomes_give_no_rows(filled: Store, sessions: Sequence[str]) -> None:
     data = rows_of(filled, sessions)

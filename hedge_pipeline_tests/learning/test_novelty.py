@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hedge_pipeline.learning.novelty import MOST_OUTSIDE, novelties, ranges
+from hedge_pipeline.learning.novelty import LEFT_OUT, MOST_OUTSIDE, novelties, ranges
 from hedge_pipeline.learning.training import Matrix
 from hedge_pipeline_tests.learning.conftest import NAMES, learnable_rows
 
@@ -87,3 +87,17 @@ def test_ranges_of_next_to_nothing(rows: int) -> None:
     lows, highs = ranges(TRAINING[:rows])
     assert len(lows) == len(highs) == len(NAMES)
     assert all((x is None) is (rows == 0) for x in lows)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.floats(-1e6, 1e6, width=32) | st.sampled_from([np.nan, np.inf]), min_size=1, max_size=400
+    )
+)
+def test_ranges_are_the_quantiles_of_the_known_values_to_the_bit(values: list[float]) -> None:
+    column = np.array(values, np.float32)
+    (low,), (high,) = ranges(column[:, np.newaxis])
+    known = column[np.isfinite(column)].astype(np.float64)
+    wanted = np.quantile(known, [LEFT_OUT, 1 - LEFT_OUT]) if len(known) else [None, None]
+    assert [low, high] == list(wanted)

@@ -11,15 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xgboost
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hedge_pipeline.learning.dataset import TrainingSet
+from hedge_pipeline.learning.dataset import Spool, TrainingSet
 from hedge_pipeline.learning.shelf import ModelShelf
 from hedge_pipeline.learning.training import (
+    MANY_ROWS,
     ModelCard,
     ModelError,
     TrainingPlan,
+    drawn_rows,
     fit,
     load_model,
     margins,
@@ -77,6 +80,62 @@ def test_the_plan_reaches_the_booster(fitted: tuple[bytes, Any], learnable: Trai
 def test_equal_inputs_give_equal_bytes(fitted: tuple[bytes, Any]) -> None:
     again, _ = fit(training_set(*learnable_rows(3000)), PLAN)
     assert again == fitted[0]
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_many_rows_are_binned_by_a_sample_and_lose_next_to_nothing(*, pooled: bool) -> None:
+    rows = training_set(*learnable_rows(MANY_ROWS + 1000, seed=3))
+    if pooled:
+        rows = dataclasses.replace(rows, base_margin=np.full(rows.rows, logit(rows.base_rate)))
+    content, booster = fit(rows, PLAN)
+    assert fit(rows, PLAN)[0] == content
+    spool = Spool(rows.features.shape[1])
+    spool.add(rows.features)
+    on_disk = dataclasses.replace(rows, features=spool.rows(), spool=spool)
+    assert fit(on_disk, PLAN)[0] == content
+    exact = xgboost.train(
+        PLAN.xgboost_parameters(rows.base_rate),
+        xgboost.QuantileDMatrix(
+            rows.features,
+            rows.labels,
+            weight=rows.weights,
+            base_margin=rows.base_margin,
+            feature_names=list(rows.names),
+            max_bin=PLAN.bins,
+        ),
+        PLAN.trees,
+    )
+    assert bytes(exact.save_raw("ubj")) != content
+    assert booster.feature_names == exact.feature_names
+    fresh, up = learnable_rows(20_000, seed=4)
+    sampled, other = (
+        skill_in_nats(margins(x, fresh, rows.base_rate), up, rows.base_rate)
+        for x in (booster, exact)
+    )
+    assert other > 0
+    assert sampled > 0.98 * other
+
+
+def test_few_rows_are_binned_exactly(fitted: tuple[bytes, Any], learnable: TrainingSet) -> None:
+    matrix = xgboost.QuantileDMatrix(
+        learnable.features,
+        learnable.labels,
+        weight=learnable.weights,
+        feature_names=list(learnable.names),
+        max_bin=PLAN.bins,
+    )
+    booster = xgboost.train(PLAN.xgboost_parameters(learnable.base_rate), matrix, PLAN.trees)
+    assert bytes(booster.save_raw("ubj")) == fitted[0]
+
+
+@given(st.integers(1, 10_000), st.integers(1, 500), st.integers(0, 3))
+def test_drawn_rows_are_one_of_every_stretch(rows: int, wanted: int, seed: int) -> None:
+    places = drawn_rows(rows, wanted, seed)
+    assert len(places) == min(rows, wanted)
+    assert places[0] >= 0
+    assert places[-1] < rows
+    assert (np.diff(places) > 0).all()
+    assert np.abs(places - np.arange(len(places)) * rows / len(places)).max() <= rows / len(places)
 
 
 @pytest.mark.parametrize(
