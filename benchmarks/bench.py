@@ -19,6 +19,7 @@ FULL = {
     "poll": ["--symbols", "1,31,500"],
     "growth": ["--sessions", "20,250,2500"],
     "retraining": ["--rows", "10000,100000,1000000,5000000"],
+    "bins": ["--runs", "16"],
     "dask_training": ["--rows", "10000,100000,1000000"],
     "backfill": ["--sessions", "63", "--symbols", "31", "--at-once", "1,2"],
 }
@@ -28,6 +29,7 @@ QUICK = FULL | {
     "poll": ["--symbols", "1,31", "--polls", "20"],
     "growth": ["--sessions", "20,100"],
     "retraining": ["--rows", "10000,100000"],
+    "bins": ["--runs", "2"],
     "dask_training": ["--rows", "10000"],
     "backfill": ["--sessions", "6", "--symbols", "2", "--run-sessions", "2", "--at-once", "1,2"],
 }
