@@ -103,7 +103,7 @@ class Store:
         self,
         table: Table,
         session: str,
-        frame: pd.DataFrame,
+        frame: pd.DataFrame | pa.Table,
         *,
         known: pd.DataFrame | None = None,
     ) -> int:
@@ -114,13 +114,13 @@ class Store:
         Args:
             table: which table.
             session: ISO date.
-            frame: rows of the session.
+            frame: rows of the session; in Arrow they have the table's schema.
             known: keys that are stored, read just before; None = they are read now.
 
         Raises:
             StoreError: the folder cannot be written or holds a broken file.
         """
-        if frame.empty:
+        if not len(frame):
             return 0
         new = _by_key(table, frame)
         if not table.bulky:
@@ -137,7 +137,7 @@ class Store:
             return 0
         return new.num_rows if self._write(path, table, new, first=True) else 0
 
-    def replace(self, table: Table, session: str, frame: pd.DataFrame) -> int:
+    def replace(self, table: Table, session: str, frame: pd.DataFrame | pa.Table) -> int:
         """Makes the session hold exactly these rows; returns how many.
 
         Of several rows with one key the first counts. What was there is removed only after the new
@@ -1082,14 +1082,10 @@ def _part_name(table: Table, rows: pa.Table, kind: str = "part") -> str:
     return f"{kind}-{last}-{digest.hexdigest()[:12]}.parquet"
 
 
-def _by_key(table: Table, frame: pd.DataFrame) -> pa.Table:
+def _by_key(table: Table, frame: pd.DataFrame | pa.Table) -> pa.Table:
     """The rows in the table's columns, sorted by key; of several with one key the first."""
-    frame = table.conform(frame)
-    rows = table.in_arrow(frame)
-    if _ascends(rows, table.key):
-        return rows
-    keys = list(table.key)
-    return table.in_arrow(frame[~frame.duplicated(keys)].sort_values(keys, kind="stable"))
+    rows = frame if isinstance(frame, pa.Table) else table.in_arrow(table.conform(frame))
+    return rows if _ascends(rows, table.key) else _sorted_once(table, rows)
 
 
 def _ascends(rows: pa.Table, key: Sequence[str]) -> bool:
@@ -1114,21 +1110,25 @@ def _first_rows(table: Table, pieces: list[pa.Table], since: dt.datetime | None 
         rows = rows.filter(pc.greater_equal(rows["bar_ts"], first))
     if _one_after_another(table, pieces):
         return rows
-    order = [(name, "ascending") for name in table.key]
-    frame = rows.append_column("_position", pa.array(np.arange(rows.num_rows)))
-    first_by = [(table.first_by, "ascending")] if table.first_by else []
-    frame = frame.sort_by([*order, *first_by, ("_position", "ascending")])
-    if frame.num_rows < 2:
-        return frame.drop_columns(["_position"])
+    return _sorted_once(table, rows, table.first_by)
+
+
+def _sorted_once(table: Table, rows: pa.Table, first_by: str | None = None) -> pa.Table:
+    """The rows by key; of several with one key that with the least `first_by`, then the first."""
+    order = [*table.key, *([first_by] if first_by else []), "_position"]
+    rows = rows.append_column("_position", pa.array(np.arange(rows.num_rows)))
+    rows = rows.sort_by([(name, "ascending") for name in order]).drop_columns(["_position"])
+    if rows.num_rows < 2:
+        return rows
     same = None
     for name in table.key:
-        column = frame[name].combine_chunks()
+        column = rows[name].combine_chunks()
         equal = pc.equal(column[1:], column[:-1])
         same = equal if same is None else pc.and_(same, equal)
     if pc.any(same).as_py():
         later = pc.invert(pc.fill_null(same, False))
-        frame = frame.filter(pa.concat_arrays([pa.array([True]), later]))
-    return frame.drop_columns(["_position"])
+        rows = rows.filter(pa.concat_arrays([pa.array([True]), later]))
+    return rows
 
 
 def _one_after_another(table: Table, pieces: Sequence[pa.Table]) -> bool:

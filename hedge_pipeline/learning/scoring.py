@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hedge_pipeline.learning.paired import Paired, SessionPair, compare
-from hedge_pipeline.market.tables import PERFORMANCE, places_among
+from hedge_pipeline.market.tables import PERFORMANCE, in_pandas, places_among
 from hedge_pipeline.probability import log_likelihood, logit
 from hedge_pipeline.resampling import DRAWS, LEAST_SESSIONS, ratio_interval
 
@@ -77,8 +77,6 @@ def performance(log: pd.DataFrame, outcomes: pd.DataFrame, session: str) -> pd.D
         outcomes: rows of `outcomes` of the session, one horizon.
         session: its label.
     """
-    import pandas as pd
-
     if log.empty:
         return PERFORMANCE.empty()
     names = ["symbol", "model_version", "role", "mode"]
@@ -92,7 +90,7 @@ def performance(log: pd.DataFrame, outcomes: pd.DataFrame, session: str) -> pd.D
         }
         for key, places in sorted(log[names].groupby(names).indices.items())
     ]
-    return PERFORMANCE.conform(pd.DataFrame(found))
+    return in_pandas(PERFORMANCE.of_records(found))
 
 
 def sums_of(rows: pd.DataFrame) -> dict[str, float | int]:

@@ -111,15 +111,13 @@ def alert_signals(deployment: Deployment, label: str, post: Post, *, unproven: b
 
 def _claim(deployment: Deployment, label: str, row: dict[Any, Any], title: str) -> bool:
     """Whether nobody has posted this signal's alert; nobody else will from now on."""
-    import pandas as pd
-
     entry = {
         "symbol": row["symbol"],
         "bar_ts": row["bar_ts"],
-        "posted_at": pd.Timestamp(deployment.clock()).as_unit("us"),
+        "posted_at": deployment.clock(),
         "title": title,
     }
-    return deployment.store.append(ALERTS, label, pd.DataFrame([entry])) == 1
+    return deployment.store.append(ALERTS, label, ALERTS.of_records([entry])) == 1
 
 
 def _alert(row: dict[Any, Any]) -> Alert:

@@ -8,7 +8,7 @@ have known it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -156,11 +156,32 @@ class Table:
                 values = column.to_numpy(dtype="datetime64[us]")
             elif column.dtype.kind == "f":
                 values = column.to_numpy()
-            array = pa.array(values, field.type, from_pandas=True)
-            if array.null_count and not field.nullable:
-                raise ValueError(f"{self.name}: {field.name} is unknown in {array.null_count} rows")
-            arrays.append(array)
+            arrays.append(self._array(values, field))
         return pa.Table.from_arrays(arrays, schema=self.arrow)
+
+    def of_records(self, records: Sequence[Mapping[str, Any]]) -> pa.Table:
+        """Rows from values by column name; None, NaN, NaT and pandas.NA are unknown.
+
+        A tenth of the time of a frame of the same few rows, with its dtypes and back.
+
+        Raises:
+            KeyError: a record lacks a column.
+            ValueError: a column that is never unknown holds an unknown value.
+        """
+        arrays = []
+        for field in self.arrow:
+            try:
+                values = [record[field.name] for record in records]
+            except KeyError:
+                raise KeyError(f"{self.name} lacks the columns {field.name}") from None
+            arrays.append(self._array(values, field))
+        return pa.Table.from_arrays(arrays, schema=self.arrow)
+
+    def _array(self, values: Any, field: pa.Field) -> pa.Array:
+        array = pa.array(values, field.type, from_pandas=True)
+        if array.null_count and not field.nullable:
+            raise ValueError(f"{self.name}: {field.name} is unknown in {array.null_count} rows")
+        return array
 
     def validator(self) -> pandera.DataFrameSchema:
         """The pandera schema, built on first use."""

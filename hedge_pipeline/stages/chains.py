@@ -112,7 +112,7 @@ def store(
         "detail": str(failure) if failure else None,
     }
     # first: asked again after a kill, the same request would have brought nothing new
-    deployment.store.append(CHAIN_FETCHES, label, pd.DataFrame([row]))
+    deployment.store.append(CHAIN_FETCHES, label, CHAIN_FETCHES.of_records([row]))
     deployment.store.append(OPTION_CHAINS, label, new)
     return int(new["as_of"].nunique())
 

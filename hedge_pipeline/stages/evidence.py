@@ -98,11 +98,7 @@ def append_entries(
     deployment: Deployment, session: str, entries: Sequence[dict[str, object]]
 ) -> int:
     """Appends to the promotion log what is not there; returns how many entries that were."""
-    import pandas as pd
-
-    frame = pd.DataFrame(entries)
-    frame["decided_at"] = pd.to_datetime(frame["decided_at"], utc=True)
-    return deployment.store.append(PROMOTIONS, session, frame)
+    return deployment.store.append(PROMOTIONS, session, PROMOTIONS.of_records(entries))
 
 
 def judge(deployment: Deployment, symbol: str) -> list[dict[str, object]]:

@@ -24,6 +24,7 @@ from hedge_pipeline.market.tables import (
     HEDGE_LEVELS,
     OPTION_CHAINS,
     RAW_QUOTES,
+    in_pandas,
 )
 from hedge_pipeline.stages.chains import stored_snapshots
 
@@ -58,29 +59,25 @@ def build_levels(deployment: Deployment, label: str) -> int:
 
     A symbol with daily bars has a first row at the open, with half gaps only.
     """
-    import pandas as pd
-
     session = deployment.calendar.session(label)
     rows = [
         row
         for symbol, daily in daily_bars(deployment, deployment.symbols, session).items()
         for row in _session_rows(deployment, label, symbol, daily, known=frozenset())
     ]
-    frame = pd.DataFrame(rows, columns=list(HEDGE_LEVELS.names)) if rows else HEDGE_LEVELS.empty()
-    ranked = _with_ranks(deployment, label, HEDGE_LEVELS.conform(frame), HEDGE_LEVELS.empty())
+    frame = in_pandas(HEDGE_LEVELS.of_records(rows)) if rows else HEDGE_LEVELS.empty()
+    ranked = _with_ranks(deployment, label, frame, HEDGE_LEVELS.empty())
     return deployment.store.replace(HEDGE_LEVELS, label, ranked)
 
 
 def build_missing_levels(deployment: Deployment, label: str, symbol: str) -> int:
     """Computes the levels of the symbol's snapshots that have none yet; returns how many."""
-    import pandas as pd
-
     present = deployment.store.read(HEDGE_LEVELS, [label], symbols=[symbol])
     daily = daily_bars(deployment, [symbol], deployment.calendar.session(label))[symbol]
     rows = list(_session_rows(deployment, label, symbol, daily, frozenset(present["as_of"])))
     if not rows:
         return 0
-    frame = HEDGE_LEVELS.conform(pd.DataFrame(rows, columns=list(HEDGE_LEVELS.names)))
+    frame = in_pandas(HEDGE_LEVELS.of_records(rows))
     ranked = _with_ranks(deployment, label, frame, present)
     return deployment.store.append(HEDGE_LEVELS, label, ranked)
 

@@ -137,6 +137,27 @@ def test_conform_gives_every_column_its_kind() -> None:
     assert right["bar_ts"].tolist() == rows_of(PREDICTION_LOG, 2)["bar_ts"].tolist()
 
 
+@EACH_TABLE
+@pytest.mark.parametrize("unknown", [None, np.nan, pd.NaT, pd.NA])
+def test_records_give_the_rows_of_a_frame(table: Table, unknown: Any) -> None:
+    records = [dict(row) for _, row in rows_of(table, 3).astype(object).iterrows()]
+    nullable = [column.name for column in table.columns if column.nullable]
+    frame = pd.DataFrame([records[0], records[1] | dict.fromkeys(nullable), records[2]])
+    found = table.of_records(
+        [records[0], records[1] | dict.fromkeys(nullable, unknown), records[2]]
+    )
+    assert found.equals(table.in_arrow(table.conform(frame)))
+    assert table.of_records([]).equals(table.in_arrow(table.empty()))
+
+
+def test_a_record_that_lacks_a_column_or_a_value_is_refused_by_name() -> None:
+    record = dict(rows_of(RAW_QUOTES, 1).astype(object).iloc[0])
+    with pytest.raises(KeyError, match="raw_quotes lacks the columns high"):
+        RAW_QUOTES.of_records([{name: x for name, x in record.items() if name != "high"}])
+    with pytest.raises(ValueError, match="raw_quotes: close is unknown in 1 rows"):
+        RAW_QUOTES.of_records([record | {"close": np.nan}])
+
+
 def test_conform_names_every_missing_column() -> None:
     with pytest.raises(KeyError, match="raw_quotes lacks the columns high, ask"):
         RAW_QUOTES.conform(rows_of(RAW_QUOTES, 1).drop(columns=["high", "ask"]))
