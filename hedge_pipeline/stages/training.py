@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from hedge_pipeline.learning.training import Margins
     from hedge_pipeline.stages.deployment import Deployment
 
-# the mean over every eighth row says the same and costs an eighth; of many rows so many suffice
-_EXPLAIN_EVERY = 8
+# neighbouring bars say the same, so every sixteenth suffices; of many rows so many do
+_EXPLAIN_EVERY = 16
 _EXPLAINED_ROWS = 1_000
 
 # hedge levels take a few values a day: no window of sessions tells what is usual of them; and the
