@@ -1,8 +1,9 @@
 """Features: rows per second of whole sessions, and the cost of one new bar.
 
 The grid holds minute bars of a random walk; no source and no store are involved. `batch` computes a
-session at once, `one bar` only the newest column, once early and once late in a long session: what
-it costs must not depend on how much came before.
+session at once, `one bar` only the newest column, with the totals of the bars before it carried on
+as polls do, once early and once late in a long session: what it costs must not depend on how much
+came before.
 
     python -m benchmarks.features
 """
@@ -16,7 +17,7 @@ import numpy as np
 
 from benchmarks.report import show
 from hedge_pipeline.market.bars import GRID_COLUMNS
-from hedge_pipeline.market.features import Bars, LevelGrid, compute_features, no_previous
+from hedge_pipeline.market.features import Bars, LevelGrid, Totals, compute_features, no_previous
 
 SESSION_BARS = 1440
 EARLY, LATE = 100, 1400
@@ -57,9 +58,16 @@ def measure(symbols: int) -> dict[str, float]:
         seen = part(bars, until)
         levels = LevelGrid.unknown(symbols, until - first)
         previous = no_previous(symbols)
+        totals = Totals.of_nothing(symbols).through(seen, first)
         return seconds(
             lambda: compute_features(
-                seen, previous, levels, bar_seconds=60, session_bars=SESSION_BARS, first=first
+                seen,
+                previous,
+                levels,
+                bar_seconds=60,
+                session_bars=SESSION_BARS,
+                first=first,
+                totals=totals,
             )
         )
 

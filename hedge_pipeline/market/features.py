@@ -169,6 +169,65 @@ FEATURES: tuple[Feature, ...] = (
 )
 
 
+@dataclass(frozen=True)
+class Totals:
+    """What the first bars of a session add up to; every array has shape [symbols].
+
+    Attributes:
+        bars: how many bars they are.
+        open: of the first one known; NaN = none was.
+        high: highest price; NaN = none was known.
+        low: lowest price.
+        value: sum of typical price times volume.
+        volume: sum of the volumes that are in `value`.
+    """
+
+    bars: int
+    open: Array
+    high: Array
+    low: Array
+    value: Array
+    volume: Array
+
+    @classmethod
+    def of_nothing(cls, symbols: int) -> Totals:
+        """Before the first bar."""
+        unknown, zero = np.full(symbols, np.nan), np.zeros(symbols)
+        return cls(0, unknown, unknown, unknown, zero, zero)
+
+    def through(self, bars: Bars, until: int) -> Totals:
+        """With the bars that follow, up to `until` (excluded); only those are looked at."""
+        if until == self.bars:
+            return self
+        opened, high, low, value, volume = self.at_each(bars, until)
+        return Totals(until, opened[:, -1], high[:, -1], low[:, -1], value[:, -1], volume[:, -1])
+
+    def at_each(self, bars: Bars, until: int) -> tuple[Array, Array, Array, Array, Array]:
+        """Open, high, low, value and volume at each bar that follows, [symbols, bars] each."""
+        new = slice(self.bars, until)
+        high, low, close = bars.high[:, new], bars.low[:, new], bars.close[:, new]
+        typical = (high + low + close) / 3
+        known = np.isfinite(typical) & np.isfinite(bars.volume[:, new])
+        volume = np.where(known, bars.volume[:, new], 0.0)
+        value = np.where(known, typical, 0.0) * volume
+
+        def run(pick: np.ufunc, before: Array, values: Array) -> Array:
+            found: Array = pick.accumulate(np.column_stack([before, values]), axis=1)[:, 1:]
+            return found
+
+        opens = np.column_stack([self.open, bars.open[:, new]])
+        seen = np.isfinite(opens)
+        price = opens[np.arange(len(opens)), np.argmax(seen, axis=1)]
+        opened = np.where(np.maximum.accumulate(seen, axis=1)[:, 1:], price[:, None], np.nan)
+        return (
+            opened,
+            run(np.fmax, self.high, high),
+            run(np.fmin, self.low, low),
+            run(np.add, self.value, value),
+            run(np.add, self.volume, volume),
+        )
+
+
 def no_previous(symbols: int) -> Previous:
     """A memory without a previous session."""
     return Previous(np.full(symbols, np.nan), np.full(symbols, np.nan))
@@ -198,6 +257,7 @@ def compute_features(
     bar_seconds: int,
     session_bars: int,
     first: int = 0,
+    totals: Totals | None = None,
 ) -> npt.NDArray[np.float32]:
     """Feature vectors of the bars from `first` on.
 
@@ -209,6 +269,8 @@ def compute_features(
         bar_seconds: bar length.
         session_bars: bars of the whole session (known from the calendar).
         first: index of the first bar wanted; earlier ones are only read.
+        totals: of the bars before `first`, or of the first of them; None = they are added up here.
+            With those of all of them a bar costs the same at any time of the session.
 
     Returns:
         float32 array [symbols, bars seen - first, features] in the order of `FEATURES`.
@@ -216,7 +278,8 @@ def compute_features(
     """
     wanted = bars.close.shape[1] - first
     grid = levels or LevelGrid.unknown(len(bars.close), wanted)
-    columns = _Session(bars, previous, grid, bar_seconds, session_bars, first).columns()
+    before = totals or Totals.of_nothing(len(bars.close))
+    columns = _Session(bars, previous, grid, bar_seconds, session_bars, first, before).columns()
     stacked = np.stack([columns[feature.name] for feature in FEATURES], axis=-1)
     missing = ~np.isfinite(bars.close[:, first:])
     stacked[missing] = np.nan
@@ -239,10 +302,14 @@ class _Session:
         bar_seconds: int,
         session_bars: int,
         first: int,
+        totals: Totals,
     ) -> None:
         self.start = max(0, first - LONGEST_WINDOW - 1)
         self.wanted = first - self.start
-        self.whole = bars
+        cut_off = slice(first - totals.bars, None)
+        self.opened, self.session_high, self.session_low, self.value, self.volume = (
+            array[:, cut_off] for array in totals.at_each(bars, bars.close.shape[1])
+        )
         self.previous = previous
         self.bar_seconds = bar_seconds
         self.session_bars = session_bars
@@ -285,7 +352,7 @@ class _Session:
         }
         ten, sixty = self._volatility(10), self._volatility(60)
         previous_sigma = np.sqrt(self.previous.variance)[:, None]
-        opened = self._first_open()
+        opened = self.opened
         bars = np.arange(self.first, self.first + self.close.shape[1]) + 1.0
         found["return_since_open"] = _log_ratio(self.close, opened) / (self.sigma * np.sqrt(bars))
         overnight = _log_ratio(opened, np.broadcast_to(self.previous.close[:, None], opened.shape))
@@ -300,15 +367,6 @@ class _Session:
         squares, number = self._window(self.change * self.change, length)
         return _known(squares / np.maximum(number, 1), number, length)
 
-    def _first_open(self) -> Array:
-        """The session's opening price at each bar: the open of the first bar seen by then."""
-        opens = self.whole.open
-        seen = np.isfinite(opens)
-        first = np.argmax(seen, axis=1)
-        price = opens[np.arange(len(first)), first]
-        known = np.maximum.accumulate(seen, axis=1)
-        return np.where(known[:, self.first :], price[:, None], np.nan)
-
     def _close_before(self, bars: int) -> Array:
         return _lag(self.past["close"], bars)[:, self.wanted :]
 
@@ -320,9 +378,7 @@ class _Session:
             found[f"range_position_{length}"] = _place(self.close, low, high)
             if length == 15:
                 found["range_15"] = _log_ratio(high, low) / (self.sigma * np.sqrt(15))
-        high = np.fmax.accumulate(self.whole.high, axis=1)[:, self.first :]
-        low = np.fmin.accumulate(self.whole.low, axis=1)[:, self.first :]
-        found["range_position_session"] = _place(self.close, low, high)
+        found["range_position_session"] = _place(self.close, self.session_low, self.session_high)
         top, bottom = np.maximum(self.open, self.close), np.minimum(self.open, self.close)
         found["bar_body"] = _log_ratio(self.close, self.open) / self.sigma
         found["bar_upper_wick"] = _log_ratio(self.high, top) / self.sigma
@@ -357,11 +413,7 @@ class _Session:
         direction = np.sign(self.change)
         signed, number = self._window(direction * volumes, 15)
         total, _ = self._window(np.where(np.isfinite(direction), volumes, np.nan), 15)
-        typical = (self.whole.high + self.whole.low + self.whole.close) / 3
-        known = np.isfinite(typical) & np.isfinite(self.whole.volume)
-        volume = np.where(known, self.whole.volume, 0.0)
-        value = np.cumsum(np.where(known, typical, 0.0) * volume, axis=1)
-        price = _ratio(value, np.cumsum(volume, axis=1))[:, self.first :]
+        price = _ratio(self.value, self.volume)
         return {
             "volume_1_30": _log_ratio(volumes[:, self.wanted :], mean_long),
             "volume_5_30": _log_ratio(mean_short, mean_long),

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from hedge_pipeline.learning.training import Trainer
     from hedge_pipeline.levels.confidence import LevelEvidence
     from hedge_pipeline.market.calendar import Session
-    from hedge_pipeline.market.features import Previous
+    from hedge_pipeline.market.features import Previous, Totals
     from hedge_pipeline.market.sources import MarketSource
     from hedge_pipeline.settings import Settings
     from hedge_pipeline.stages.levels import ChainsDone
@@ -82,6 +82,8 @@ class Deployment:
         pool_lock: held while the pool is trained, for the threads of a replay.
         settled: (symbol, session) pairs known to be settled; a settled session stays so.
         memories: what the session before the one asked for last leaves behind.
+        totals: what the first bars of the session asked for last add up to, how many bars of which
+            symbols they are, and in which store.
         level_evidence: what was seen at levels before the session asked for last.
         chains_done: how far the newest session's snapshots were read in this process, by symbol.
     """
@@ -113,6 +115,9 @@ class Deployment:
     settled: set[tuple[str, str]] = field(default_factory=set, compare=False, repr=False)
     chains_done: dict[str, ChainsDone] = field(default_factory=dict, compare=False, repr=False)
     memories: dict[str, tuple[tuple[Any, ...], tuple[str, ...], Previous]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
+    totals: dict[str, tuple[Store, tuple[str, ...], int, Totals]] = field(
         default_factory=dict, compare=False, repr=False
     )
     level_evidence: dict[str, tuple[dict[str, Any], int, dict[str, LevelEvidence]]] = field(

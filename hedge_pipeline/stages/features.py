@@ -5,10 +5,12 @@ from __future__ import annotations
 import datetime as dt
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from hedge_pipeline.levels.joining import in_force, level_grid
 from hedge_pipeline.market.bars import on_grid
 from hedge_pipeline.market.calendar import utc_times
-from hedge_pipeline.market.features import compute_features, no_previous, remember
+from hedge_pipeline.market.features import Totals, compute_features, no_previous, remember
 from hedge_pipeline.market.tables import (
     FEATURE_ROWS,
     HEDGE_LEVELS,
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from hedge_pipeline.market.calendar import Session
-    from hedge_pipeline.market.features import Previous
+    from hedge_pipeline.market.features import Bars, Previous
     from hedge_pipeline.stages.deployment import Deployment
 
 # of a session's bars; with fewer its close and volatility tell the next session nothing
@@ -87,18 +89,40 @@ def feature_rows(
     columns = session.index_of(times)
     first, until = int(columns.min()), int(columns.max()) + 1
     levels = levels_in_force(deployment, label, bars)
+    grid = on_grid(stored, symbols, session, until)
     values = compute_features(
-        on_grid(stored, symbols, session, until),
+        grid,
         memory,
         level_grid(levels, bars, symbols, session, first, until),
         bar_seconds=session.bar_seconds,
         session_bars=session.bars,
         first=first,
+        totals=_totals(deployment, label, symbols, grid, first),
     )
     rows = bars["symbol"].map({symbol: i for i, symbol in enumerate(symbols)}).to_numpy()
     block = pd.DataFrame(values[rows, columns - first], columns=list(feature_names()))
     keys = bars[["symbol", "bar_ts", "available_at"]].reset_index(drop=True)
     return FEATURE_ROWS.conform(pd.concat([keys, block], axis=1)), levels
+
+
+def _totals(
+    deployment: Deployment, label: str, symbols: tuple[str, ...], grid: Bars, first: int
+) -> Totals:
+    """What the bars before `first` add up to.
+
+    What was added up for the last call is added to, unless a bar came among those since; a stored
+    bar never changes, so their number tells.
+    """
+    store, totals = deployment.store, Totals.of_nothing(len(symbols))
+    known = deployment.totals.get(label)
+    if known and known[0] is store and known[1] == symbols and known[3].bars <= first:
+        number = int(np.isfinite(grid.close[:, : known[3].bars]).sum())
+        totals = known[3] if number == known[2] else totals
+    totals = totals.through(grid, first)
+    number = int(np.isfinite(grid.close[:, :first]).sum())
+    deployment.totals.clear()
+    deployment.totals[label] = store, symbols, number, totals
+    return totals
 
 
 def _memory(deployment: Deployment, session: Session, symbols: tuple[str, ...]) -> Previous:

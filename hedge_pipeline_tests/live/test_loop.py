@@ -493,6 +493,21 @@ def test_a_filled_hole_changes_no_feature_of_another_bar(folder: Path, tmp_path:
     )
 
 
+def test_totals_carried_from_poll_to_poll_hold_every_bar_whoever_stored_it(folder: Path) -> None:
+    market = FakeMarket(outages=[("SIMB", at(10), at(20, 45), SourceDown("no route to host"))])
+    found = watch(folder, market, at(2, 1))
+    other = deployment_in(folder, FakeMarket(), found.clock)
+    found.clock.at(at(20, 30), lambda: stages.collect(other, HALF_DAY))
+    found.run(until=at(30, 2))
+    (carried,) = found.deployment.totals.values()
+    assert carried[3].bars > 20
+    assert len(found.rows(RAW_QUOTES, HALF_DAY, "SIMB")) == 30
+    fresh = deployment_in(folder, FakeMarket(), found.clock)
+    again = stages.features_of(fresh, HALF_DAY).set_index(["symbol", "bar_ts"])
+    stored = found.rows(FEATURE_ROWS, HALF_DAY).set_index(["symbol", "bar_ts"])
+    pd.testing.assert_frame_equal(again.loc[stored.index], stored, check_exact=True)
+
+
 def test_without_a_model_every_prediction_abstains_and_says_so(tmp_path: Path) -> None:
     found = watch(tmp_path, FakeMarket(), at(11, 1))
     found.run(until=at(13, 2))

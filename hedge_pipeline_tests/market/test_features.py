@@ -19,6 +19,7 @@ from hedge_pipeline.market.features import (
     Bars,
     LevelGrid,
     Previous,
+    Totals,
     compute_features,
     no_previous,
     remember,
@@ -111,12 +112,18 @@ def random_levels(symbols: int = 1, price: float = 1.0, first: int = 0) -> Level
 
 
 def vectors(
-    bars: Bars, previous: Previous | None = None, first: int = 0, levels: LevelGrid | None = None
+    bars: Bars,
+    previous: Previous | None = None,
+    first: int = 0,
+    levels: LevelGrid | None = None,
+    totals: Totals | None = None,
 ) -> Vectors:
     memory = no_previous(len(bars.close)) if previous is None else previous
     whole = levels or random_levels(len(bars.close))
     seen = LevelGrid({k: v[:, first : bars.close.shape[1]] for k, v in whole.values.items()})
-    return compute_features(bars, memory, seen, bar_seconds=60, session_bars=SESSION, first=first)
+    return compute_features(
+        bars, memory, seen, bar_seconds=60, session_bars=SESSION, first=first, totals=totals
+    )
 
 
 def value(bars: Bars, name: str, previous: Previous | None = None, bar: int = -1) -> float:
@@ -200,6 +207,22 @@ def test_polls_of_any_size_equal_the_session_at_once(seed: int, cuts: set[int]) 
     polls = [
         vectors(upto(bars, end), previous, first=start) for start, end in itertools.pairwise(edges)
     ]
+    assert np.array_equal(bits(np.concatenate(polls, axis=1)), bits(vectors(bars, previous)))
+
+
+@given(seed=SEEDS, cuts=st.sets(st.integers(1, SESSION - 1), max_size=6))
+def test_totals_that_are_carried_on_change_no_bit(seed: int, cuts: set[int]) -> None:
+    bars, previous = random_bars(seed, 2), random_previous(seed, 2)
+    for array in (bars.open, bars.high, bars.low, bars.close, bars.volume):
+        array[1, : min(cuts, default=5)] = np.nan  # a late starter
+    polls, totals = [], Totals.of_nothing(2)
+    for start, end in itertools.pairwise([0, *sorted(cuts), SESSION]):
+        seen = upto(bars, end)
+        polls.append(vectors(seen, previous, first=start, totals=totals))
+        lagging = totals.through(seen, (totals.bars + start) // 2)
+        again = vectors(seen, previous, first=start, totals=lagging)
+        assert np.array_equal(bits(again), bits(polls[-1]))
+        totals = totals.through(seen, end)
     assert np.array_equal(bits(np.concatenate(polls, axis=1)), bits(vectors(bars, previous)))
 
 
