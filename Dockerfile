@@ -27,6 +27,5 @@ ENV PATH=/venv/bin:$PATH \
     HEDGE_DATA_URL=/data \
     DAGSTER_HOME=/data/dagster_home
 USER 10001:10001
-VOLUME /data
 HEALTHCHECK --interval=5m --timeout=30s --start-period=3m --retries=2 CMD ["hedge", "health"]
 CMD ["hedge", "up", "--headless"]
