@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 
 from hedge_pipeline import scratch
 from hedge_pipeline.logs import first_line
+from hedge_pipeline.settings import artifacts_below
 from hedge_pipeline.store import Store
 
 FORMAT = 1
@@ -61,11 +62,9 @@ class Places:
     home: Path | None
 
     @property
-    def artifacts(self) -> str | None:
-        """Address under which MLflow knows the artifacts in a local data folder."""
-        if "://" in self.data_url:
-            return None
-        return (Path(self.data_url).resolve() / "mlartifacts").as_uri()
+    def artifacts(self) -> str:
+        """Address under which MLflow knows the artifacts beside the tables."""
+        return artifacts_below(self.data_url)
 
 
 @dataclass(frozen=True)
@@ -611,9 +610,9 @@ def _check_restored(places: Places, snapshot: Snapshot) -> None:
                 raise BackupError(f"{path} is not what was restored: check the disk")
 
 
-def _move_artifacts(database: Path, before: str | None, after: str | None) -> None:
-    """Lets MLflow find its artifacts in another folder than the one that was backed up."""
-    if before is None or after is None or before == after:
+def _move_artifacts(database: Path, before: str | None, after: str) -> None:
+    """Lets MLflow find its artifacts in another place than the one that was backed up."""
+    if before is None or before == after:
         return
     with contextlib.closing(sqlite3.connect(database)) as connection, connection:
         tables = {x for (x,) in connection.execute("select name from sqlite_master")}

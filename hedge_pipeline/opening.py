@@ -77,12 +77,9 @@ def open_registry(settings: Settings, *, plots: bool = True) -> MlflowRegistry:
     """The MLflow registry the settings describe; nothing is connected yet."""
     from hedge_pipeline.resources.registry import MlflowRegistry
 
-    artifacts = None
-    if not settings.mlflow_tracking_uri:
-        artifacts = (Path(settings.data_url).resolve() / "mlartifacts").as_uri()
     return MlflowRegistry(
         settings.tracking_uri,
-        artifacts=artifacts,
+        artifacts=settings.artifacts,
         plots=plots,
         newest=settings.model_versions,
         dagster_url=settings.dagster_url,

@@ -149,7 +149,9 @@ def commands(
         found["mlflow"] = (
             f"{_who_may_ask(settings, ports)} "
             '_MLFLOW_SERVER_FILE_STORE="$MLFLOW_BACKEND_STORE_URI" _MLFLOW_SGI_NAME=uvicorn '
-            f"_MLFLOW_SERVER_SERVE_ARTIFACTS=true exec {shlex.quote(sys.executable)} -m uvicorn "
+            "_MLFLOW_SERVER_SERVE_ARTIFACTS=true _MLFLOW_SERVER_ARTIFACT_ROOT=mlflow-artifacts:/ "
+            f"_MLFLOW_SERVER_ARTIFACT_DESTINATION={shlex.quote(settings.artifacts)} "
+            f"exec {shlex.quote(sys.executable)} -m uvicorn "
             "hedge_pipeline.resources.mlflow_ui:app --workers 1 --log-level warning "
             f"--host {shlex.quote(settings.bind)} --port {ports.mlflow}"
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
@@ -463,6 +464,18 @@ class Settings(BaseSettings):
         if "://" in self.data_url:
             raise SettingsError("MLFLOW_TRACKING_URI must be set when HEDGE_DATA_URL is a URL")
         return f"sqlite:///{self.data_url}/mlflow.db"
+
+    @property
+    def artifacts(self) -> str:
+        """Where MLflow's files lie if no server takes them; MLflow itself would use `./mlruns`."""
+        return artifacts_below(self.data_url)
+
+
+def artifacts_below(data_url: str) -> str:
+    """Address of MLflow's files in a data folder or below its URL."""
+    if "://" in data_url:
+        return f"{data_url.rstrip('/')}/mlartifacts"
+    return (Path(data_url).resolve() / "mlartifacts").as_uri()
 
 
 def load_settings(**overrides: Any) -> Settings:

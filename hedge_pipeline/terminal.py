@@ -301,7 +301,8 @@ def say_how_to_look(out: Path) -> None:
     )
     say(
         f"  MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {programs}/mlflow server --app-name hedge "
-        f"--workers 1 --backend-store-uri sqlite:///{out}/mlflow.db"
+        f"--workers 1 --backend-store-uri sqlite:///{out}/mlflow.db "
+        f"--artifacts-destination {out}/mlartifacts"
     )
 
 

@@ -80,7 +80,7 @@ def test_the_image_installs_what_was_tested_without_cuda_and_tools() -> None:
     assert installed.pop("xgboost-cpu") == tested["xgboost"]
     assert {k: v for k, v in installed.items() if tested.get(k) != v} == {}
     assert not {"xgboost", "pytest", "mypy", "moto", "duckdb", "optuna"} & set(installed)
-    assert {"s3fs", "psycopg2-binary", "dagster-postgres"} <= set(installed)
+    assert {"s3fs", "boto3", "psycopg2-binary", "dagster-postgres"} <= set(installed)
 
 
 @pytest.mark.parametrize("where", [REPOSITORY, DEPLOY], ids=["project", "image"])

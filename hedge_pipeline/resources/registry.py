@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ABANDONED = dt.timedelta(days=1)
+DATABASES = ("postgresql", "mysql", "mssql")
 VERSION_TAG = "hedge.version"
 SCORED_TAG = "hedge.scored_through"
 OUT_OF_TIME_TAG = "hedge.out_of_time"
@@ -66,7 +67,7 @@ class MlflowRegistry:
 
     Args:
         tracking_uri: of MLflow; a SQLite file is created with its folder.
-        artifacts: folder or URL for artifacts of new experiments; None = the server's choice.
+        artifacts: folder or URL for artifacts of new experiments; a tracking server chooses itself.
         plots: draw the importance of every new version; otherwise only when asked.
         newest: versions to keep of a model, see `kept_versions`; None = all.
         dagster_url: address of Dagster's UI, for links to its runs; empty = not known.
@@ -87,7 +88,7 @@ class MlflowRegistry:
         self.dagster_url = dagster_url.rstrip("/")
         self.ui_url = (ui_url or _server(tracking_uri)).rstrip("/")
         self.tracking_uri = tracking_uri
-        self.artifacts = artifacts
+        self.artifacts = None if self.tracking_server else artifacts
         self.plots = plots
         self._client: MlflowClient | None = None
         self._experiments: dict[str, str] = {}
@@ -288,6 +289,11 @@ class MlflowRegistry:
             found["mlflow_run"] = views.page_of_run(experiment, newest)
         return {name: f"{self.ui_url}/{page}" for name, page in found.items()}
 
+    @property
+    def tracking_server(self) -> bool:
+        """Whether MLflow is a server, and not a database or a folder."""
+        return bool(_server(self.tracking_uri))
+
     def ping(self) -> str:
         """The address, if MLflow answers there.
 
@@ -312,7 +318,10 @@ class MlflowRegistry:
             import mlflow
 
             if self.tracking_uri.startswith("sqlite:///"):
-                _create_database(Path(self.tracking_uri.removeprefix("sqlite:///")))
+                file = Path(self.tracking_uri.removeprefix("sqlite:///"))
+                _create_database(file, self.artifacts)
+            elif self.artifacts and self.tracking_uri.startswith(DATABASES):
+                _prepare_database(self.tracking_uri, self.artifacts)
             mlflow.set_tracking_uri(self.tracking_uri)
             self._client = mlflow.MlflowClient(self.tracking_uri)
         return self._client
@@ -691,7 +700,14 @@ def _server(tracking_uri: str) -> str:
     return f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}"
 
 
-def _create_database(path: Path) -> None:
+def _prepare_database(uri: str, artifacts: str) -> None:
+    """Makes MLflow's tables on a database server, with the place of the default experiment."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    SqlAlchemyStore(uri, artifacts)
+
+
+def _create_database(path: Path, artifacts: str | None) -> None:
     """Creates MLflow's SQLite file whole or not at all, if there is none.
 
     Its dozens of migrations cannot be taken up again where they were killed.
@@ -706,7 +722,8 @@ def _create_database(path: Path) -> None:
         return
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         new = Path(folder) / path.name
-        made = SqlAlchemyStore(f"sqlite:///{new}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH)
+        place = artifacts or DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
+        made = SqlAlchemyStore(f"sqlite:///{new}", place)
         made.engine.dispose()
         with contextlib.suppress(FileExistsError):  # another process was faster
             path.hardlink_to(new)

@@ -34,6 +34,7 @@ from hedge_pipeline.market.tables import (
     PROMOTIONS,
     feature_names,
 )
+from hedge_pipeline.opening import open_deployment, open_registry
 from hedge_pipeline.resources import plots, views
 from hedge_pipeline.resources.registry import (
     OUT_OF_TIME_TAG,
@@ -43,9 +44,11 @@ from hedge_pipeline.resources.registry import (
     experiment_name,
     model_name,
 )
+from hedge_pipeline.settings import load_settings
 from hedge_pipeline.stages import Deployment
 from hedge_pipeline.storage import MARKER
 from hedge_pipeline.store import Store
+from hedge_pipeline_tests.databases import postgres
 from hedge_pipeline_tests.replays import (
     DEMO_SESSIONS,
     SYMBOLS,
@@ -54,8 +57,10 @@ from hedge_pipeline_tests.replays import (
     hedge,
     replay_in,
     rows_of,
+    settings_in,
 )
 
+__all__ = ["postgres"]  # a fixture
 VERSIONS = (1, 2, 3, 4)
 CANARY = "geheim-9f3"
 # runs, versions and aliases of one symbol; numbers given by MLflow itself are left out
@@ -982,3 +987,42 @@ def test_the_files_of_a_model_lie_with_the_artifacts_of_its_experiment(
         version = published.client.get_model_version(model_name(symbol), "1")
         model = published.client.get_logged_model(version.source.rpartition("/")[2])
         assert model.artifact_location.startswith(f"{published.artifacts}/{symbol}/")
+
+
+def test_artifacts_lie_beside_the_tables_unless_a_server_takes_them() -> None:
+    def place(data_url: str, tracking_uri: str) -> str | None:
+        given = {"HEDGE_DATA_URL": data_url, "MLFLOW_TRACKING_URI": tracking_uri}
+        return open_registry(load_settings(**given)).artifacts
+
+    for uri in ("", "sqlite:///elsewhere.db", "postgresql+psycopg2://hedge@there/mlflow"):
+        assert place("/data", uri) == "file:///data/mlartifacts"
+    assert place("s3://bucket/folder", "postgresql://there/mlflow") == (
+        "s3://bucket/folder/mlartifacts"
+    )
+    assert place("/data", "http://mlflow:5000") is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_nothing_lies_in_the_working_directory_whatever_database_is_named(
+    demo: Demo,
+    database: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    uri = f"sqlite:///{tmp_path}/elsewhere.db"
+    if database == "postgresql":
+        uri = request.getfixturevalue("postgres").variables["MLFLOW_TRACKING_URI"]
+    settings = settings_in(demo.copy(tmp_path / "out"), ("SIMQ",), MLFLOW_TRACKING_URI=uri)
+    registry = open_registry(settings)
+    assert registry.publish(open_deployment(settings), "SIMQ") == 4
+    assert list((tmp_path / "work").iterdir()) == []
+    files = {path.name for path in (tmp_path / "out" / "mlartifacts").rglob("*") if path.is_file()}
+    assert {"model.ubj", "model_card.json", "importance.png", "evidence.png"} <= files
+    found = registry.client.search_experiments()
+    assert {experiment.name for experiment in found} >= {"Default"}
+    below = f"file://{tmp_path}/out/mlartifacts/"
+    assert all(str(experiment.artifact_location).startswith(below) for experiment in found)
