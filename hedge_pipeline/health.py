@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hedge_pipeline import stages
+from hedge_pipeline import stages, storage
 from hedge_pipeline.backup import last_backup, restoring
 from hedge_pipeline.heartbeats import HeartbeatsUnknown, daemon_heartbeat
 from hedge_pipeline.learning import gate
@@ -22,6 +22,7 @@ from hedge_pipeline.learning.training import ModelError
 from hedge_pipeline.live.supervision import Heartbeat
 from hedge_pipeline.market.tables import OUTCOMES, RAW_QUOTES
 from hedge_pipeline.stages import Deployment
+from hedge_pipeline.storage import Disk
 
 if TYPE_CHECKING:
     from hedge_pipeline.settings import Settings
@@ -31,6 +32,7 @@ TOLD = "operations/alerts.json"
 SEEN = "operations/health.json"
 BACKUP_AGE = dt.timedelta(hours=26)
 DAEMON_SILENCE = dt.timedelta(minutes=3)
+HARDLY_FREE = 100 * storage.MEGABYTE
 RESTART = "stop the service and start it again with `hedge up`"
 
 
@@ -62,6 +64,7 @@ class Facts:
         last_poll: of the poll run.
         daemon: last sign of life of the slowest required daemon.
         unseen: why the daemon cannot be looked at; "" = it can.
+        disks: the file systems of the data folder and of DAGSTER_HOME.
     """
 
     now: dt.datetime
@@ -72,6 +75,7 @@ class Facts:
     last_poll: dt.datetime | None
     daemon: dt.datetime | None
     unseen: str = ""
+    disks: tuple[Disk, ...] = ()
 
     @property
     def last_bar(self) -> dt.datetime | None:
@@ -103,6 +107,7 @@ def facts(deployment: Deployment, home: Path | None) -> Facts:
         last_poll=beat.moment if beat else None,
         daemon=daemon,
         unseen=unseen,
+        disks=storage.disks(deployment.store.url, home),
     )
 
 
@@ -133,14 +138,14 @@ def patience_of(settings: Settings) -> dt.timedelta:
 
 
 def service_troubles(deployment: Deployment, settings: Settings, found: Facts) -> list[Trouble]:
-    """What is wrong with polling, daemon, store and backup.
+    """What is wrong with polling, daemon, disks, store and backup.
 
     Args:
         deployment: of the settings.
         settings: of the deployment.
         found: its facts.
     """
-    live = live_troubles(found, patience_of(settings))
+    live = [*live_troubles(found, patience_of(settings)), *disk_troubles(found.disks)]
     backup = backup_trouble(deployment, settings)
     return [*live, *store_troubles(deployment), *([backup] if backup else [])]
 
@@ -174,6 +179,19 @@ def live_troubles(found: Facts, patience: dt.timedelta) -> list[Trouble]:
     told = f"no new bar{whose} for {minutes:.0f} min; {cause}"
     # of one symbol it may be that nobody trades it: a probe must not end the service for that
     troubles.append(Trouble(f"no new bar{whose} in {found.session}", told, grave=everybody))
+    return troubles
+
+
+def disk_troubles(found: Iterable[Disk]) -> list[Trouble]:
+    """Disks that are nearly full; grave where soon nothing can be written."""
+    troubles = []
+    for disk in found:
+        told = f"the disk of {disk.folder} has {disk.free / storage.MEGABYTE:.0f} MB left"
+        if disk.free < HARDLY_FREE:
+            words = f"{told}, soon nothing can be stored: make room"
+            troubles.append(Trouble(f"disk full: {disk.folder}", words, grave=True))
+        elif disk.share < storage.LEAST_FREE:
+            troubles.append(Trouble(f"disk space: {disk.folder}", f"{told}: make room"))
     return troubles
 
 
@@ -320,6 +338,10 @@ def as_json(found: Facts, troubles: Sequence[Trouble], deployment: Deployment) -
         "last_outcome_age_seconds": age(found.last_outcome),
         "last_poll_age_seconds": age(found.last_poll),
         "daemon_age_seconds": age(found.daemon),
+        "disks": [
+            {"folder": disk.folder, "free_bytes": disk.free, "total_bytes": disk.total}
+            for disk in found.disks
+        ],
         "troubles": [vars(trouble) for trouble in troubles],
     }
 

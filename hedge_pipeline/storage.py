@@ -12,6 +12,7 @@ import datetime as dt
 import json
 import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,37 @@ FORGOTTEN: tuple[Table, ...] = (
 )
 MEGABYTE = 1_000_000
 LEAST_FREE = 0.05
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A file system that holds state.
+
+    Attributes:
+        folder: one on it.
+        free: bytes that may still be written.
+        total: bytes of all.
+    """
+
+    folder: str
+    free: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        """How much of it is free."""
+        return self.free / max(self.total, 1)
+
+
+def disks(data_url: str, home: Path | None) -> tuple[Disk, ...]:
+    """The file systems of a local data folder and of DAGSTER_HOME, each once."""
+    folders = [] if "://" in data_url else [Path(data_url)]
+    folders += [home] if home is not None else []
+    found: dict[int, Disk] = {}
+    for folder in map(_existing, folders):
+        usage = shutil.disk_usage(folder)
+        found.setdefault(folder.stat().st_dev, Disk(str(folder), usage.free, usage.total))
+    return tuple(found.values())
 
 
 def needed_from(deployment: Deployment) -> str | None:
@@ -169,15 +201,14 @@ def report(
     if found is None or _age(deployment, found["at"]) > SIZES_HOLD:
         found = _measured(deployment, places)
     total = sum(found["areas"].values())
-    local = "://" not in places.data_url
-    root = Path(places.data_url).resolve()
-    disk = shutil.disk_usage(_existing(root if local else places.home or Path.cwd()))
+    here = str(Path.cwd())
+    fullest = min(disks(places.data_url, places.home) or disks(here, None), key=lambda x: x.share)
     return {
         **found,
         "total_bytes": total,
         "budget_bytes": None if budget_mb is None else budget_mb * MEGABYTE,
-        "free_bytes": disk.free,
-        "free_share": disk.free / disk.total,
+        "free_bytes": fullest.free,
+        "free_share": fullest.share,
         "quarantined": list(deployment.store.quarantined()),
     }
 
@@ -217,14 +248,20 @@ def _measured(deployment: Deployment, places: Places) -> dict[str, Any]:
 
 def trouble(found: dict[str, Any]) -> str | None:
     """What is wrong with the room a deployment takes, in one line; None = nothing."""
+    if found["free_share"] < LEAST_FREE:
+        nearly_full = f"the disk has {found['free_bytes'] / MEGABYTE:.0f} MB left: make room"
+        return over_budget(found) or nearly_full
+    return over_budget(found)
+
+
+def over_budget(found: dict[str, Any]) -> str | None:
+    """That a deployment takes more than HEDGE_DISK_BUDGET_MB, in one line; None = it does not."""
     total, budget = found["total_bytes"] / MEGABYTE, found["budget_bytes"]
     if budget is not None and found["total_bytes"] > budget:
         return (
             f"{total:.0f} MB are used and HEDGE_DISK_BUDGET_MB is {budget / MEGABYTE:.0f}: "
             "set or lower HEDGE_RETENTION_DAYS, or raise HEDGE_DISK_BUDGET_MB"
         )
-    if found["free_share"] < LEAST_FREE:
-        return f"the disk has {found['free_bytes'] / MEGABYTE:.0f} MB left: make room"
     return None
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from hedge_pipeline import health, stages, status
+from hedge_pipeline import health, stages, status, storage
 from hedge_pipeline.assets.reporting import plain_failures
 from hedge_pipeline.backup import LAST_BACKUP, UNDER_WAY
 from hedge_pipeline.health import Facts, Trouble
@@ -22,6 +22,7 @@ from hedge_pipeline.live.supervision import Heartbeat
 from hedge_pipeline.market.tables import RAW_QUOTES
 from hedge_pipeline.resources import housekeeping, notifier, upkeep
 from hedge_pipeline.resources.notifier import Delivery
+from hedge_pipeline.storage import Disk
 from hedge_pipeline.store import Store, StoreError
 from hedge_pipeline_tests.replays import Demo, demo_in, environment, hedge, replay_in, settings_in
 from hedge_pipeline_tests.runs import loop_at
@@ -433,6 +434,50 @@ def test_the_watch_sends_one_alert_per_trouble_until_the_period_is_over(
         ]
         look(13.2)
         assert len(Told.sent) == 4
+
+
+@pytest.mark.parametrize(
+    ("free", "names"),
+    [(200_000_000_000, []), (400_000_000, ["disk space: /d"]), (99_000_000, ["disk full: /d"])],
+)
+def test_a_disk_that_fills_is_said_and_grave_when_nothing_is_left(
+    free: int, names: list[str]
+) -> None:
+    troubles = health.disk_troubles([Disk("/d", free, 1_000_000_000_000)])
+    assert [trouble.name for trouble in troubles] == names
+    assert [trouble.grave for trouble in troubles] == [
+        name.startswith("disk full") for name in names
+    ]
+    for trouble in troubles:
+        assert f"the disk of /d has {free / 1e6:.0f} MB left" in trouble.message
+        assert trouble.message.endswith(": make room")
+
+
+def test_a_file_system_is_looked_at_once_and_a_bucket_not_at_all(tmp_path: Path) -> None:
+    (disk,) = storage.disks(str(tmp_path / "data"), tmp_path / "data" / "dagster_home")
+    assert disk.folder == str(tmp_path)  # of the folder that is to be made
+    assert 0 < disk.free <= disk.total
+    assert storage.disks("s3://bucket/folder", None) == ()
+    assert [x.folder for x in storage.disks("s3://bucket/folder", tmp_path)] == [str(tmp_path)]
+    kinds = {x.folder for x in storage.disks(str(tmp_path), Path("/proc"))}
+    assert kinds == {str(tmp_path), "/proc"}
+
+
+def test_a_full_disk_ends_the_probe_and_machines_read_the_numbers(
+    demo: Demo, tmp_path: Path
+) -> None:
+    disk = Disk("/d", 5_000_000, 1_000_000_000)
+    deployment = replay_in(demo.out)
+    found = replace(health.facts(deployment, tmp_path), disks=(disk,))
+    wrong = health.service_troubles(deployment, settings_in(demo.out), found)
+    shown = health.as_json(found, wrong, deployment)
+    assert not shown["healthy"]
+    assert shown["disks"] == [
+        {"folder": "/d", "free_bytes": 5_000_000, "total_bytes": 1_000_000_000}
+    ]
+    assert [x["message"] for x in shown["troubles"] if x["grave"]] == [
+        "the disk of /d has 5 MB left, soon nothing can be stored: make room"
+    ]
 
 
 # -- for machines ----------------------------------------------------------------------------------

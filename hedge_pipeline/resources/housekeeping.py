@@ -114,7 +114,7 @@ def _looked(
     """The facts, and everything that is wrong now."""
     found = health.facts(deployment, places(settings).home)
     told = health.service_troubles(deployment, settings, found)
-    room = storage.trouble(
+    room = storage.over_budget(
         storage.report(deployment, places(settings), settings.disk_budget_mb, noted=True)
     )
     told += [health.Trouble("disk", room)] if room else []
