@@ -330,6 +330,34 @@ def test_events_without_a_run_are_really_freed(instance: dg.DagsterInstance, hom
     assert instance.get_latest_materialization_event(dg.AssetKey("some_asset")) is not None
 
 
+def checked(instance: dg.DagsterInstance, passed: bool) -> None:
+    key = dg.AssetKey("some_asset")
+    instance.report_runless_asset_event(dg.AssetCheckEvaluation(key, "some_check", passed))
+
+
+def states_of(instance: dg.DagsterInstance) -> list[bool]:
+    """Of the check, newest first."""
+    key = dg.AssetCheckKey(dg.AssetKey("some_asset"), "some_check")
+    found = instance.event_log_storage.get_asset_check_execution_history(key, limit=100)
+    return [x.evaluation is not None and x.evaluation.passed for x in found]
+
+
+def test_of_old_states_of_a_check_the_newest_stays(
+    instance: dg.DagsterInstance, home: Path
+) -> None:
+    for _ in range(5):
+        checked(instance, False)
+    checked(instance, True)
+    later = dt.datetime.now(dt.UTC)
+    upkeep.delete_old_events(instance, home, dt.datetime(2020, 1, 1, tzinfo=dt.UTC))
+    assert len(states_of(instance)) == 6
+    upkeep.delete_old_events(instance, home, later)
+    assert states_of(instance) == [True]
+    checked(instance, False)
+    upkeep.delete_old_events(instance, home, later)
+    assert states_of(instance) == [False]
+
+
 def ticks_of(instance: dg.DagsterInstance, state: InstigatorState) -> list[float]:
     found = instance.get_ticks(state.instigator_origin_id, state.selector_id)
     return [tick.timestamp for tick in found]
@@ -464,6 +492,10 @@ def test_events_without_a_run_are_deleted_on_postgres_too(
         assert upkeep.delete_old_events(instance, home, dt.datetime(2020, 1, 1, tzinfo=dt.UTC)) == 0
         assert upkeep.delete_old_events(instance, home, between) == 30
         assert upkeep.delete_old_events(instance, home, between) == 0
+        for passed in (False, True):
+            checked(instance, passed)
+        assert upkeep.delete_old_events(instance, home, dt.datetime.now(dt.UTC)) > 0
+        assert states_of(instance) == [True]
         assert len(instance.all_logs(run_id)) == said > 0
         assert instance.get_latest_materialization_event(dg.AssetKey("some_asset")) is not None
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from hedge_pipeline import health, stages, storage
 from hedge_pipeline.backup import Places, back_up
+from hedge_pipeline.checks import nightly
 from hedge_pipeline.market.tables import RAW_QUOTES
 from hedge_pipeline.opening import open_notifier, places
 from hedge_pipeline.resources import upkeep
@@ -47,6 +48,7 @@ def steps(instance: dg.DagsterInstance, loop: LoopResource) -> list[tuple[str, C
         ("events", lambda: f"{upkeep.delete_old_events(instance, home, old)} deleted"),
         ("MLflow", lambda: _pruned(loop, settings)),
         ("sizes", lambda: _measured(deployment, found)),
+        ("checks", lambda: nightly.evaluate(instance, loop)),
         ("backup", lambda: _saved(found, settings)),
     ]
 

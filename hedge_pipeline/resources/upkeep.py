@@ -82,8 +82,16 @@ def delete_old_ticks(instance: dg.DagsterInstance, before: dt.datetime) -> int:
     return len(known)
 
 
+_OLD_CHECKS = """delete from asset_check_executions where evaluation_event_timestamp < {}
+    and id not in (
+        select max(id) from asset_check_executions group by asset_key, check_name, partition
+    )"""
+
+
 def delete_old_events(instance: dg.DagsterInstance, home: Path, before: dt.datetime) -> int:
     """Deletes events without a run and, in SQLite, gives the room back.
+
+    Of the states of asset checks, which no deletion of a run removes, the newest of each stays.
 
     Args:
         instance: whose events.
@@ -94,6 +102,7 @@ def delete_old_events(instance: dg.DagsterInstance, home: Path, before: dt.datet
         How many rows. A SQLite database in use by somebody else at that moment is left for the
         next time.
     """
+    import sqlalchemy as sa
     from dagster._core.storage.event_log import (
         SqlEventLogStorage,
         SqlEventLogStorageTable,
@@ -110,15 +119,18 @@ def delete_old_events(instance: dg.DagsterInstance, home: Path, before: dt.datet
         old = (events.c.run_id == "") & (events.c.timestamp < moment)
         with storage.index_transaction() as connection:
             count = int(connection.execute(events.delete().where(old)).rowcount)
+            connection.execute(sa.text(_OLD_CHECKS.format(":moment")), {"moment": moment})
     text = moment.isoformat(sep=" ")
     for path in databases:
-        count += _shrink(path, "delete from event_logs where run_id = '' and timestamp < ?", text)
+        old_events = "delete from event_logs where run_id = '' and timestamp < ?"
+        count += _shrink(path, (old_events, _OLD_CHECKS.format("?")), text)
     for path in (home / "history" / "runs.db", home / "schedules" / "schedules.db"):
         _shrink(path)
     return count
 
 
-def _shrink(path: Path, statement: str | None = None, *values: str) -> int:
+def _shrink(path: Path, statements: Sequence[str] = (), *values: str) -> int:
+    """Gives room back after the statements; how many rows the first one has deleted."""
     if not path.exists():
         return 0
     count = 0
@@ -126,9 +138,9 @@ def _shrink(path: Path, statement: str | None = None, *values: str) -> int:
         contextlib.suppress(sqlite3.OperationalError),
         contextlib.closing(sqlite3.connect(path, timeout=30)) as database,
     ):
-        if statement is not None:
-            with database:
-                count = database.execute(statement, values).rowcount
+        with database:
+            counts = [database.execute(statement, values).rowcount for statement in statements]
+        count = sum(counts[:1])
         database.execute("pragma wal_checkpoint(truncate)")
         database.execute("vacuum")
         database.execute("pragma wal_checkpoint(truncate)")
