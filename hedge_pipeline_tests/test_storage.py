@@ -537,6 +537,43 @@ def test_superfluous_versions_leave_mlflow_with_their_files_and_do_not_come_back
 
 
 @pytest.mark.slow
+def test_a_collection_that_failed_is_done_the_next_night_though_nothing_else_is_deleted(
+    demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = demo.copy(tmp_path / "out")
+    variables = {"HEDGE_DATA_URL": str(out), "HEDGE_SYMBOLS": "SIMQ", "HEDGE_MODE": "replay"}
+    for name, value in {**variables, "HEDGE_MODEL_VERSIONS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    mlflow_in(out, None).publish(replay_in(out, ("SIMQ",)), "SIMQ")
+    now = "2024-01-12T08:30:00+00:00"
+    (tmp_path / "home").mkdir()
+    with dg.DagsterInstance.local_temp(str(tmp_path / "home")) as instance:
+
+        def fails(**_: object) -> None:
+            raise OSError("no disk")
+
+        def night() -> str:
+            return dict(housekeeping.steps(instance, loop_at(now)))["MLflow"]()
+
+        with monkeypatch.context() as broken:
+            broken.setattr("mlflow.cli._gc_tracking_resources", fails)
+            with pytest.raises(RegistryError, match="it is done again next night"):
+                night()
+        assert len(sorted((out / "mlartifacts").rglob("*.ubj"))) == 4
+        assert upkeep.has_garbage(f"sqlite:///{out}/mlflow.db")
+        assert night() == "what was deleted before is collected"
+        assert len(sorted((out / "mlartifacts").rglob("*.ubj"))) == 2
+        assert night() == "nothing to delete"
+
+
+def test_a_database_that_does_not_answer_is_said_without_its_address(tmp_path: Path) -> None:
+    (tmp_path / "secret.db").write_bytes(b"no database at all")
+    with pytest.raises(RegistryError) as told:
+        upkeep.has_garbage(f"sqlite:///{tmp_path}/secret.db")
+    assert "secret" not in str(told.value)
+
+
+@pytest.mark.slow
 def test_what_a_killed_publication_has_left_is_deleted_and_its_files_with_it(
     demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -90,9 +90,11 @@ def _ticked(instance: dg.DagsterInstance, before: dt.datetime) -> str:
 def _pruned(loop: LoopResource, settings: Settings) -> str:
     registry = loop.registry.open()
     count = sum(registry.prune(loop.deployment, x) for x in loop.deployment.symbols)
-    if not count:
+    if not count and not upkeep.has_garbage(settings.tracking_uri):
         return "nothing to delete"
     freed = upkeep.collect_garbage(settings.tracking_uri)
+    if not count:
+        return "what was deleted before is collected"
     return f"{count} versions deleted" + ("" if freed else ", their files are the server's matter")
 
 
