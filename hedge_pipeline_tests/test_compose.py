@@ -1,0 +1,301 @@
+"""The services of the compose file as real processes, on PostgreSQL and S3.
+
+Each gets the command and the environment that compose would give it, in a folder with what the
+image copies; hosts and ports are those of this machine, and `/data` is a folder of the test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml  # type: ignore[import-untyped]
+
+from hedge_pipeline.market.tables import PREDICTION_LOG
+from hedge_pipeline.store import Store
+from hedge_pipeline_tests.databases import BINARIES, Postgres, free_port, running
+from hedge_pipeline_tests.replays import command, environment
+from hedge_pipeline_tests.test_backup import s3 as s3_server
+
+pytestmark = pytest.mark.slow
+
+s3 = s3_server
+REPOSITORY = Path(__file__).resolve().parent.parent
+DATA = "s3://hedge/live"
+RUNS = "{ runsOrError(limit: 5) { ... on Runs { results { jobName status } } } }"
+
+
+def image_variables() -> dict[str, str]:
+    """What the Dockerfile's last stage sets, without the paths of its own programs."""
+    text = (REPOSITORY / "Dockerfile").read_text().replace("\\\n", " ")
+    words = [line for line in text.splitlines() if line.startswith("ENV ")][-1].split()[1:]
+    found = dict(word.split("=", 1) for word in words)
+    return {name: value for name, value in found.items() if name not in ("PATH", "HOME")}
+
+
+def copied_files() -> list[str]:
+    """Files the image has in its working directory, beside the installed package."""
+    last = (REPOSITORY / "Dockerfile").read_text().rpartition("WORKDIR /app")[2]
+    lines = [line.split()[1:-1] for line in last.splitlines() if line.startswith("COPY ")]
+    return [name for names in lines for name in names]
+
+
+def resolved(text: str, given: dict[str, str]) -> str:
+    """As compose replaces `${NAME}` and `$$`."""
+    found = re.sub(r"\$\{(\w+)(?::\?[^}]*)?\}", lambda match: given[match[1]], text)
+    return found.replace("$$", "$")
+
+
+@dataclass
+class Composed:
+    """The services, started one by one.
+
+    Attributes:
+        folder: holds `app`, the working directory, and `data`, the volume.
+        lead: what the user writes into `.env`.
+        database: PostgreSQL's port.
+        ports: of the services, by the port in the compose file.
+    """
+
+    folder: Path
+    lead: dict[str, str]
+    database: int
+    ports: dict[str, int] = field(
+        default_factory=lambda: {port: free_port() for port in ("4000", "3000", "5000")}
+    )
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        (self.folder / "data").mkdir()
+        for name in copied_files():
+            target = self.folder / "app" / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(self.here((REPOSITORY / name).read_text()))
+
+    @property
+    def services(self) -> dict[str, Any]:
+        text = (REPOSITORY / "deploy" / "compose.yaml").read_text()
+        found: dict[str, Any] = yaml.safe_load(text)["services"]
+        return found
+
+    def here(self, text: str) -> str:
+        """The text with this machine's ports and folders."""
+        text = text.replace("@postgres/", f"@127.0.0.1:{self.database}/")
+        text = text.replace("port: 5432", f"port: {self.database}")
+        text = re.sub(r"\b(mlflow|code):(?=\d)", "127.0.0.1:", text).replace("0.0.0.0", "127.0.0.1")
+        text = re.sub(r"(?<![\w/.-])/data\b", str(self.folder / "data"), text)
+        for port, own in self.ports.items():
+            text = re.sub(rf"\b{port}\b", str(own), text)
+        return text
+
+    def variables(self, name: str) -> dict[str, str]:
+        service = self.services[name]
+        assert service["env_file"] == [".env"]
+        told = {k: resolved(str(v), self.lead) for k, v in service["environment"].items()}
+        hosts = {k: "127.0.0.1" for k, v in told.items() if v in ("code", "postgres")}
+        given = {k: self.here(v) for k, v in {**image_variables(), **self.lead, **told}.items()}
+        programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        own = {"PYTHONPATH": str(REPOSITORY), "PATH": programs}
+        return environment(**{**given, **hosts, **own})
+
+    def start(self, name: str) -> None:
+        words = [self.here(resolved(word, self.lead)) for word in self.services[name]["command"]]
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                words,
+                cwd=self.folder / "app",
+                env=self.variables(name),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def hedge(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """As `docker compose exec` runs it beside a service."""
+        return subprocess.run(
+            command(*arguments),
+            cwd=self.folder / "app",
+            env=self.variables(name),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    def get(self, port: str, path: str, body: Any = None) -> bytes:
+        asked = urllib.request.Request(
+            f"http://127.0.0.1:{self.ports[port]}{path}",
+            None if body is None else json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(asked, timeout=10) as answer:
+            return bytes(answer.read())
+
+    def wait_for(self, what: str, seconds: float, true: Callable[[], Any]) -> Any:
+        """The first answer that is not empty; every started service runs meanwhile."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            for name, process in self.processes.items():
+                assert process.poll() is None, f"{name} ended: {self.tail(name)}"
+            with contextlib.suppress(OSError, ValueError):
+                if found := true():
+                    return found
+            time.sleep(0.5)
+        said = "\n".join(self.tail(name) for name in self.processes)
+        raise AssertionError(f"no {what} within {seconds} s\n{said}")
+
+    def listening(self, port: str) -> bool:
+        socket.create_connection(("127.0.0.1", self.ports[port]), 2).close()
+        return True
+
+    def tail(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text(errors="replace")[-2000:]
+
+    def stop(self) -> None:
+        for process in self.processes.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Postgres]:
+    """PostgreSQL with the database of Dagster and that of MLflow."""
+    with running() as found:
+        with contextlib.closing(found.connect()) as connection, connection.cursor() as cursor:
+            cursor.execute("create database hedge")
+        yield found
+
+
+@pytest.fixture(scope="module")
+def composed(
+    server: Postgres, s3: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Composed]:
+    """Everything is up, in the order of compose, and bootstrapped."""
+    lead = {
+        **s3,
+        "HEDGE_DATA_URL": DATA,
+        "HEDGE_SOURCE": "simulated",
+        "HEDGE_SYMBOLS": "SIMQ",
+        "HEDGE_CALENDAR": "24/7",
+        "POLLING_INTERVAL": "10",
+        "POSTGRES_PASSWORD": "canary-password",
+        "HEDGE_HOST": "hedge.example",
+    }
+    found = Composed(tmp_path_factory.mktemp("compose"), lead, server.port)
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in s3.items():  # the test itself looks at the tables
+            patched.setenv(name, value)
+        try:
+            found.start("mlflow")
+            found.start("code")
+            found.wait_for("code server", 90, lambda: found.listening("4000"))
+            found.wait_for("MLflow", 90, lambda: found.get("5000", "/health"))
+            said = found.hedge("code", "bootstrap", "--days", "6")
+            assert said.returncode == 0, said.stderr[-3000:]
+            assert "SIMQ: version 1 on " in said.stdout
+            found.start("daemon")
+            found.start("webserver")
+            yield found
+        finally:
+            found.stop()
+
+
+def test_a_poll_run_records_predictions_in_the_bucket(composed: Composed) -> None:
+    def predicted() -> bool:
+        rows = Store(DATA).read(PREDICTION_LOG)
+        live = rows[(rows["role"] == "served") & (rows["mode"] == "live")]
+        return bool(live["prediction"].notna().any())
+
+    composed.wait_for("live prediction", 150, predicted)
+
+
+def test_dagsters_web_server_shows_the_run_that_polls(composed: Composed) -> None:
+    def shown() -> list[dict[str, str]]:
+        answer = json.loads(composed.get("3000", "/graphql", {"query": RUNS}))
+        found: list[dict[str, str]] = answer["data"]["runsOrError"]["results"]
+        return found
+
+    runs = composed.wait_for("runs", 60, shown)
+    assert {"jobName": "poll_market", "status": "STARTED"} in runs
+
+
+def test_mlflows_server_keeps_the_artifacts_beside_the_tables(composed: Composed) -> None:
+    every = composed.get("5000", "/api/2.0/mlflow/experiments/search", {"max_results": 10})
+    found = json.loads(every)
+    (experiment,) = [x for x in found["experiments"] if x["name"].startswith("SIMQ: ")]
+    number = experiment["experiment_id"]
+    assert experiment["artifact_location"] == f"mlflow-artifacts:/{number}"
+    asked = {"experiment_ids": [number], "filter": "tags.`hedge.version` = '1'"}
+    answer = json.loads(composed.get("5000", "/api/2.0/mlflow/runs/search", asked))
+    run = answer["runs"][0]["info"]["run_id"]
+    picture = composed.get("5000", f"/get-artifact?path=importance.png&run_id={run}")
+    assert picture.startswith(b"\x89PNG")
+    place = f"mlartifacts/{number}/{run}/artifacts/importance.png"
+    assert Store(DATA).read_bytes(place) == picture
+
+
+def test_another_name_than_the_proxys_is_refused(composed: Composed) -> None:
+    asked = urllib.request.Request(
+        f"http://127.0.0.1:{composed.ports['5000']}/api/2.0/mlflow/experiments/search",
+        b'{"max_results": 1}',
+        {"Content-Type": "application/json", "Host": "evil.example"},
+    )
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(asked, timeout=10)
+
+
+def test_the_health_check_of_the_image_finds_the_daemon_well(composed: Composed) -> None:
+    def healthy() -> Any:
+        said = composed.hedge("daemon", "health", "--json")
+        return said.returncode == 0 and json.loads(said.stdout)
+
+    found = composed.wait_for("health", 60, healthy)
+    assert found["daemon_age_seconds"] < 120
+    assert found["last_bar_age_seconds"] < 180
+
+
+def test_the_databases_are_dumped_and_read_back_as_it_is_written(
+    composed: Composed, server: Postgres
+) -> None:
+    def on(port: int, program: str, text: str = "") -> str:
+        given = ("-h", "127.0.0.1", "-p", str(port), "-U", "hedge")
+        done = subprocess.run(
+            [str(BINARIES / program), *given, *(["-d", "hedge"] if program == "psql" else [])],
+            input=text,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout
+
+    dumped = on(server.port, "pg_dumpall")
+    asked = "select count(*) > 0 from runs; \\c mlflow\nselect count(*) > 1 from experiments;\n"
+    with running() as other:  # as a fresh volume: both databases are there and empty
+        with contextlib.closing(other.connect()) as connection, connection.cursor() as cursor:
+            cursor.execute("create database hedge")
+        on(other.port, "psql", dumped)
+        assert on(other.port, "psql", asked).count("t\n") == 2
+    assert composed.get("5000", "/health") == b"OK"
+
+
+def test_nothing_is_written_into_the_read_only_working_directory(composed: Composed) -> None:
+    app = composed.folder / "app"
+    found = {str(path.relative_to(app)) for path in app.rglob("*") if path.is_file()}
+    assert found == set(copied_files())
+    kept = {path.name for path in (composed.folder / "data").iterdir()}
+    assert kept == {"dagster_home"}
