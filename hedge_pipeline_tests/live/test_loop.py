@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hedge_pipeline import control, stages
+from hedge_pipeline import control, health, stages
 from hedge_pipeline.learning.shelf import ModelShelf
 from hedge_pipeline.levels.joining import NO_CHAIN
 from hedge_pipeline.levels.signals import NO_LEVEL
@@ -38,6 +38,7 @@ from hedge_pipeline.market.tables import (
     feature_names,
 )
 from hedge_pipeline.serving.predicting import LATE_BAR, NO_MODEL
+from hedge_pipeline.settings import load_settings
 from hedge_pipeline.stages import features as feature_stage
 from hedge_pipeline.store import Store
 from hedge_pipeline_tests.markets import (
@@ -453,6 +454,42 @@ def test_after_an_outage_the_missing_bars_are_caught_up(folder: Path) -> None:
     failed = [x for x in found.polls if x.failures]
     assert len(failed) == 20
     assert failed[0].failures == dict.fromkeys(SYMBOLS, "no route to host")
+
+
+def test_a_source_that_is_down_for_an_hour_is_told_once_and_loses_and_doubles_nothing(
+    folder: Path,
+) -> None:
+    market = FakeMarket(outages=[("", at(10), at(70), SourceDown("no route to host"))])
+    found = watch(folder, market, at(7, 1))
+    patience = health.patience_of(load_settings())
+    told: list[health.Trouble] = []
+
+    def look() -> None:
+        wrong = health.live_troubles(health.facts(found.deployment, None), patience)
+        new = health.untold(found.store, wrong, found.clock.now, 12 * HOUR)
+        health.mark_told(found.store, new, found.clock.now, 12 * HOUR)
+        told.extend(new)
+
+    for minute in range(8, 74):
+        found.clock.at(at(minute, 0.5), look)
+    found.run(until=at(73, 2))
+    assert [trouble.name for trouble in told] == [f"no new bar in {HALF_DAY}"]
+    assert "the poll run is alive, so the source has none" in told[0].message
+    for symbol in SYMBOLS:
+        bars = minutes(SESSION, *range(73))
+        assert list(found.rows(RAW_QUOTES, HALF_DAY, symbol)["bar_ts"]) == bars
+        served = found.served(HALF_DAY, symbol)
+        assert list(served["bar_ts"]) == bars
+        assert served["mode"].tolist() == (
+            ["catch_up"] * 6 + ["live"] * 3 + ["catch_up"] * 60 + ["live"] * 4
+        )
+        assert served["prediction"].notna().all()
+        assert len(found.rows(OUTCOMES, HALF_DAY, symbol)) == 63
+        # of the hour only the last bars were decided before their outcome could be known
+        in_time = served["decided_at"] < served["bar_ts"] + 11 * MINUTE
+        assert in_time.tolist() == [True] * 9 + [False] * 51 + [True] * 13
+    assert stored_twice(folder, LIVE_TABLES) == {}
+    assert len([x for x in found.polls if x.failures]) == 60
 
 
 def test_a_hole_that_fills_later_is_stored_and_abstains(folder: Path) -> None:
