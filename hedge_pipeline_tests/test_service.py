@@ -417,6 +417,48 @@ def test_a_killed_process_is_started_again_while_polling_goes_on(
     service.assert_no_minute_is_missing_or_doubled()
 
 
+@pytest.mark.parametrize(
+    ("which", "page"), [("dagster_webserver", "/server_info"), ("uvicorn", "/health")]
+)
+def test_a_killed_web_ui_is_started_again_alone_and_answers(
+    service: Service, which: str, page: str
+) -> None:
+    roles = ("hedge: keeper", "dagster api grpc", "dagster._daemon", "dagster_webserver", "uvicorn")
+    before = {role: service.running(role) for role in roles}
+    (victim,) = before.pop(which)
+    polling = service.heartbeat()
+    assert polling is not None
+    port = service.port if which == "dagster_webserver" else service.mlflow_port
+    service.wait_for("page", 40, lambda: service.get(port, page))
+    os.kill(victim, signal.SIGKILL)
+    service.wait_for("new process", 20, lambda: set(service.running(which)) - {victim})
+    service.wait_for("page", 60, lambda: service.get(port, page))
+    assert {role: service.running(role) for role in before} == before
+    assert not service.polls_after(polling)
+
+
+def test_what_is_made_in_the_ui_of_mlflow_lies_in_the_data_folder(service: Service) -> None:
+    address = f"http://127.0.0.1:{service.mlflow_port}"
+    service.wait_for("MLflow", 60, lambda: service.get(service.mlflow_port, "/health"))
+    made = urllib.request.Request(
+        f"{address}/api/2.0/mlflow/experiments/create",
+        b'{"name": "by hand"}',
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(made, timeout=10) as answer:
+        number = json.load(answer)["experiment_id"]
+    found = service.get(
+        service.mlflow_port, f"/api/2.0/mlflow/experiments/get?experiment_id={number}"
+    )
+    assert json.loads(found)["experiment"]["artifact_location"] == f"mlflow-artifacts:/{number}"
+    path = f"/api/2.0/mlflow-artifacts/artifacts/{number}/note.txt"
+    put = urllib.request.Request(f"{address}{path}", b"a note", method="PUT")
+    urllib.request.urlopen(put, timeout=10).close()
+    assert service.get(service.mlflow_port, path) == "a note"
+    assert (service.data / "mlartifacts" / number / "note.txt").read_text() == "a note"
+    assert not [x for x in ("mlruns", "mlartifacts") if (REPOSITORY / x).exists()]
+
+
 @pytest.fixture(scope="module")
 def orphan(service: Service, struck: Struck) -> Heartbeat:
     """Last sign of life of a poll run that was killed after the code server that started it."""
