@@ -25,6 +25,7 @@ from typing import Any
 import pytest
 import yaml  # type: ignore[import-untyped]
 
+from hedge_pipeline.backup import Places, back_up
 from hedge_pipeline.market.tables import PREDICTION_LOG
 from hedge_pipeline.store import Store
 from hedge_pipeline_tests.databases import BINARIES, Postgres, free_port, running
@@ -234,7 +235,9 @@ def test_dagsters_web_server_shows_the_run_that_polls(composed: Composed) -> Non
     assert {"jobName": "poll_market", "status": "STARTED"} in runs
 
 
-def test_mlflows_server_keeps_the_artifacts_beside_the_tables(composed: Composed) -> None:
+def test_mlflows_server_keeps_the_artifacts_beside_the_tables_and_backups_have_them(
+    composed: Composed, tmp_path: Path
+) -> None:
     every = composed.get("5000", "/api/2.0/mlflow/experiments/search", {"max_results": 10})
     found = json.loads(every)
     (experiment,) = [x for x in found["experiments"] if x["name"].startswith("SIMQ: ")]
@@ -247,6 +250,8 @@ def test_mlflows_server_keeps_the_artifacts_beside_the_tables(composed: Composed
     assert picture.startswith(b"\x89PNG")
     place = f"mlartifacts/{number}/{run}/artifacts/importance.png"
     assert Store(DATA).read_bytes(place) == picture
+    saved = back_up(Places(DATA, None, None), str(tmp_path / "backup")).snapshot
+    assert place in saved.files["data"]
 
 
 def test_another_name_than_the_proxys_is_refused(composed: Composed) -> None:
