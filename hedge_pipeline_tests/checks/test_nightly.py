@@ -30,6 +30,8 @@ def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
 def out(demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the demo, named by the environment."""
     variables = {"HEDGE_DATA_URL": str(tmp_path / "out"), "HEDGE_MODE": "replay"}
+    # an earlier test may have told MLflow another one, which MLflow leaves in the environment
+    variables["MLFLOW_TRACKING_URI"] = ""
     for name, value in environment(**variables).items():
         monkeypatch.setenv(name, value)
     return demo.copy(tmp_path / "out")
