@@ -7,11 +7,17 @@ several processes count by share. The drift is the slope of the delay of decisio
     python -m benchmarks.soak --minutes 30 --interval 10
     python -m benchmarks.soak --minutes 10 --interval 60
     python -m benchmarks.soak --minutes 15 --headless --train   # and a training meanwhile
+    python -m benchmarks.soak --minutes 15 --headless --night   # and what a night does
+
+A night is a close of the session, a training, and housekeeping with a collection of MLflow's
+garbage and a backup, one after the other as runs of the service, while it polls; `hedge health`
+runs every five minutes as a container's probe does.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -19,7 +25,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,9 +45,19 @@ ROLES = {
     "code-server": "code_server",
     "hedge: poll_market": "poll_run",
     "hedge: train_model": "training",
+    "hedge: close_session": "closing",
+    "hedge: housekeeping": "housekeeping",
+    "mlflow.cli": "collection",
 }
 WARM_UP_MINUTES = 4.0
 EVERY_SECONDS = 2.0
+NIGHT: dict[str, dict[str, str]] = {
+    "close_session": {},
+    "train_model": {"dagster/partition": "SIMQ"},
+    "housekeeping": {},
+}
+RUN_SECONDS = 600.0
+PROBE_SECONDS = 300.0
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -91,6 +109,7 @@ def measure(
     *,
     headless: bool,
     train: bool,
+    night: bool,
     cgroup: Path | None,
 ) -> dict[str, float]:
     """Runs the service and looks at it."""
@@ -102,14 +121,19 @@ def measure(
         **({"RETRAIN_CHECK_INTERVAL": "60", "RETRAIN_HOUR": ""} if train else {}),
         "HEDGE_DATA_URL": str(data),
         "DAGSTER_HOME": str(home),
+        **({"HEDGE_BACKUP_URL": str(folder / "backup")} if night else {}),
     }
     environment = {**os.environ, **variables}
     hedge = [sys.executable, "-m", "hedge_pipeline.cli"]
-    subprocess.run([*hedge, "bootstrap", "--days", "8"], env=environment, check=True)
+    # the same rows and another plan: the night has something to train
+    first = {**environment, **({"HEDGE_HALF_LIFE_SESSIONS": "19"} if night else {})}
+    subprocess.run([*hedge, "bootstrap", "--days", "8"], env=first, check=True)
     if train:
         for name in ("models", "promotions", "mlartifacts"):
             shutil.rmtree(data / name)
         (data / "mlflow.db").unlink()
+    if night:
+        _leave_garbage(f"sqlite:///{data}/mlflow.db")
     service = subprocess.Popen(
         [*hedge, "up", *(["--headless"] if headless else ["--port", "3477", "--mlflow-port"])]
         + ([] if headless else ["5477"]),
@@ -133,6 +157,7 @@ def measure(
     try:
         cpu_before = watch(time.time() + 60 * WARM_UP_MINUTES)
         begun, events_before = time.time(), size_of(home)
+        works = Night(service.pid, environment, cgroup) if night else None
         cpu = watch(begun + 60 * minutes)
         lasted, events = time.time() - begun, size_of(home) - events_before
     finally:
@@ -145,6 +170,7 @@ def measure(
         "event_log_bytes_per_poll": events / (lasted / interval),
         **_memory([memory for moment, memory in curve if moment >= begun]),
         **_training([memory for _, memory in curve]),
+        **({} if works is None else works.found),
         **({} if cgroup is None else _limited(cgroup)),
         **_timing(Store(str(data)), begun),
     }
@@ -152,6 +178,83 @@ def measure(
 
 def _enter(cgroup: Path) -> None:
     (cgroup / "cgroup.procs").write_text(str(os.getpid()))
+
+
+def _leave_garbage(tracking_uri: str) -> None:
+    """A deleted run, so that the night has something to collect."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri)
+    run = client.create_run(client.search_experiments()[0].experiment_id)
+    client.delete_run(run.info.run_id)
+
+
+class Night:
+    """What a night does, in a thread: runs through the service's daemon, and the probe.
+
+    Args:
+        root: process of the service.
+        environment: of the service.
+        cgroup: where the probe runs; None = anywhere.
+
+    Attributes:
+        found: seconds of every run that succeeded, probes and how many of them failed.
+    """
+
+    def __init__(self, root: int, environment: dict[str, str], cgroup: Path | None) -> None:
+        self.found = {f"{job}_seconds": float("nan") for job in NIGHT}
+        self.found |= {"probes": 0.0, "failed_probes": 0.0}
+        self._root, self._environment, self._cgroup = root, environment, cgroup
+        for work in (self._probe, self._runs):
+            threading.Thread(target=work, daemon=True).start()
+
+    def _probe(self) -> None:
+        while True:
+            done = subprocess.run(
+                [sys.executable, "-m", "hedge_pipeline.cli", "health"],
+                env={**self._environment, "HEDGE_CALENDAR": "24/7"},
+                capture_output=True,
+                text=True,
+                check=False,
+                preexec_fn=None if self._cgroup is None else partial(_enter, self._cgroup),
+            )
+            print(f"probe: {done.stdout.strip()} {done.stderr.strip()}", flush=True)
+            self.found["probes"] += 1
+            self.found["failed_probes"] += float(done.returncode != 0)
+            time.sleep(PROBE_SECONDS)
+
+    def _runs(self) -> None:
+        import dagster as dg
+
+        daemon = next(x for x in processes(self._root) if "dagster._daemon" in _command(x))
+        workspace = _command(daemon).split()[-1]
+        with dg.DagsterInstance.from_config(self._environment["DAGSTER_HOME"]) as instance:
+            for job, tags in NIGHT.items():
+                dagster = [sys.executable, "-m", "dagster", "job", "launch", "-w", workspace]
+                dagster += ["-l", "hedge_pipeline", "-j", job]
+                subprocess.run(
+                    [*dagster, "--tags", json.dumps(tags)],
+                    env={**self._environment, "HEDGE_CALENDAR": "24/7"},
+                    capture_output=True,
+                    check=True,
+                )
+                deadline = time.time() + RUN_SECONDS
+                while time.time() < deadline:
+                    time.sleep(1.0)
+                    (run,) = instance.get_run_records(dg.RunsFilter(job_name=job), limit=1)
+                    if run.dagster_run.is_finished and run.start_time and run.end_time:
+                        break
+                took = (run.end_time or time.time()) - (run.start_time or time.time())
+                print(f"{job}: {run.dagster_run.status.value} after {took:.0f} s", flush=True)
+                if run.dagster_run.is_success:
+                    self.found[f"{job}_seconds"] = took
+
+
+def _command(process: int) -> str:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_text().replace("\0", " ").strip()
+    except OSError:
+        return ""
 
 
 def _limited(cgroup: Path) -> dict[str, float]:
@@ -227,6 +330,7 @@ def main() -> None:
     parser.add_argument("--interval", type=int, default=10)
     parser.add_argument("--headless", action="store_true")
     parser.add_argument("--train", action="store_true", help="the service trains the first model")
+    parser.add_argument("--night", action="store_true", help="what a night does, while it polls")
     parser.add_argument("--cgroup", type=Path, help="memory cgroup the service is put into")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/soak.json"))
     arguments = parser.parse_args()
@@ -237,6 +341,7 @@ def main() -> None:
             arguments.interval,
             headless=arguments.headless,
             train=arguments.train,
+            night=arguments.night,
             cgroup=arguments.cgroup,
         )
     show(f"service at {arguments.interval} s", found, arguments.out)
