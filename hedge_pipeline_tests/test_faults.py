@@ -26,6 +26,7 @@ from hedge_pipeline.market.tables import FEATURE_ROWS, PREDICTION_LOG, RAW_QUOTE
 from hedge_pipeline.stages import build_missing_features, log_predictions
 from hedge_pipeline.storage import MARKER, forgotten_before
 from hedge_pipeline.store import BrokenFile, Store, StoreError
+from hedge_pipeline_tests.disks import mounted
 from hedge_pipeline_tests.replays import Demo, demo_in, environment, hedge, replay_in, rows_of
 
 SESSION = "2024-01-03"
@@ -244,17 +245,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 kB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)],
-        capture_output=True,
-        check=False,
-    )
-    if mounted.returncode:
-        pytest.skip("a full disk needs the right to mount a small one")
-    try:
+    with mounted(folder, "64k"):
         yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def assert_whole(store: Store, wanted: Store) -> None:

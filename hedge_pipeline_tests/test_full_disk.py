@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import pandas as pd
 import pytest
 
 from hedge_pipeline.market.tables import PREDICTION_LOG, RAW_QUOTES
+from hedge_pipeline_tests.disks import mounted
 from hedge_pipeline_tests.markets import stored_twice
 from hedge_pipeline_tests.replays import hedge
 from hedge_pipeline_tests.test_service import Service, free_port
@@ -50,18 +50,8 @@ class Story:
 @pytest.fixture(scope="module")
 def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A file system of 256 MB."""
-    folder = tmp_path_factory.mktemp("disk")
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", str(folder)],
-        capture_output=True,
-        check=False,
-    )
-    if mounted.returncode:
-        pytest.skip("a full disk needs the right to mount a small one")
-    try:
+    with mounted(tmp_path_factory.mktemp("disk"), "256m") as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def fill(path: Path) -> None:
