@@ -350,8 +350,7 @@ def back_up(places: Places, url: str, *, keep: int | None = None) -> Done:
             Snapshot(created, places.artifacts, at_one_moment, tuple(left_out), files)
         )
         removed = repository.prune(keep) if keep else 0
-    told = {"at": created, "place": repository.url, "snapshot": snapshot.name}
-    store.write_bytes(LAST_BACKUP, json.dumps(told).encode())
+    _tell_last(store, repository, snapshot)
     return Done(snapshot, writer.new, writer.new_bytes, removed)
 
 
@@ -557,6 +556,7 @@ def restore(places: Places, url: str, name: str | None = None) -> Snapshot:
     _check_restored(places, snapshot)
     if places.mlflow is not None and snapshot.files.get("mlflow"):
         _move_artifacts(places.mlflow, snapshot.artifacts, places.artifacts)
+    _tell_last(store, repository, snapshot)
     fs, root = _filesystem(places.data_url)
     fs.rm_file(f"{root}/{UNDER_WAY}")
     return snapshot
@@ -568,6 +568,12 @@ def restoring(store: Store) -> bytes | None:
         return store.read_bytes(UNDER_WAY)
     except FileNotFoundError:
         return None
+
+
+def _tell_last(store: Store, repository: Repository, snapshot: Snapshot) -> None:
+    """Of what is stored this is the last backup; no snapshot holds that note itself."""
+    told = {"at": snapshot.created, "place": repository.url, "snapshot": snapshot.name}
+    store.write_bytes(LAST_BACKUP, json.dumps(told).encode())
 
 
 def last_backup(store: Store) -> dict[str, str] | None:

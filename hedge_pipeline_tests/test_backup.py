@@ -85,6 +85,7 @@ def test_a_restored_place_has_every_file_and_every_row(small: Places, tmp_path: 
     restored = restore(small, str(tmp_path / "backup"))
     assert restored == done.snapshot
     after = files(data)
+    assert after.pop(backup.LAST_BACKUP)
     tables = {k: v for k, v in before.items() if not k.startswith(("dagster_home", "operations"))}
     assert {k: v for k, v in after.items() if not k.startswith("dagster_home")} == tables
     for name in ("history/runs/.db", "history/runs/index.db", "history/runs.db"):
@@ -216,6 +217,16 @@ def test_the_last_backup_is_known_and_no_password_with_it(small: Places, tmp_pat
     assert backup.shown("s3://canary:secret@bucket/folder") == "s3://…@bucket/folder"
 
 
+def test_a_restored_place_knows_the_backup_it_came_from(small: Places, tmp_path: Path) -> None:
+    done = back_up(small, str(tmp_path / "backup"))
+    told = backup.last_backup(Store(small.data_url))
+    shutil.rmtree(small.data_url)
+    restore(small, str(tmp_path / "backup"))
+    assert told is not None
+    assert told["snapshot"] == done.snapshot.name
+    assert backup.last_backup(Store(small.data_url)) == told
+
+
 def test_only_the_newest_snapshots_and_their_contents_are_kept(
     small: Places, tmp_path: Path
 ) -> None:
@@ -328,6 +339,7 @@ def test_killed_at_every_fifth_write_it_goes_on(
         verify(url)
     else:
         found = {k: v for k, v in files(Path(small.data_url)).items() if "dagster_home" not in k}
+        assert found.pop(backup.LAST_BACKUP)
         assert found == {k: v for k, v in wanted.items() if "dagster_home" not in k}
 
 
