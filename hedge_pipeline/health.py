@@ -198,6 +198,8 @@ def disk_troubles(found: Iterable[Disk]) -> list[Trouble]:
 def daemon_trouble(now: dt.datetime, seen: dt.datetime | None, unseen: str) -> Trouble | None:
     """A daemon that is silent or cannot be looked at; one that has never run is no trouble.
 
+    Dagster's schedules and sensors wait until a clock that was set back is where it was.
+
     Args:
         now: aware.
         seen: its last sign of life, aware; None = none yet.
@@ -205,9 +207,15 @@ def daemon_trouble(now: dt.datetime, seen: dt.datetime | None, unseen: str) -> T
     """
     if unseen:
         return Trouble("Dagster's database", unseen, True)
-    if seen is None or now - seen <= DAEMON_SILENCE:
+    if seen is None or abs(now - seen) <= DAEMON_SILENCE:
         return None
-    minutes = (now - seen).total_seconds() / 60
+    minutes = abs(now - seen).total_seconds() / 60
+    if seen > now:
+        told = (
+            f"the clock was set back by {minutes:.0f} min: a poll run goes on, but Dagster "
+            f"starts nothing before {seen:%Y-%m-%d %H:%M} UTC"
+        )
+        return Trouble("clock", told)
     return Trouble("daemon", f"Dagster's daemon is silent for {minutes:.0f} min; {RESTART}", True)
 
 

@@ -95,6 +95,13 @@ def test_what_is_wrong_has_a_cause_and_a_next_step(changed: dict[str, Any], word
     assert trouble.grave
 
 
+def test_a_clock_that_was_set_back_is_told_and_until_when_it_matters() -> None:
+    (trouble,) = health.live_troubles(facts(daemon=NOW + 20 * MINUTE), PATIENCE)
+    assert trouble.message.startswith("the clock was set back by 20 min: ")
+    assert trouble.message.endswith(f"before {NOW + 20 * MINUTE:%Y-%m-%d %H:%M} UTC")
+    assert not trouble.grave
+
+
 @pytest.mark.parametrize(("age", "minutes"), [(16, 16), (2000, 90), (None, 90)])
 def test_one_silent_symbol_of_several_is_told_by_its_name_and_ends_no_service(
     age: int | None, minutes: int
