@@ -212,8 +212,8 @@ def daemon_trouble(now: dt.datetime, seen: dt.datetime | None, unseen: str) -> T
     minutes = abs(now - seen).total_seconds() / 60
     if seen > now:
         told = (
-            f"the clock was set back by {minutes:.0f} min: a poll run goes on, but Dagster "
-            f"starts nothing before {seen:%Y-%m-%d %H:%M} UTC"
+            f"the clock was set back: a poll run goes on, but Dagster starts nothing for "
+            f"{minutes:.0f} min, before {seen:%Y-%m-%d %H:%M} UTC"
         )
         return Trouble("clock", told)
     return Trouble("daemon", f"Dagster's daemon is silent for {minutes:.0f} min; {RESTART}", True)

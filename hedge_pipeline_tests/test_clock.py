@@ -224,7 +224,7 @@ def test_after_a_jump_back_nothing_is_lost_and_it_goes_on_where_it_was(polling: 
     found = polling.health()
     assert found["healthy"]
     (trouble,) = found["troubles"]
-    assert trouble["message"].startswith("the clock was set back by ")
+    assert trouble["message"].startswith("the clock was set back: ")
     polling.assert_kept(before)
     assert polling.bars_until() == until
     polling.set_clock(until + dt.timedelta(seconds=55))

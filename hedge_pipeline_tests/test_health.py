@@ -97,8 +97,8 @@ def test_what_is_wrong_has_a_cause_and_a_next_step(changed: dict[str, Any], word
 
 def test_a_clock_that_was_set_back_is_told_and_until_when_it_matters() -> None:
     (trouble,) = health.live_troubles(facts(daemon=NOW + 20 * MINUTE), PATIENCE)
-    assert trouble.message.startswith("the clock was set back by 20 min: ")
-    assert trouble.message.endswith(f"before {NOW + 20 * MINUTE:%Y-%m-%d %H:%M} UTC")
+    assert trouble.message.startswith("the clock was set back: ")
+    assert trouble.message.endswith(f"for 20 min, before {NOW + 20 * MINUTE:%Y-%m-%d %H:%M} UTC")
     assert not trouble.grave
 
 
