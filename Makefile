@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: demo up test check format lint types lock bench clean
+.PHONY: demo up test check long format lint types lock bench clean
 
 $(STAMP): requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -15,7 +15,7 @@ demo: $(STAMP)
 	$(BIN)/hedge demo --out demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile -m "not long"
 
 up: $(STAMP)
 	$(BIN)/hedge up
@@ -24,7 +24,11 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile -m "not long"
+
+# clocks that jump, a disk that fills, a restore, the compose file: minutes of waiting each
+long: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m long
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.bench

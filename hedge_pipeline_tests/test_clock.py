@@ -29,7 +29,7 @@ from hedge_pipeline_tests.markets import MINUTE, stored_twice
 from hedge_pipeline_tests.replays import hedge
 from hedge_pipeline_tests.test_service import Service, free_port
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 CLOCK = Path(__file__).with_name("clock.c")
 CHANGE = pd.Timestamp("2026-03-08 07:00", tz="UTC")  # in New York two o'clock is three o'clock

@@ -32,7 +32,7 @@ from hedge_pipeline_tests.databases import BINARIES, Postgres, free_port, runnin
 from hedge_pipeline_tests.replays import command, environment
 from hedge_pipeline_tests.test_backup import s3 as s3_server
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 s3 = s3_server
 REPOSITORY = Path(__file__).resolve().parent.parent

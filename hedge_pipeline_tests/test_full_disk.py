@@ -23,7 +23,7 @@ from hedge_pipeline_tests.markets import stored_twice
 from hedge_pipeline_tests.replays import hedge
 from hedge_pipeline_tests.test_service import Service, free_port
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 FULL_SECONDS = 60.0
 

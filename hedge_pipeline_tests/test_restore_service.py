@@ -22,7 +22,7 @@ from hedge_pipeline_tests.markets import MINUTE, stored_twice
 from hedge_pipeline_tests.replays import hedge
 from hedge_pipeline_tests.test_service import Service, free_port
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 KEY = ["symbol", "bar_ts", "role"]
 
