@@ -120,7 +120,8 @@ class _Channel:
     def _run(self, future: Future[Delivery], text: str, title: str, until: float) -> None:
         if self._busy.acquire(timeout=max(0.0, until - time.monotonic())):
             try:
-                future.set_result(self._deliver(text, title))
+                if time.monotonic() < until:  # on a busy machine a thread may begin late
+                    future.set_result(self._deliver(text, title))
             finally:
                 self._busy.release()
 

@@ -196,15 +196,23 @@ def test_a_slow_receiver_costs_the_time_out_and_no_more(receiver: Receiver) -> N
 
 def test_an_alert_that_was_given_up_is_not_delivered_late(receiver: Receiver) -> None:
     receiver.open.clear()
-    notifier = Notifier([receiver.url()], timeout=0.2)
+    notifier = Notifier([receiver.url()], timeout=1)
     for text in ("under way", "given up", "given up"):
-        assert notifier.send(text, "title")[0].detail == "no answer within 0.2 s"
+        assert notifier.send(text, "title")[0].detail == "no answer within 1 s"
     receiver.open.set()
     deadline = time.monotonic() + PATIENCE
     while not notifier.send("free again", "title")[0].ok:
         assert time.monotonic() < deadline
     messages = {request["json"]["message"] for request in receiver.got}
     assert messages == {"under way", "free again"}
+
+
+def test_an_alert_whose_thread_begins_too_late_is_not_delivered(receiver: Receiver) -> None:
+    notifier = Notifier([receiver.url()], timeout=0)
+    assert notifier.send("too late", "title")[0].detail == "no answer within 0 s"
+    notifier = Notifier([receiver.url()])
+    assert notifier.send("in time", "title")[0].ok
+    assert [request["json"]["message"] for request in receiver.got] == ["in time"]
 
 
 def test_what_apprise_does_not_explain_is_refused(
