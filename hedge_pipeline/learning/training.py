@@ -219,9 +219,9 @@ def fit(data: TrainingSet, plan: TrainingPlan) -> tuple[bytes, xgboost.Booster]:
     """Fits one candidate; returns its UBJ bytes and the booster. Equal inputs, equal bytes.
 
     Rows that lie on disk are fed block by block; the bytes are those of the same rows in memory.
-    Of more than `MANY_ROWS` rows a sample says where the bins of a feature's values lie: finding
-    their quantiles exactly takes longer than growing the trees. What it costs in skill is measured
-    in `benchmarks/bins.py`.
+    Of more than `MANY_ROWS` rows a sample says where the bins of a feature's values lie: looking at
+    every row for that took a third of a fit. What it costs in skill is measured in
+    `benchmarks/bins.py`.
 
     Raises:
         ValueError: one class only, or no rows.

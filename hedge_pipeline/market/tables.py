@@ -162,8 +162,6 @@ class Table:
     def of_records(self, records: Sequence[Mapping[str, Any]]) -> pa.Table:
         """Rows from values by column name; None, NaN, NaT and pandas.NA are unknown.
 
-        A tenth of the time of a frame of the same few rows, with its dtypes and back.
-
         Raises:
             KeyError: a record lacks a column.
             ValueError: a column that is never unknown holds an unknown value.

@@ -211,9 +211,11 @@ def collect_garbage(tracking_uri: str) -> bool:
             f"MLflow's garbage collection was ended after {GARBAGE_SECONDS:.0f} s; "
             "it goes on next night"
         ) from None
-    except Exception:  # what it says may hold the address
-        said = "MLflow's garbage collection failed; it is done again next night"
-        raise RegistryError(said) from None
+    except Exception as error:  # named by its kind only: what it says may hold the address
+        raise RegistryError(
+            f"MLflow's garbage collection failed ({type(error).__name__}); "
+            "it is done again next night"
+        ) from None
     return True
 
 
