@@ -41,7 +41,7 @@ class BackgroundRegistry:
         self._failures: dict[tuple[str, str], RegistryError] = {}
         self._asked: deque[tuple[str, str]] = deque()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "hedge_pipeline.resources.publishing"],
+            [sys.executable, "-m", "hedge_pipeline.resources.publishing", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -109,8 +109,14 @@ class BackgroundRegistry:
             self._process.stdin.flush()
 
 
-def main() -> None:
-    """Publishes what the lines on standard input ask for, until there are no more."""
+def main(parent: int) -> None:
+    """Publishes what the lines on standard input ask for, until there are no more.
+
+    Args:
+        parent: process that asks. What it has asked is left undone when it has ended, be it
+            before this one could ask for the signal: the replay that goes on asks again, and two
+            at once would register a version twice.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
@@ -123,6 +129,8 @@ def main() -> None:
     settings = load_settings(**json.loads(sys.stdin.readline()))
     registry, deployment = open_registry(settings, plots=False), open_deployment(settings)
     for line in sys.stdin:
+        if os.getppid() != parent:
+            break
         asked, refused = json.loads(line), None
         symbol, what = asked["symbol"], asked["what"]
         try:
@@ -139,4 +147,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]))

@@ -129,20 +129,33 @@ from hedge_pipeline.resources.publishing import BackgroundRegistry
 from hedge_pipeline_tests.replays import settings_in
 background = BackgroundRegistry(settings_in(Path(sys.argv[1])))
 print(background._process.pid, flush=True)
+background.publish("SIMQ")
 time.sleep(100)
 """
 
 
+def _is_running(process: Path) -> bool:
+    try:
+        return "Z" not in (process / "stat").read_text().split()[2]
+    except OSError:
+        return False
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the signal at a parent's death is Linux's")
-def test_it_dies_with_whoever_started_it(settings: Settings) -> None:
+@pytest.mark.parametrize("begun", [True, False], ids=["at work", "before it has begun"])
+def test_it_dies_with_whoever_started_it(settings: Settings, begun: bool) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", PARENT, settings.data_url], stdout=subprocess.PIPE, text=True
     ) as parent:
         assert parent.stdout is not None
         publisher = Path("/proc", parent.stdout.readline().strip())
-        time.sleep(1.0)  # it asks for the signal when it has begun
+        database = Path(settings.data_url) / "mlflow.db"
+        deadline = time.monotonic() + PATIENCE
+        while begun and not database.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         parent.kill()
-    deadline = time.monotonic() + PATIENCE
-    while publisher.exists() and "Z" not in (publisher / "stat").read_text().split()[2]:
+    while _is_running(publisher):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    assert begun or not database.exists()
