@@ -5,9 +5,11 @@ a clock that jumps over every pause, in runs of Dagster that report as they do l
 closed, and a candidate trained and judged. Without, every session goes through the loop at once and
 runs of Dagster only stand beside it; with --polled 126 that is done for the first 126 sessions and
 the others are polled. Each night is kept as the job `housekeeping` does: rows,
-finished runs, events and MLflow's versions that are old are freed. Old is counted in sessions.
-Memory is that of this one process. Interrupted, it reports the sessions until then, and begins
-after them when it is called again: polled minute by minute a year takes hours.
+finished runs, events and MLflow's versions that are old are freed, and the checks of the night are
+evaluated. Old is counted in sessions. A polled session has a process of its own, as its runs have
+in the service, which lasts longer than any of those; memory is the most such a process held.
+Interrupted, it reports the sessions until then, and begins after them when it is called again:
+polled minute by minute a year takes hours.
 
     python -m benchmarks.year --sessions 252
     python -m benchmarks.year --sessions 252 --polled
@@ -18,17 +20,29 @@ import argparse
 import contextlib
 import datetime as dt
 import json
-import os
+import multiprocessing
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import dagster as dg
 
 from benchmarks.poll import INTERVAL, QUIET, AcceleratedClock
 from benchmarks.report import show
+from hedge_pipeline import replay, stages, storage
+from hedge_pipeline.assets.reporting import LiveReport
+from hedge_pipeline.backup import Places
+from hedge_pipeline.checks import nightly
+from hedge_pipeline.jobs import report_interval
+from hedge_pipeline.live.loop import run_loop
+from hedge_pipeline.opening import open_deployment
+from hedge_pipeline.resources import upkeep
+from hedge_pipeline.resources.registry import MlflowRegistry
+from hedge_pipeline.settings import load_settings
 from hedge_pipeline.stages import Deployment
 
 RETENTION_DAYS = 150
@@ -51,28 +65,45 @@ def some_polls() -> None:
     report_bars()
 
 
-def resident_mb() -> float:
-    """Resident memory of this process."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+def most_memory_mb() -> float:
+    """The most resident memory that this process ever had."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
+
+
+def nights_until_now(out: Path) -> list[dict[str, float]]:
+    """What every night until now left."""
+    book = out / "nights.jsonl"
+    return [json.loads(line) for line in book.read_text().splitlines()] if book.exists() else []
 
 
 def year(out: Path, sessions: int, runs: int, *, at_once: int) -> list[dict[str, float]]:
-    """Runs the sessions; returns the sizes after each night, MB by area, and memory.
+    """Runs the sessions that are missing, each polled one in a process of its own.
 
     Args:
         out: folder of its own; what an earlier call has left there goes on.
-        sessions: how many.
+        sessions: how many there are to be.
         runs: runs of Dagster in a session; each has thirty events, or polls its share.
         at_once: so many of them go through the loop at once, the others are polled.
     """
-    from hedge_pipeline import replay, storage
-    from hedge_pipeline.backup import Places
-    from hedge_pipeline.opening import open_deployment
-    from hedge_pipeline.resources import upkeep
-    from hedge_pipeline.resources.registry import MlflowRegistry
-    from hedge_pipeline.settings import load_settings
+    fork = multiprocessing.get_context("fork")
+    with contextlib.suppress(KeyboardInterrupt):
+        while (done := len(nights_until_now(out))) < sessions:
+            until = max(done + 1, min(at_once, sessions))
+            process = fork.Process(target=run_sessions, args=(out, until, runs, at_once))
+            process.start()
+            process.join()
+            if len(nights_until_now(out)) != until:
+                break
+    return nights_until_now(out)
 
+
+def run_sessions(out: Path, sessions: int, runs: int, at_once: int) -> None:
+    """Runs the sessions that are missing; a line of `nights.jsonl` is left by every night.
+
+    Sizes are in MB by area; arguments as for `year`.
+    """
+    begun = time.perf_counter()
     settings = load_settings(
         HEDGE_DATA_URL=str(out / "data"),
         HEDGE_MODE="live",
@@ -90,14 +121,14 @@ def year(out: Path, sessions: int, runs: int, *, at_once: int) -> list[dict[str,
     )
     deployment = open_deployment(settings)
     labels = deployment.calendar.labels[:sessions]
-    book = out / "nights.jsonl"
-    nights = [json.loads(line) for line in book.read_text().splitlines()] if book.exists() else []
+    nights = nights_until_now(out)
     with dg.DagsterInstance.from_config(str(home)) as instance:
 
         def night(label: str) -> None:
             now = dt.datetime.now(dt.UTC).timestamp()
             closes = deployment.calendar.session(label).closes
-            storage.forget(replace(deployment, clock=lambda: closes), RETENTION_DAYS)
+            evening = replace(deployment, clock=lambda: closes + stages.SETTLING)
+            storage.forget(evening, RETENTION_DAYS)
             if len(nights) % 5 == 4:
                 registry.publish(deployment, "SIMQ")
                 if registry.prune(deployment, "SIMQ"):
@@ -106,10 +137,15 @@ def year(out: Path, sessions: int, runs: int, *, at_once: int) -> list[dict[str,
                 old = dt.datetime.fromtimestamp(nights[1 - RUNS_KEPT_SESSIONS]["at"], dt.UTC)
                 upkeep.delete_old_runs(instance, home, old)
                 upkeep.delete_old_events(instance, home, old)
+            loop: Any = SimpleNamespace(
+                deployment=evening, registry=SimpleNamespace(open=lambda: registry)
+            )
+            nightly.evaluate(instance, loop)
             areas = storage.report(deployment, places, None)["areas"]
             sizes = {x: areas[x] / 1e6 for x in AREAS}
-            nights.append(sizes | {"memory": resident_mb(), "at": now})
-            with book.open("a") as file:
+            seconds = time.perf_counter() - begun
+            nights.append(sizes | {"memory": most_memory_mb(), "at": now, "seconds": seconds})
+            with (out / "nights.jsonl").open("a") as file:
                 file.write(json.dumps(nights[-1]) + "\n")
             if len(nights) % 21 == 0:
                 print(label, {k: round(v, 1) for k, v in nights[-1].items()}, flush=True)
@@ -126,7 +162,6 @@ def year(out: Path, sessions: int, runs: int, *, at_once: int) -> list[dict[str,
             replay.replay(history, labels[:at_once], advance=stand_in)
             polled = labels[max(at_once, len(nights)) :]
             poll_sessions(deployment, polled, runs, instance, night)
-    return nights
 
 
 def poll_sessions(
@@ -145,11 +180,6 @@ def poll_sessions(
         instance: where they run.
         night: called after each session.
     """
-    from hedge_pipeline import stages
-    from hedge_pipeline.assets.reporting import LiveReport
-    from hedge_pipeline.jobs import report_interval
-    from hedge_pipeline.live.loop import run_loop
-
     if not labels:
         return
     clock = AcceleratedClock(opened.calendar.session(labels[0]).opens)
@@ -203,7 +233,8 @@ def draw(nights: Sequence[dict[str, float]], path: Path) -> None:
     disk.set_ylabel("disk, MB")
     disk.legend()
     memory.plot([night["memory"] for night in nights])
-    memory.set_ylabel("memory of the process, MB")
+    memory.set_ylabel("memory of a session's process, at most, MB")
+    memory.set_ylim(bottom=0)
     memory.set_xlabel("sessions")
     figure.savefig(path, dpi=110)
 
