@@ -191,8 +191,13 @@ def cell_sums(rows: pd.DataFrame, horizon: int) -> pd.DataFrame:
 
     labels, ups = counted(labelled), counted(labelled & (up > 0))
     cells = sorted(labels)
-    sums = pd.DataFrame(cells, columns=["symbol", *CELL_COLUMNS], dtype="str")
-    sums = sums.assign(labels=[labels[x] for x in cells], ups=[ups[x] for x in cells])
-    return sums.assign(
-        effective_labels=sums["labels"] / horizon, effective_ups=sums["ups"] / horizon
-    )
+    columns = ("symbol", *CELL_COLUMNS)
+    sums: dict[str, Any] = {
+        name: pd.array([cell[place] for cell in cells], dtype="str")
+        for place, name in enumerate(columns)
+    }
+    for name, counts in (("labels", labels), ("ups", ups)):
+        sums[name] = np.array([counts[cell] for cell in cells], dtype=np.int64)
+    for name in ("labels", "ups"):
+        sums[f"effective_{name}"] = sums[name] / horizon
+    return pd.DataFrame(sums)

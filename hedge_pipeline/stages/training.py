@@ -41,8 +41,9 @@ if TYPE_CHECKING:
     from hedge_pipeline.learning.training import Margins
     from hedge_pipeline.stages.deployment import Deployment
 
-# neighbouring bars say the same, so every sixteenth suffices; of many rows so many do
-_EXPLAIN_EVERY = 16
+# neighbouring bars say much the same: every thirty-second of five sessions gives the ten largest
+# shares to some 5 %; of many rows so many do
+_EXPLAIN_EVERY = 32
 _EXPLAINED_ROWS = 1_000
 
 # hedge levels take a few values a day: no window of sessions tells what is usual of them; and the
