@@ -12,6 +12,7 @@ import hashlib
 import mmap
 import os
 import tempfile
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -212,7 +213,8 @@ class TrainingSet:
 class LabelledSessions:
     """Reads labelled sessions and remembers them; closed sessions do not change.
 
-    What was asked for longest ago is forgotten when it is more than `most` bytes.
+    What was asked for longest ago is forgotten when it is more than `most` bytes. Trainings of
+    several symbols ask at once.
     """
 
     def __init__(self, store: Store, horizon: int, most: int = _REMEMBERED_BYTES) -> None:
@@ -221,18 +223,22 @@ class LabelledSessions:
         self._most = most
         self._bytes = 0
         self._known: OrderedDict[tuple[str, str], LabelledSession] = OrderedDict()
+        self._lock = threading.Lock()
 
     def read(self, symbol: str, session: str) -> LabelledSession:
         """The labelled rows; without rows if the session has none."""
         key = (symbol, session)
-        if key in self._known:
-            self._known.move_to_end(key)
-            return self._known[key]
+        with self._lock:
+            if key in self._known:
+                self._known.move_to_end(key)
+                return self._known[key]
         found = read_labelled(self._store, self._horizon, session, [symbol])[symbol]
-        self._known[key] = found
-        self._bytes += found.nbytes
-        while self._bytes > self._most and len(self._known) > 1:
-            self._bytes -= self._known.popitem(last=False)[1].nbytes
+        with self._lock:
+            if key not in self._known:  # nobody has read it meanwhile
+                self._known[key] = found
+                self._bytes += found.nbytes
+            while self._bytes > self._most and len(self._known) > 1:
+                self._bytes -= self._known.popitem(last=False)[1].nbytes
         return found
 
 

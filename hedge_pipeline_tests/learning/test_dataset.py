@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hedge_pipeline.learning import dataset
 from hedge_pipeline.learning.dataset import (
     LabelledSessions,
     TrainingSet,
@@ -214,6 +217,27 @@ def test_a_session_is_read_once(filled: Store) -> None:
     reader = LabelledSessions(filled, HORIZON)
     first = reader.read("SIMQ", LABELS[0])
     assert reader.read("SIMQ", LABELS[0]) is first
+
+
+def test_trainings_that_ask_at_once_get_what_they_ask_for_within_the_bound(
+    filled: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = LabelledSessions(filled, HORIZON).read("SIMQ", LABELS[0])
+    monkeypatch.setattr(dataset, "read_labelled", lambda *_: {"SIMQ": some})
+    reader = LabelledSessions(filled, HORIZON, most=5 * some.nbytes // 2)
+
+    def ask(first: int) -> int:
+        return sum(reader.read("SIMQ", str((first + place) % 4)) is some for place in range(30_000))
+
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(ask, range(4))) == [30_000] * 4
+    finally:
+        sys.setswitchinterval(usual)
+    assert reader._bytes == len(reader._known) * some.nbytes
+    assert len(reader._known) == 2
 
 
 def test_of_more_sessions_than_there_is_room_for_the_oldest_asked_for_is_forgotten(
