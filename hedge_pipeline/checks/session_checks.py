@@ -8,12 +8,19 @@ RECENT_SESSIONS = 20
 
 
 def _sessions_of_the_run(context: dg.AssetCheckExecutionContext, loop: LoopResource) -> list[str]:
-    """The run's sessions; for a check started on its own, the newest stored ones."""
+    """The run's sessions; for a check started on its own, the newest stored ones that are over.
+
+    In one that goes on, bars are still to come and polls are storing what belongs to them.
+    """
     from hedge_pipeline.market.tables import RAW_QUOTES
+    from hedge_pipeline.stages import SETTLING
 
     if context.has_partition_key or context.has_partition_key_range:
         return list(context.partition_keys)
-    return list(loop.deployment.store.sessions(RAW_QUOTES, last=RECENT_SESSIONS))
+    deployment = loop.deployment
+    newest = deployment.store.sessions(RAW_QUOTES, last=RECENT_SESSIONS)
+    over = deployment.clock() - SETTLING
+    return [x for x in newest if deployment.calendar.session(x).closes <= over]
 
 
 def _claim(asset: str, name: str, counted_by: str, broken_by: str) -> dg.AssetChecksDefinition:

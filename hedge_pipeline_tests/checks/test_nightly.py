@@ -6,6 +6,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from hedge_pipeline import storage
 from hedge_pipeline.checks import nightly
 from hedge_pipeline.resources.loop import LoopResource
 from hedge_pipeline_tests.replays import Demo, demo_in, environment
@@ -28,7 +29,9 @@ def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
 
 @pytest.fixture
 def out(demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the demo, named by the environment."""
+    """A copy of the demo, named by the environment, on a disk that has room."""
+    roomy = lambda *_: (storage.Disk("/", 50 << 30, 100 << 30),)  # noqa: E731
+    monkeypatch.setattr(storage, "disks", roomy)
     variables = {"HEDGE_DATA_URL": str(tmp_path / "out"), "HEDGE_MODE": "replay"}
     # an earlier test may have told MLflow another one, which MLflow leaves in the environment
     variables["MLFLOW_TRACKING_URI"] = ""
@@ -62,6 +65,14 @@ def test_every_check_but_the_slow_ones_has_a_state_of_this_night(
     assert found["quotes_cover_the_session"].blocking
     assert found["most_bars_are_like_the_training_data"].severity is dg.AssetCheckSeverity.WARN
     assert found["model_files_are_untouched"].metadata["versions"].value == 8
+
+
+def test_a_session_that_goes_on_is_not_evaluated(out: Path, instance: dg.DagsterInstance) -> None:
+    counts = []
+    for now in ("2024-01-11T18:00:00+00:00", NOW):
+        nightly.evaluate(instance, loop_at(now))
+        counts.append(told(instance)["quotes_cover_the_session"].metadata["sessions"].value)
+    assert counts == [7, 8]
 
 
 def test_what_is_wrong_is_shown_the_next_night(out: Path, instance: dg.DagsterInstance) -> None:
