@@ -132,7 +132,7 @@ def run_sessions(out: Path, sessions: int, runs: int, at_once: int) -> None:
             if len(nights) % 5 == 4:
                 registry.publish(deployment, "SIMQ")
                 if registry.prune(deployment, "SIMQ"):
-                    upkeep.collect_garbage(settings.tracking_uri)
+                    upkeep.collect_garbage(settings.tracking_uri, artifacts)
             if len(nights) >= RUNS_KEPT_SESSIONS:
                 old = dt.datetime.fromtimestamp(nights[1 - RUNS_KEPT_SESSIONS]["at"], dt.UTC)
                 upkeep.delete_old_runs(instance, home, old)

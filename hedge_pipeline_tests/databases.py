@@ -80,11 +80,11 @@ class Postgres:
         )
         self.connect().close()
 
-    def connect(self) -> Any:
+    def connect(self, database: str = "postgres") -> Any:
         """A connection, as soon as the server answers."""
         import psycopg2
 
-        address = f"host=127.0.0.1 port={self.port} user=hedge dbname=postgres"
+        address = f"host=127.0.0.1 port={self.port} user=hedge dbname={database}"
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             with contextlib.suppress(psycopg2.OperationalError):

@@ -48,6 +48,7 @@ from hedge_pipeline_tests.replays import Demo, demo_in, environment, replay_in
 from hedge_pipeline_tests.runs import loop_at
 
 __all__ = ["postgres"]  # a fixture
+PATIENCE = 60.0
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -524,7 +525,7 @@ def test_superfluous_versions_leave_mlflow_with_their_files_and_do_not_come_back
     registry = mlflow_in(out, 1)
     aliases = registry.client.get_registered_model("hedge-SIMQ").aliases
     assert registry.prune(deployment, "SIMQ") == 2  # the baseline and the newest stay
-    assert upkeep.collect_garbage(registry.tracking_uri)
+    assert upkeep.collect_garbage(registry.tracking_uri, (out / "mlartifacts").as_uri())
     again = mlflow_in(out, 1)
     assert again.versions("SIMQ") == {1, 4}
     assert again.publish(deployment, "SIMQ") == 0
@@ -596,7 +597,7 @@ def test_what_a_killed_publication_has_left_is_deleted_and_its_files_with_it(
     assert registry.prune(deployment, "SIMQ") == 0  # somebody may be at work on them
     assert registry.prune(deployment, "SIMQ", dt.timedelta(0)) == 2
     assert registry.prune(deployment, "SIMQ", dt.timedelta(0)) == 0
-    assert upkeep.collect_garbage(registry.tracking_uri)
+    assert upkeep.collect_garbage(registry.tracking_uri, (out / "mlartifacts").as_uri())
     assert len(sorted((out / "mlartifacts").rglob("*.ubj"))) == 4
     for version in registry.client.search_model_versions("name='hedge-SIMQ'"):
         model = registry.client.get_logged_model(str(version.source).rpartition("/")[2])
@@ -622,18 +623,66 @@ def test_every_version_that_was_champion_is_kept(demo: Demo) -> None:
 def test_a_collection_that_takes_too_long_is_ended_and_told_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upkeep, "GARBAGE_SECONDS", 0.01)
+    def sleep(*_: object, **__: object) -> None:
+        for _moment in range(int(PATIENCE)):
+            time.sleep(1.0)
+
+    registry = mlflow_in(tmp_path, None)
+    registry.ping()
+    monkeypatch.setattr(upkeep, "GARBAGE_SECONDS", 0.3)
+    monkeypatch.setattr("mlflow.cli.cli", sleep)
     with pytest.raises(RegistryError, match=r"^MLflow's garbage collection was ended after 0 s; "):
-        upkeep.collect_garbage(f"sqlite:///{tmp_path / 'mlflow.db'}")
+        upkeep.collect_garbage(registry.tracking_uri, "")
+
+
+@pytest.mark.slow
+def test_so_is_one_that_waits_for_a_lock_of_postgres(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = postgres.variables["MLFLOW_TRACKING_URI"]
+    MlflowRegistry(address, plots=False).ping()
+    monkeypatch.setattr(upkeep, "GARBAGE_SECONDS", 4.0)
+    with contextlib.closing(postgres.connect("mlflow")) as connection:
+        connection.autocommit = False
+        cursor = connection.cursor()
+        cursor.execute("set idle_in_transaction_session_timeout = '30s'")  # a hang fails the test
+        cursor.execute("lock table experiments in access exclusive mode")
+        begun = time.monotonic()
+        with pytest.raises(RegistryError, match=r"it (goes on|is done again) next night"):
+            upkeep.collect_garbage(address, "")
+        assert time.monotonic() - begun < PATIENCE
+    assert upkeep.collect_garbage(address, "")
+
+
+def test_what_was_logged_through_a_server_and_deleted_is_collected_without_it(
+    tmp_path: Path,
+) -> None:
+    registry = mlflow_in(tmp_path, None)
+    registry.ping()
+    client = registry.client
+    number = client.create_experiment("by hand", artifact_location="mlflow-artifacts:/by-hand")
+    deleted, kept = (client.create_run(number).info for _ in range(2))
+    notes = []
+    for run in (deleted, kept):
+        path = str(run.artifact_uri).removeprefix("mlflow-artifacts:/")
+        notes.append(tmp_path / "mlartifacts" / path / "note.txt")
+        notes[-1].parent.mkdir(parents=True)
+        notes[-1].write_text("a note")
+    client.delete_run(deleted.run_id)
+    files = (tmp_path / "mlartifacts").as_uri()
+    assert upkeep.collect_garbage(registry.tracking_uri, files)
+    assert not upkeep.has_garbage(registry.tracking_uri)
+    assert [note.exists() for note in notes] == [False, True]
+    assert client.get_run(kept.run_id).info.artifact_uri == kept.artifact_uri
 
 
 def test_behind_a_server_whose_database_is_not_known_the_collection_is_the_servers_matter(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv(upkeep.STORE, raising=False)
-    assert not upkeep.collect_garbage("http://127.0.0.1:5000")
+    assert not upkeep.collect_garbage("http://127.0.0.1:5000", "")
     monkeypatch.setenv(upkeep.STORE, "http://127.0.0.1:5000")  # as `hedge up` sets it then
-    assert not upkeep.collect_garbage("http://127.0.0.1:5000")
+    assert not upkeep.collect_garbage("http://127.0.0.1:5000", "")
 
 
 @pytest.mark.slow
@@ -666,7 +715,7 @@ def test_behind_a_server_whose_database_is_known_the_files_go_too(
             assert len(sorted(artifacts.rglob("*.ubj"))) == 4
             assert MlflowRegistry(address, plots=False, newest=1).prune(deployment, "SIMQ") == 2
             monkeypatch.setenv(upkeep.STORE, store)
-            assert upkeep.collect_garbage(address)
+            assert upkeep.collect_garbage(address, "")
             assert len(sorted(artifacts.rglob("*.ubj"))) == 2
             assert MlflowRegistry(address, plots=False).versions("SIMQ") == {1, 4}
         finally:

@@ -32,7 +32,10 @@ ABANDONED = dt.timedelta(days=1)
 
 
 def steps(instance: dg.DagsterInstance, loop: LoopResource) -> list[tuple[str, Callable[[], str]]]:
-    """Names and work; each says what it did. The backup comes last and holds the result."""
+    """Names and work; each says what it did. The backup holds the result of what comes before it.
+
+    The checks come last: whatever becomes of them, there is a backup.
+    """
     settings, deployment = load_settings(), loop.deployment
     found, backup = places(settings), settings.backup_url.get_secret_value()
     home = Path(instance.root_directory)
@@ -48,8 +51,8 @@ def steps(instance: dg.DagsterInstance, loop: LoopResource) -> list[tuple[str, C
         ("events", lambda: f"{upkeep.delete_old_events(instance, home, old)} deleted"),
         ("MLflow", lambda: _pruned(loop, settings)),
         ("sizes", lambda: _measured(deployment, found)),
-        ("checks", lambda: nightly.evaluate(instance, loop)),
         ("backup", lambda: _saved(found, settings)),
+        ("checks", lambda: nightly.evaluate(instance, loop)),
     ]
 
 
@@ -92,7 +95,7 @@ def _pruned(loop: LoopResource, settings: Settings) -> str:
     count = sum(registry.prune(loop.deployment, x) for x in loop.deployment.symbols)
     if not count and not upkeep.has_garbage(settings.tracking_uri):
         return "nothing to delete"
-    freed = upkeep.collect_garbage(settings.tracking_uri)
+    freed = upkeep.collect_garbage(settings.tracking_uri, settings.artifacts)
     if not count:
         return "what was deleted before is collected"
     return f"{count} versions deleted" + ("" if freed else ", their files are the server's matter")

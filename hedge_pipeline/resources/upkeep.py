@@ -14,7 +14,7 @@ import shutil
 import signal
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -151,6 +151,8 @@ def _shrink(path: Path, statements: Sequence[str] = (), *values: str) -> int:
 
 STORE = "MLFLOW_BACKEND_STORE_URI"
 GARBAGE_SECONDS = 600.0
+_AGAIN_SECONDS = 60.0
+_PROXIED = "mlflow-artifacts:/"
 
 
 def _database_of(tracking_uri: str) -> str | None:
@@ -188,12 +190,13 @@ def has_garbage(tracking_uri: str) -> bool:
         raise RegistryError("MLflow's database does not say what was deleted") from None
 
 
-def collect_garbage(tracking_uri: str) -> bool:
+def collect_garbage(tracking_uri: str, artifacts: str) -> bool:
     """Removes from MLflow's own database and disk what was deleted there.
 
     Args:
         tracking_uri: a database, or a server; MLFLOW_BACKEND_STORE_URI names the server's database,
             without it the collection is the server's matter.
+        artifacts: address below which a server on this database keeps its files.
 
     Returns:
         Whether it was done.
@@ -205,6 +208,8 @@ def collect_garbage(tracking_uri: str) -> bool:
     if store is None:
         return False
     try:
+        if store == tracking_uri:
+            _locate(store, artifacts)
         _collect(["--backend-store-uri", store, "--tracking-uri", tracking_uri])
     except _TakesTooLong:
         raise RegistryError(
@@ -217,6 +222,28 @@ def collect_garbage(tracking_uri: str) -> bool:
             "it is done again next night"
         ) from None
     return True
+
+
+def _locate(store: str, artifacts: str) -> None:
+    """Gives what was deleted the address at which its files lie.
+
+    What was logged through a server has one that only a server understands, and MLflow's collection
+    ends at the first such run.
+    """
+    import sqlalchemy as sa
+
+    engine = sa.create_engine(store, poolclass=sa.NullPool)
+    with engine.begin() as connection:
+        for name, address in (("runs", "artifact_uri"), ("logged_models", "artifact_location")):
+            column = sa.column(address, sa.String)
+            table = sa.table(name, column, sa.column("lifecycle_stage"))
+            path = sa.func.substr(column, len(_PROXIED))
+            connection.execute(
+                sa.update(table)
+                .where(table.c.lifecycle_stage == "deleted")
+                .where(column.startswith(_PROXIED), ~column.startswith(f"{_PROXIED}/"))
+                .values({address: sa.literal(artifacts) + path})
+            )
 
 
 class _TakesTooLong(BaseException):
@@ -234,14 +261,33 @@ def _collect(given: Sequence[str]) -> None:
     limited = threading.current_thread() is threading.main_thread()  # only there signals are heard
     before = signal.signal(signal.SIGALRM, end) if limited else None
     try:
-        if limited:
-            signal.setitimer(signal.ITIMER_REAL, GARBAGE_SECONDS)
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        if limited:  # again: where an exception is ignored, as in a finalizer, one is not enough
+            signal.setitimer(signal.ITIMER_REAL, GARBAGE_SECONDS, _AGAIN_SECONDS)
+        with (
+            _waiting_in_python(),
+            contextlib.redirect_stdout(said),
+            contextlib.redirect_stderr(said),
+        ):
             cli(["gc", *given], standalone_mode=False)
     finally:
         if limited:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
+
+
+@contextlib.contextmanager
+def _waiting_in_python() -> Iterator[None]:
+    """Has answers of PostgreSQL waited for in Python; in its library no signal is heard."""
+    try:
+        from psycopg2 import extensions, extras
+    except ImportError:  # of the extra for PostgreSQL
+        yield
+        return
+    extensions.set_wait_callback(extras.wait_select)
+    try:
+        yield
+    finally:
+        extensions.set_wait_callback(None)
 
 
 def failed_trainings(instance: dg.DagsterInstance, symbol: str) -> tuple[int, str]:
