@@ -47,7 +47,6 @@ ROLES = {
     "hedge: train_model": "training",
     "hedge: close_session": "closing",
     "hedge: housekeeping": "housekeeping",
-    "mlflow.cli": "collection",
 }
 WARM_UP_MINUTES = 4.0
 EVERY_SECONDS = 2.0

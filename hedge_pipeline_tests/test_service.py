@@ -456,7 +456,7 @@ def test_what_is_made_in_the_ui_of_mlflow_lies_in_the_data_folder(service: Servi
     urllib.request.urlopen(put, timeout=10).close()
     assert service.get(service.mlflow_port, path) == "a note"
     assert (service.data / "mlartifacts" / number / "note.txt").read_text() == "a note"
-    assert not [x for x in ("mlruns", "mlartifacts") if (REPOSITORY / x).exists()]
+    assert not [x for x in ("mlruns", "mlartifacts") if (REPOSITORY / x / number).exists()]
 
 
 @pytest.fixture(scope="module")

@@ -204,7 +204,8 @@ def test_an_alert_that_was_given_up_is_not_delivered_late(receiver: Receiver) ->
     while not notifier.send("free again", "title")[0].ok:
         assert time.monotonic() < deadline
     messages = {request["json"]["message"] for request in receiver.got}
-    assert messages == {"under way", "free again"}
+    # on a busy machine the thread of the first one may also have begun too late
+    assert {"free again"} <= messages <= {"under way", "free again"}
 
 
 def test_an_alert_whose_thread_begins_too_late_is_not_delivered(receiver: Receiver) -> None:
