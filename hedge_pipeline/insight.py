@@ -121,7 +121,7 @@ def calibration_slope(
     deployment: Deployment, symbol: str, label: str, version: int, role: str
 ) -> float:
     """Slope of the trusted log-odds of one version in one session; NaN if it said nothing."""
-    rows = _scored(deployment, symbol, [label], role)
+    rows = _scored(deployment, symbol, [label], (role,))
     rows = rows[rows["model_version"] == version]
     base = rows["base_rate"].to_numpy(dtype=np.float64)
     said = logit(rows["prob_up"].to_numpy(dtype=np.float64)) - logit(base)
@@ -141,7 +141,7 @@ def served_probabilities(
     deployment: Deployment, symbol: str, last: int = RECENT
 ) -> tuple[Floats, Floats]:
     """Served probabilities of up and what became of them, newest sessions, [n] each."""
-    rows = _scored(deployment, symbol, deployment.store.sessions(OUTCOMES, last=last), "served")
+    rows = _scored(deployment, symbol, deployment.store.sessions(OUTCOMES, last=last), ("served",))
     return (
         rows["prob_up"].to_numpy(dtype=np.float64),
         rows["actual_direction"].to_numpy(dtype=np.float64),
@@ -182,25 +182,41 @@ def tried_models(deployment: Deployment, symbol: str, last: int = TRIED) -> Trie
     before it said, each until the next one came. Predictions that were made up for after an outage
     are among them. No further back than 250 sessions.
     """
-    parts = []
-    for label in deployment.store.sessions(OUTCOMES, last=RECENT)[::-1]:
-        own = pd.concat([_scored(deployment, symbol, [label], x) for x in ("served", "newest")])
-        if len(own):
-            newest = own.sort_values("model_version", kind="stable")
-            parts.append(newest.drop_duplicates("bar_ts", keep="last").assign(session=label))
-        if len(parts) == last:
+    sessions = deployment.store.sessions(OUTCOMES, last=RECENT)
+    parts: list[pd.DataFrame] = []
+    # some at once: in a history without predictions all of them are looked at
+    for end in range(len(sessions), 0, -last):
+        parts = [*_newest_said(deployment, symbol, sessions[max(0, end - last) : end]), *parts]
+        if len(parts) >= last:
             break
     if not parts:
         return None
-    rows = pd.concat(parts)
+    rows = pd.concat(parts[-last:])
     base, margin = rows[["base_rate", "margin"]].to_numpy(dtype=np.float64).T
     return TriedModels(
         trusted_probability(base, margin, 1.0),
         rows["actual_direction"].to_numpy(dtype=np.float64),
         int(rows["model_version"].min()),
         int(rows["model_version"].max()),
-        rows["session"].nunique(),
+        len(parts[-last:]),
     )
+
+
+def _newest_said(deployment: Deployment, symbol: str, labels: Sequence[str]) -> list[pd.DataFrame]:
+    """Of each session with predictions those of the newest version by bar, and what became of them.
+
+    Args:
+        deployment: whose tables.
+        symbol: ticker symbol.
+        labels: sessions, ascending; the result is, too.
+    """
+    said = _scored(deployment, symbol, labels, ("served", "newest"))
+    said = said.sort_values("model_version", kind="stable").drop_duplicates("bar_ts", keep="last")
+    opens = [to_datetime64(deployment.calendar.session(label).opens) for label in labels]
+    place = np.searchsorted(
+        np.array(opens, dtype="datetime64[us]"), utc_times(said["bar_ts"]), side="right"
+    )
+    return [said[place == number] for number in np.unique(place)]
 
 
 def feature_moves(
@@ -261,9 +277,11 @@ def _summaries(
     return list(found.values())
 
 
-def _scored(deployment: Deployment, symbol: str, labels: Sequence[str], role: str) -> pd.DataFrame:
+def _scored(
+    deployment: Deployment, symbol: str, labels: Sequence[str], roles: Sequence[str]
+) -> pd.DataFrame:
     log, outcomes = _rows(deployment, symbol, labels)
-    log = log[(log["role"] == role) & log["prob_up"].notna()]
+    log = log[log["role"].isin(roles) & log["prob_up"].notna()]
     known = outcomes.loc[outcomes["actual_direction"].notna(), ["bar_ts", "actual_direction"]]
     return log.merge(known, on="bar_ts")
 
