@@ -8,10 +8,12 @@ several processes count by share. The drift is the slope of the delay of decisio
     python -m benchmarks.soak --minutes 10 --interval 60
     python -m benchmarks.soak --minutes 15 --headless --train   # and a training meanwhile
     python -m benchmarks.soak --minutes 15 --headless --night   # and what a night does
+    python -m benchmarks.soak --minutes 8 --headless --night --closed   # on an exchange, at night
 
 A night is a close of the session, a training, and housekeeping with a collection of MLflow's
 garbage and a backup, one after the other as runs of the service, while it polls; `hedge health`
-runs every five minutes as a container's probe does.
+runs every five minutes as a container's probe does. With --closed the market has the hours of New
+York's exchange, and must be closed while this runs: nothing polls beside the night's work.
 """
 
 from __future__ import annotations
@@ -109,6 +111,7 @@ def measure(
     headless: bool,
     train: bool,
     night: bool,
+    closed: bool,
     cgroup: Path | None,
 ) -> dict[str, float]:
     """Runs the service and looks at it."""
@@ -121,12 +124,14 @@ def measure(
         "HEDGE_DATA_URL": str(data),
         "DAGSTER_HOME": str(home),
         **({"HEDGE_BACKUP_URL": str(folder / "backup")} if night else {}),
+        "HEDGE_CALENDAR": "XNYS" if closed else "24/7",
     }
     environment = {**os.environ, **variables}
     hedge = [sys.executable, "-m", "hedge_pipeline.cli"]
     # the same rows and another plan: the night has something to train
     first = {**environment, **({"HEDGE_HALF_LIFE_SESSIONS": "19"} if night else {})}
-    subprocess.run([*hedge, "bootstrap", "--days", "8"], env=first, check=True)
+    days = "14" if closed else "8"
+    subprocess.run([*hedge, "bootstrap", "--days", days], env=first, check=True)
     if train:
         for name in ("models", "promotions", "mlartifacts"):
             shutil.rmtree(data / name)
@@ -142,11 +147,14 @@ def measure(
         preexec_fn=None if cgroup is None else lambda: _enter(cgroup),
     )
     curve: list[tuple[float, dict[str, float]]] = []
+    anonymous: list[float] = []
 
     def watch(until: float) -> float:
         while time.time() < until:
             memory, cpu = look(service.pid)
             curve.append((time.time(), memory))
+            if cgroup is not None:
+                anonymous.append(_anonymous_mb(cgroup))
             if len(curve) % 60 == 1:
                 parts = "  ".join(f"{name} {value:4.0f}" for name, value in memory.items())
                 print(f"{sum(memory.values()):5.0f} MB  {parts}", flush=True)
@@ -171,8 +179,15 @@ def measure(
         **_training([memory for _, memory in curve]),
         **({} if works is None else works.found),
         **({} if cgroup is None else _limited(cgroup)),
+        **({"cgroup_anonymous_most_mb": max(anonymous)} if anonymous else {}),
         **_timing(Store(str(data)), begun),
     }
+
+
+def _anonymous_mb(cgroup: Path) -> float:
+    """Memory that no file holds, version 2 or 1: the kernel cannot take it back."""
+    found = re.search(r"^(?:anon|rss) (\d+)", (cgroup / "memory.stat").read_text(), re.MULTILINE)
+    return int(found[1]) / 2**20 if found else float("nan")
 
 
 def _enter(cgroup: Path) -> None:
@@ -211,7 +226,7 @@ class Night:
         while True:
             done = subprocess.run(
                 [sys.executable, "-m", "hedge_pipeline.cli", "health"],
-                env={**self._environment, "HEDGE_CALENDAR": "24/7"},
+                env=self._environment,
                 capture_output=True,
                 text=True,
                 check=False,
@@ -233,7 +248,7 @@ class Night:
                 dagster += ["-l", "hedge_pipeline", "-j", job]
                 subprocess.run(
                     [*dagster, "--tags", json.dumps(tags)],
-                    env={**self._environment, "HEDGE_CALENDAR": "24/7"},
+                    env=self._environment,
                     capture_output=True,
                     check=True,
                 )
@@ -305,6 +320,8 @@ def _timing(store: Store, begun: float) -> dict[str, float]:
     ends = ends + np.timedelta64(60, "s")
     decided = log["decided_at"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
     recent = ends.astype("int64") / 1e6 >= begun
+    if not recent.any():  # the market is closed
+        return {"predictions": 0.0}
     delay = (decided - ends)[recent] / np.timedelta64(1, "ms")
     hours = (ends[recent] - ends[recent][0]) / np.timedelta64(1, "h")
     minutes = int(np.ptp(ends[recent]) / np.timedelta64(1, "m")) + 1
@@ -330,6 +347,7 @@ def main() -> None:
     parser.add_argument("--headless", action="store_true")
     parser.add_argument("--train", action="store_true", help="the service trains the first model")
     parser.add_argument("--night", action="store_true", help="what a night does, while it polls")
+    parser.add_argument("--closed", action="store_true", help="on an exchange that is closed now")
     parser.add_argument("--cgroup", type=Path, help="memory cgroup the service is put into")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/soak.json"))
     arguments = parser.parse_args()
@@ -341,6 +359,7 @@ def main() -> None:
             headless=arguments.headless,
             train=arguments.train,
             night=arguments.night,
+            closed=arguments.closed,
             cgroup=arguments.cgroup,
         )
     show(f"service at {arguments.interval} s", found, arguments.out)
