@@ -8,6 +8,7 @@ RUN /venv/bin/pip install --no-deps --require-hashes -r requirements.lock
 COPY pyproject.toml README.md ./
 COPY hedge_pipeline ./hedge_pipeline
 RUN /venv/bin/pip install --no-deps --no-build-isolation . \
+    && find /venv/lib -type d -name tests -prune -exec rm -rf {} + \
     && /venv/bin/python -m compileall -q /venv/lib
 
 FROM python:3.11-slim-bookworm
