@@ -6,12 +6,16 @@ image copies; hosts and ports are those of this machine, and `/data` is a folder
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -22,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import yaml  # type: ignore[import-untyped]
 
@@ -304,3 +309,102 @@ def test_nothing_is_written_into_the_read_only_working_directory(composed: Compo
     assert found == set(copied_files())
     kept = {path.name for path in (composed.folder / "data").iterdir()}
     assert kept == {"dagster_home"}
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """The proxy of compose, as its clients see it.
+
+    Attributes:
+        trusts: its own authority and no other.
+        ports: where it listens, by the port in the compose file.
+    """
+
+    trusts: ssl.SSLContext
+    ports: dict[str, int]
+
+    def asks(self, port: str, path: str, password: str | None) -> tuple[int, bytes]:
+        """Status and body."""
+        plain = socket.create_connection(("127.0.0.1", self.ports[port]), 10)
+        client = http.client.HTTPConnection("hedge.example")
+        client.sock = self.trusts.wrap_socket(plain, server_hostname="hedge.example")
+        headers = {"Host": "hedge.example" if port == "443" else f"hedge.example:{port}"}
+        if password is not None:
+            word = base64.b64encode(f"me:{password}".encode()).decode()
+            headers["Authorization"] = f"Basic {word}"
+        with contextlib.closing(client):
+            client.request("GET", path, headers=headers)
+            answer = client.getresponse()
+            return answer.status, answer.read()
+
+
+@pytest.fixture
+def proxy(composed: Composed, tmp_path: Path) -> Iterator[Proxy]:
+    """Caddy with the committed file; certificates come from an authority of its own."""
+    caddy = shutil.which("caddy")
+    if caddy is None:
+        pytest.skip("Caddy is not installed")
+    ports = {"443": free_port(), "8443": free_port()}
+    options = f"admin off\nskip_install_trust\nlocal_certs\nhttps_port {ports['443']}\n"
+    options += "auto_https disable_redirects\n"
+    committed = (REPOSITORY / "deploy" / "Caddyfile").read_text()
+    for name in ("webserver", "mlflow"):
+        committed = committed.replace(f" {name}:", " 127.0.0.1:")
+    for port, own in {**composed.ports, "8443": ports["8443"]}.items():
+        committed = committed.replace(f":{port}", f":{own}")
+    (tmp_path / "Caddyfile").write_text(f"{{\n{options}}}\n{committed}")
+    hashed = subprocess.run(
+        [caddy, "hash-password", "--plaintext", "right"], capture_output=True, text=True, check=True
+    )
+    given = {"HEDGE_HOST": "hedge.example", "HEDGE_USER": "me", "XDG_DATA_HOME": str(tmp_path)}
+    with (tmp_path / "proxy.log").open("wb") as log:
+        process = subprocess.Popen(
+            [caddy, "run", "--config", str(tmp_path / "Caddyfile"), "--adapter", "caddyfile"],
+            env=environment(**given, HEDGE_PASSWORD_HASH=hashed.stdout.strip()),
+            cwd=tmp_path,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        root = tmp_path / "caddy" / "pki" / "authorities" / "local" / "root.crt"
+        trusts = composed.wait_for(
+            "proxy", 60, lambda: root.exists() and ssl.create_default_context(cafile=str(root))
+        )
+        found = Proxy(trusts, ports)
+        composed.wait_for("certificate", 60, lambda: found.asks("443", "/", None))
+        yield found
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+def test_the_proxy_speaks_tls_and_asks_for_the_password_of_both_uis(proxy: Proxy) -> None:
+    for port, path, says in (
+        ("443", "/server_info", b"dagster_webserver_version"),
+        ("8443", "/health", b"OK"),
+    ):
+        assert proxy.asks(port, path, None)[0] == 401
+        assert proxy.asks(port, path, "wrong")[0] == 401
+        status, body = proxy.asks(port, path, "right")
+        assert (status, says in body) == (200, True)
+
+
+def test_the_password_of_the_database_is_in_no_log_table_or_object(
+    composed: Composed, server: Postgres
+) -> None:
+    secret = composed.lead["POSTGRES_PASSWORD"]
+    for name in composed.processes:
+        assert secret not in (composed.folder / f"{name}.log").read_text(errors="replace"), name
+    given = ("-h", "127.0.0.1", "-p", str(server.port), "-U", "hedge")
+    dumped = subprocess.run(
+        [str(BINARIES / "pg_dumpall"), *given], capture_output=True, text=True, check=True
+    )
+    assert len(dumped.stdout) > 100_000
+    assert secret not in dumped.stdout
+    filesystem, root = fsspec.core.url_to_fs(DATA, use_listings_cache=False)
+    read = 0
+    for name in filesystem.find(root):
+        with contextlib.suppress(FileNotFoundError):  # compacted meanwhile
+            assert secret.encode() not in filesystem.cat_file(name), name
+            read += 1
+    assert read > 20
