@@ -35,7 +35,7 @@ from hedge_pipeline.market.tables import PREDICTION_LOG, RAW_QUOTES
 from hedge_pipeline.processes import REQUESTS
 from hedge_pipeline.store import Store
 from hedge_pipeline_tests.markets import MINUTE
-from hedge_pipeline_tests.replays import command, environment
+from hedge_pipeline_tests.replays import command, environment, hedge
 
 pytestmark = pytest.mark.slow
 
@@ -296,11 +296,13 @@ class Struck:
     Attributes:
         lost: last sign of life of the poll run that was under way.
         status: of that run, before the new start.
+        cut: the newest file of bars, of which half did not reach the disk.
     """
 
     service: Service
     lost: Heartbeat
     status: str
+    cut: Path
 
 
 @pytest.fixture(scope="module")
@@ -309,8 +311,11 @@ def struck(services: tuple[Service, Service]) -> Struck:
     lost: Heartbeat = headless.wait_for("poll run", 120, headless.heartbeat)
     headless.kill_everything()
     statuses = {run["id"]: run["status"] for run in headless.runs()}
+    bars = (headless.data / RAW_QUOTES.name).rglob("part-*.parquet")
+    cut = max(bars, key=lambda path: path.stat().st_mtime_ns)
+    os.truncate(cut, cut.stat().st_size // 2)
     headless.start("--headless")
-    return Struck(headless, lost, statuses[lost.run_id])
+    return Struck(headless, lost, statuses[lost.run_id], cut)
 
 
 def test_a_poll_run_predicts_and_the_uis_show_it(service: Service) -> None:
@@ -480,6 +485,26 @@ def test_after_a_power_loss_the_lost_run_is_reported_and_polling_resumes(
     assert failed["status"] == "FAILURE"
     assert any("stopped while this run was under way" in line for line in failed["said"])
     service.assert_no_minute_is_missing_or_doubled()
+
+
+def test_a_file_that_the_power_loss_cut_is_moved_aside_told_and_made_up_for(
+    struck: Struck,
+) -> None:
+    import dagster as dg
+
+    service, aside = struck.service, struck.cut.with_name(f".broken-{struck.cut.name}")
+    service.wait_for("poll run", START_SECONDS, lambda: service.polls_after(struck.lost))
+    assert aside.exists()
+    assert service.store.quarantined() == (str(aside.relative_to(service.data)),)
+    service.assert_no_minute_is_missing_or_doubled()
+    beat = service.heartbeat()
+    assert beat is not None
+    with dg.DagsterInstance.from_config(str(service.data / "dagster_home")) as instance:
+        said_by_run = [entry.user_message for entry in instance.all_logs(beat.run_id)]
+    assert f"broken, moved aside: {aside}" in said_by_run
+    said = hedge("health", "--json", cwd=Path("/"), **service.variables)
+    troubles = {x["name"]: x["message"] for x in json.loads(said.stdout)["troubles"]}
+    assert "1 broken files were moved aside" in troubles["1 broken files"]
 
 
 def test_a_killed_poll_run_is_replaced_by_the_next_tick_and_catches_up(struck: Struck) -> None:
