@@ -12,13 +12,16 @@ several processes count by share. The drift is the slope of the delay of decisio
 
 A night is a close of the session, a training, and housekeeping with a collection of MLflow's
 garbage and a backup, one after the other as runs of the service, while it polls; `hedge health`
-runs every five minutes as a container's probe does. With --closed the market has the hours of New
-York's exchange, and must be closed while this runs: nothing polls beside the night's work.
+runs every five minutes as a container's probe does. With --yahoo the source is the real yfinance
+client, led to a double of Yahoo on loopback, and the symbol BTC-USD. With --closed the market has
+the hours of New York's exchange, and must be closed while this runs: nothing polls beside the
+night's work.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -29,6 +32,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -37,6 +41,7 @@ import numpy as np
 from benchmarks.report import show
 from hedge_pipeline.market.tables import GAPS, PREDICTION_LOG, RAW_QUOTES
 from hedge_pipeline.store import Store
+from hedge_pipeline_tests.yahoo_double import YahooDouble
 
 ROLES = {
     "hedge: keeper": "keeper",
@@ -112,25 +117,27 @@ def measure(
     train: bool,
     night: bool,
     closed: bool,
+    yahoo: Mapping[str, str] | None,
     cgroup: Path | None,
 ) -> dict[str, float]:
     """Runs the service and looks at it."""
     home, data = folder / "home", folder / "data"
     variables = {
-        "HEDGE_SOURCE": "simulated",
-        "HEDGE_SYMBOLS": "SIMQ",
+        "HEDGE_SOURCE": "simulated" if yahoo is None else "yahoo",
+        "HEDGE_SYMBOLS": "SIMQ" if yahoo is None else "BTC-USD",
         "POLLING_INTERVAL": str(interval),
         **({"RETRAIN_CHECK_INTERVAL": "60", "RETRAIN_HOUR": ""} if train else {}),
         "HEDGE_DATA_URL": str(data),
         "DAGSTER_HOME": str(home),
         **({"HEDGE_BACKUP_URL": str(folder / "backup")} if night else {}),
         "HEDGE_CALENDAR": "XNYS" if closed else "24/7",
+        **(yahoo or {}),
     }
     environment = {**os.environ, **variables}
     hedge = [sys.executable, "-m", "hedge_pipeline.cli"]
     # the same rows and another plan: the night has something to train
     first = {**environment, **({"HEDGE_HALF_LIFE_SESSIONS": "19"} if night else {})}
-    days = "14" if closed else "8"
+    days = "14" if closed else "8" if yahoo is None else "6"
     subprocess.run([*hedge, "bootstrap", "--days", days], env=first, check=True)
     if train:
         for name in ("models", "promotions", "mlartifacts"):
@@ -335,7 +342,9 @@ def _timing(store: Store, begun: float) -> dict[str, float]:
         "gap_rows": float(len(gaps)),
         "delay_median_ms": float(np.median(delay)),
         "delay_p99_ms": float(np.quantile(delay, 0.99)),
-        "delay_drift_ms_per_hour": float(np.polyfit(hours, delay, 1)[0]),
+        "delay_drift_ms_per_hour": (
+            float(np.polyfit(hours, delay, 1)[0]) if np.ptp(hours) > 0 else float("nan")
+        ),
     }
 
 
@@ -347,11 +356,15 @@ def main() -> None:
     parser.add_argument("--headless", action="store_true")
     parser.add_argument("--train", action="store_true", help="the service trains the first model")
     parser.add_argument("--night", action="store_true", help="what a night does, while it polls")
+    parser.add_argument("--yahoo", action="store_true", help="yfinance against a double of Yahoo")
     parser.add_argument("--closed", action="store_true", help="on an exchange that is closed now")
     parser.add_argument("--cgroup", type=Path, help="memory cgroup the service is put into")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/soak.json"))
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as ended:
+        yahoo = None
+        if arguments.yahoo:
+            yahoo = ended.enter_context(YahooDouble(Path(folder) / "certificates")).env
         found = measure(
             Path(folder),
             arguments.minutes,
@@ -360,6 +373,7 @@ def main() -> None:
             train=arguments.train,
             night=arguments.night,
             closed=arguments.closed,
+            yahoo=yahoo,
             cgroup=arguments.cgroup,
         )
     show(f"service at {arguments.interval} s", found, arguments.out)

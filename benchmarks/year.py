@@ -30,6 +30,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
+import mlflow.cli  # noqa: F401 - before processes are copied, so that none has to
+import pandera.pandas  # noqa: F401
 
 from benchmarks.poll import INTERVAL, QUIET, AcceleratedClock
 from benchmarks.report import show
