@@ -263,6 +263,7 @@ def test_kubernetes_sets_only_what_the_chart_reads() -> None:
         assert set(found) <= allowed, path
     (deployment,) = values["dagster-user-deployments"]["deployments"]
     assert {"name", "image", "port"} <= set(deployment) <= USER_DEPLOYMENT
+    assert str(deployment["port"]) in deployment["readinessProbe"]["exec"]["command"][-1]
     queue = values["dagsterDaemon"]["runCoordinator"]["config"]["queuedRunCoordinator"]
     for limit in queue["tagConcurrencyLimits"]:
         assert set(limit) == {"key", "value", "limit"}

@@ -114,13 +114,6 @@ def test_only_the_columns_asked_for_are_transferred(
     expected = pd.concat([whole[x] for x in LABELS], ignore_index=True)[list(COLUMNS)]
     pd.testing.assert_frame_equal(found, expected)
     assert traffic.sessions == set(LABELS)
-    print(
-        "BYTES",
-        traffic.bytes,
-        len(traffic.requests),
-        Store(URL).size(FEATURE_ROWS),
-        traffic.most_at_once,
-    )
     # three of 56 columns, and the description of every column at the end of each file
     assert traffic.bytes < 0.15 * Store(URL).size(FEATURE_ROWS)
     assert len(traffic.requests) <= 5 * len(LABELS)
