@@ -27,6 +27,7 @@ from hedge_pipeline.assets.reporting import LiveReport
 from hedge_pipeline.jobs import report_interval
 from hedge_pipeline.live.loop import Poll, run_loop
 from hedge_pipeline.market.sources import MarketSource
+from hedge_pipeline.market.tables import PREDICTION_LOG, RAW_QUOTES
 from hedge_pipeline.opening import open_deployment
 from hedge_pipeline.settings import load_settings
 from hedge_pipeline.stages import Deployment
@@ -111,7 +112,11 @@ def measure(polls: int, symbols: int, folder: Path) -> dict[str, float]:
     events, files = (np.array(history(folder)) - before) / len(seen)
     seconds = np.array([poll.seconds for poll in seen[WARM_UP:] if poll.predictions])
     thirds = np.array_split(seconds, 3)
+    bars, unpredicted = predicted(deployment)
+    if unpredicted:
+        raise SystemExit(f"{symbols} symbols: {unpredicted} of {bars} bars have no prediction")
     return {
+        "bars": float(bars),
         "polls": float(len(seen)),
         "median_ms": float(1e3 * np.median(seconds)),
         "p99_ms": float(1e3 * np.quantile(seconds, 0.99)),
@@ -120,6 +125,17 @@ def measure(polls: int, symbols: int, folder: Path) -> dict[str, float]:
         "event_bytes_per_poll": float(events),
         "database_bytes_per_poll": float(files),
     }
+
+
+def predicted(deployment: Deployment) -> tuple[int, int]:
+    """Bars of the polled session, and how many of them no served model answered."""
+    label, key = START.date().isoformat(), ["symbol", "bar_ts"]
+    bars = deployment.store.read(RAW_QUOTES, [label], columns=key)
+    log = deployment.store.read(
+        PREDICTION_LOG, [label], columns=[*key, "prediction"], only={"role": ["served"]}
+    )
+    answered = bars.merge(log[log["prediction"].notna()], on=key)
+    return len(bars), len(bars) - len(answered)
 
 
 def bars_only(source: MarketSource, symbols: int) -> MarketSource:

@@ -43,6 +43,7 @@ REQUESTS = "HEDGE_RUNS_SOCKET"
 REPORTER = "hedge_pipeline.resources.launching"
 _ASKED_WITHIN_SECONDS = 2.0
 _PR_SET_PDEATHSIG = 1
+_MADV_DONTNEED = 4
 
 
 @dataclass(frozen=True)
@@ -450,9 +451,38 @@ def keep(
             importlib.import_module(imported)
             gc.collect()
             gc.freeze()  # a collection in a copy would touch, and so copy, every page
+            _let_go_of_files()
         return keeper.run()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _let_go_of_files() -> None:
+    """Lets go of the pages of files this process has read and not changed, where Linux can.
+
+    Imports touch much that waiting does not need: 22 MB of libraries that no copy used either.
+    What is needed after all is mapped again by itself.
+    """
+    with contextlib.suppress(OSError):  # no such system
+        areas = _unchanged_areas(Path("/proc/self/smaps").read_text())
+        let_go = ctypes.CDLL(None).madvise
+        let_go.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+        for first, end in areas:
+            let_go(first, end - first, _MADV_DONTNEED)
+
+
+def _unchanged_areas(smaps: str) -> list[tuple[int, int]]:
+    """First and end address of what is mapped from files, cannot be written, and never was."""
+    found: list[tuple[int, int]] = []
+    area: tuple[int, int] | None = None
+    for line in smaps.splitlines():
+        words = line.split()
+        if "-" in words[0]:  # start-end, permissions, offset, device, inode, path
+            first, end = (int(x, 16) for x in words[0].split("-"))
+            area = (first, end) if "w" not in words[1] and words[4] != "0" else None
+        elif area and words[:2] == ["Anonymous:", "0"]:  # a written page is a copy in no file
+            found.append(area)
+    return found
 
 
 def _signal(group: int, number: int) -> bool:
