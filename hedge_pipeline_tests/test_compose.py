@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -132,10 +133,16 @@ class Composed:
 
     def hedge(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """As `docker compose exec` runs it beside a service."""
+        return self.executes(name, command(*arguments))
+
+    def executes(
+        self, name: str, words: list[str], **further: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Any other program, beside a service."""
         return subprocess.run(
-            command(*arguments),
+            words,
             cwd=self.folder / "app",
-            env=self.variables(name),
+            env=self.variables(name) | further,
             capture_output=True,
             text=True,
             timeout=120,
@@ -301,6 +308,34 @@ def test_the_databases_are_dumped_and_read_back_as_it_is_written(
         on(other.port, "psql", dumped)
         assert on(other.port, "psql", asked).count("t\n") == 2
     assert composed.get("5000", "/health") == b"OK"
+
+
+def test_mlflow_is_killed_a_model_is_trained_without_it_and_shown_when_it_is_back(
+    composed: Composed,
+) -> None:
+    def trains() -> subprocess.CompletedProcess[str]:
+        words = ["dagster", "job", "execute", "-m", "hedge_pipeline.definitions", "-j"]
+        tags = '{"dagster/partition": "SIMQ"}'
+        # with another plan the same rows give another model
+        given = {"HEDGE_HALF_LIFE_SESSIONS": "19"}
+        return composed.executes("code", [*words, "train_model", "--tags", tags], **given)
+
+    killed = composed.processes.pop("mlflow")
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait(10)
+    bars = len(Store(DATA).read(PREDICTION_LOG))
+    said = trains()
+    assert said.returncode == 0, said.stderr[-3000:]  # it costs nothing but the view
+    assert "does not answer" in said.stdout + said.stderr
+    composed.wait_for("prediction", 150, lambda: len(Store(DATA).read(PREDICTION_LOG)) > bars)
+    composed.start("mlflow")
+    composed.wait_for("MLflow", 90, lambda: composed.get("5000", "/health"))
+    said = trains()
+    assert said.returncode == 0, said.stderr[-3000:]
+    asked = {"filter": "name = 'hedge-SIMQ'"}
+    path = "/api/2.0/mlflow/model-versions/search?" + urllib.parse.urlencode(asked)
+    found = json.loads(composed.get("5000", path))["model_versions"]
+    assert sorted(version["version"] for version in found) == ["1", "2"]
 
 
 def test_nothing_is_written_into_the_read_only_working_directory(composed: Composed) -> None:
