@@ -235,7 +235,7 @@ def draw(nights: Sequence[dict[str, float]], path: Path) -> None:
     disk.set_ylabel("disk, MB")
     disk.legend()
     memory.plot([night["memory"] for night in nights])
-    memory.set_ylabel("memory of a session's process, at most, MB")
+    memory.set_ylabel("memory at most, MB")
     memory.set_ylim(bottom=0)
     memory.set_xlabel("sessions")
     figure.savefig(path, dpi=110)
