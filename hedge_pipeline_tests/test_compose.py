@@ -286,20 +286,22 @@ def test_the_health_check_of_the_image_finds_the_daemon_well(composed: Composed)
     assert found["last_bar_age_seconds"] < 180
 
 
+def on(port: int, program: str, text: str = "") -> str:
+    """What one of PostgreSQL's programs says of the server at a port."""
+    given = ("-h", "127.0.0.1", "-p", str(port), "-U", "hedge")
+    done = subprocess.run(
+        [str(BINARIES / program), *given, *(["-d", "hedge"] if program == "psql" else [])],
+        input=text,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
 def test_the_databases_are_dumped_and_read_back_as_it_is_written(
     composed: Composed, server: Postgres
 ) -> None:
-    def on(port: int, program: str, text: str = "") -> str:
-        given = ("-h", "127.0.0.1", "-p", str(port), "-U", "hedge")
-        done = subprocess.run(
-            [str(BINARIES / program), *given, *(["-d", "hedge"] if program == "psql" else [])],
-            input=text,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return done.stdout
-
     dumped = on(server.port, "pg_dumpall")
     asked = "select count(*) > 0 from runs; \\c mlflow\nselect count(*) > 1 from experiments;\n"
     with running() as other:  # as a fresh volume: both databases are there and empty
@@ -430,12 +432,9 @@ def test_the_password_of_the_database_is_in_no_log_table_or_object(
     secret = composed.lead["POSTGRES_PASSWORD"]
     for name in composed.processes:
         assert secret not in (composed.folder / f"{name}.log").read_text(errors="replace"), name
-    given = ("-h", "127.0.0.1", "-p", str(server.port), "-U", "hedge")
-    dumped = subprocess.run(
-        [str(BINARIES / "pg_dumpall"), *given], capture_output=True, text=True, check=True
-    )
-    assert len(dumped.stdout) > 100_000
-    assert secret not in dumped.stdout
+    dumped = on(server.port, "pg_dumpall")
+    assert len(dumped) > 100_000
+    assert secret not in dumped
     filesystem, root = fsspec.core.url_to_fs(DATA, use_listings_cache=False)
     read = 0
     for name in filesystem.find(root):

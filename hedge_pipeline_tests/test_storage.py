@@ -636,8 +636,9 @@ def test_a_collection_that_takes_too_long_is_ended_and_told_in_one_line(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("table", ["runs", "experiments"])
 def test_so_is_one_that_waits_for_a_lock_of_postgres(
-    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch, table: str
 ) -> None:
     address = postgres.variables["MLFLOW_TRACKING_URI"]
     MlflowRegistry(address, plots=False).ping()
@@ -646,7 +647,7 @@ def test_so_is_one_that_waits_for_a_lock_of_postgres(
         connection.autocommit = False
         cursor = connection.cursor()
         cursor.execute("set idle_in_transaction_session_timeout = '30s'")  # a hang fails the test
-        cursor.execute("lock table experiments in access exclusive mode")
+        cursor.execute(f"lock table {table} in access exclusive mode")
         begun = time.monotonic()
         with pytest.raises(RegistryError, match=r"it (goes on|is done again) next night"):
             upkeep.collect_garbage(address, "")

@@ -32,9 +32,7 @@ def evaluate(
     loop: "LoopResource",
     checks: "Iterable[dg.AssetChecksDefinition] | None" = None,
 ) -> str:
-    """Evaluates the checks on the newest sessions that are over and all symbols.
-
-    Says which do not pass.
+    """Evaluates the checks on all symbols and the newest sessions that are over; says which fail.
 
     A check that raises is one that does not pass, with the reason.
 

@@ -208,9 +208,10 @@ def collect_garbage(tracking_uri: str, artifacts: str) -> bool:
     if store is None:
         return False
     try:
-        if store == tracking_uri:
-            _locate(store, artifacts)
-        _collect(["--backend-store-uri", store, "--tracking-uri", tracking_uri])
+        with _limited(), _waiting_in_python():
+            if store == tracking_uri:
+                _locate(store, artifacts)
+            _collect(["--backend-store-uri", store, "--tracking-uri", tracking_uri])
     except _TakesTooLong:
         raise RegistryError(
             f"MLflow's garbage collection was ended after {GARBAGE_SECONDS:.0f} s; "
@@ -254,25 +255,29 @@ def _collect(given: Sequence[str]) -> None:
     """MLflow's own command, in this process: another one would take 170 MB beside it."""
     from mlflow.cli import cli
 
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        cli(["gc", *given], standalone_mode=False)
+
+
+@contextlib.contextmanager
+def _limited() -> Iterator[None]:
+    """Ends what takes longer than `GARBAGE_SECONDS`; only the main thread hears the signal."""
+
     def end(number: int, frame: FrameType | None) -> None:
         raise _TakesTooLong
 
-    said = io.StringIO()
-    limited = threading.current_thread() is threading.main_thread()  # only there signals are heard
-    before = signal.signal(signal.SIGALRM, end) if limited else None
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, end)
     try:
-        if limited:  # again: where an exception is ignored, as in a finalizer, one is not enough
-            signal.setitimer(signal.ITIMER_REAL, GARBAGE_SECONDS, _AGAIN_SECONDS)
-        with (
-            _waiting_in_python(),
-            contextlib.redirect_stdout(said),
-            contextlib.redirect_stderr(said),
-        ):
-            cli(["gc", *given], standalone_mode=False)
+        # again: where an exception is ignored, as in a finalizer, one is not enough
+        signal.setitimer(signal.ITIMER_REAL, GARBAGE_SECONDS, _AGAIN_SECONDS)
+        yield
     finally:
-        if limited:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @contextlib.contextmanager
