@@ -69,6 +69,11 @@ class Service:
         )
 
     @property
+    def log(self) -> Path:
+        """What it says."""
+        return self.data / "service.log"
+
+    @property
     def store(self) -> Store:
         return Store(str(self.data))
 
@@ -87,7 +92,7 @@ class Service:
 
     def start(self, *arguments: str) -> None:
         ports = ("--port", str(self.port), "--mlflow-port", str(self.mlflow_port))
-        with (self.data / "service.log").open("ab") as log:
+        with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command("up", *ports, *arguments),
                 cwd=REPOSITORY,
@@ -202,7 +207,7 @@ class Service:
         return {**told, REQUESTS: str(folder / "runs.sock")}  # the keeper has set it since
 
     def tail(self) -> str:
-        return (self.data / "service.log").read_text(errors="replace")[-4000:]
+        return self.log.read_text(errors="replace")[-4000:]
 
     def wait_for(self, what: str, seconds: float, true: Callable[[], Any]) -> Any:
         """The first answer that is not empty."""
@@ -359,7 +364,7 @@ def test_a_poll_run_predicts_and_the_uis_show_it(service: Service) -> None:
     ill = [x["daemonType"] for x in daemons if x["required"] and not x["healthy"]]
     assert ill == []
     line = r"logged prediction: SIMQ @ \d+\.\d\d = [01] \(up 0\.\d{3}, trust 0\.\d\d, skill "
-    assert re.search(line, (service.data / "service.log").read_text(errors="replace"))
+    assert re.search(line, service.log.read_text(errors="replace"))
 
 
 def test_the_service_speaks_to_its_own_machine_only(

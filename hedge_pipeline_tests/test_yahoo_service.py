@@ -51,7 +51,7 @@ class YahooService(Service):
 
     def refusals(self) -> int:
         """Log lines so far that name the outage."""
-        return (self.data / "service.log").read_text(errors="replace").count(REFUSED)
+        return self.log.read_text(errors="replace").count(REFUSED)
 
     def stored(self) -> list[pd.Timestamp]:
         """Starts of the stored bars, ascending."""
