@@ -167,9 +167,10 @@ def service(folder: Path, variables: dict[str, str], at_once: int) -> Iterator[U
     home = folder / "home"
     home.mkdir(parents=True)
     known = Path("dagster.yaml").read_text()
-    limited = known.replace("max_concurrent_runs: 4", f"max_concurrent_runs: {at_once}")
-    if limited == known and at_once != 4:
-        raise SystemExit("dagster.yaml has no max_concurrent_runs: 4 to replace")
+    lane = "value: assets, limit: "
+    if f"{lane}2" not in known:
+        raise SystemExit(f"dagster.yaml has no '{lane}2' to replace")
+    limited = known.replace(f"{lane}2", f"{lane}{at_once}")
     (home / "dagster.yaml").write_text(limited)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

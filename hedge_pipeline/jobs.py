@@ -15,12 +15,11 @@ from hedge_pipeline.assets.model_performance import model_performance
 from hedge_pipeline.assets.signal_report import signal_report
 from hedge_pipeline.assets.trained_model import trained_model
 from hedge_pipeline.resources.loop import LoopResource
+from hedge_pipeline.resources.queueing import CLOSE_LANE, HOUSE_LANE, POLL_LANE, TRAIN_LANE
 
 if TYPE_CHECKING:
     from hedge_pipeline.stages import Deployment
 
-TRAIN_LANE = {"hedge/lane": "train"}
-POLL_LANE = {"hedge/lane": "poll"}
 UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -170,7 +169,7 @@ def report_models(context: dg.OpExecutionContext, loop: LoopResource) -> str:
 
 
 @dg.job(
-    tags={"hedge/lane": "close"},
+    tags=CLOSE_LANE,
     description="Last bars, outcomes, gap causes, compaction, evidence and scores of the session.",
 )
 def close_session() -> None:
@@ -199,7 +198,7 @@ def keep_house(context: dg.OpExecutionContext, loop: LoopResource) -> None:
 
 
 @dg.job(
-    tags={"hedge/lane": "house"},
+    tags=HOUSE_LANE,
     description="Compaction, retention of rows, runs and models, and the nightly backup.",
 )
 def housekeeping() -> None:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from hedge_pipeline.jobs import POLL_LANE, UNFINISHED, close_session, housekeeping, poll_market
+from hedge_pipeline.jobs import UNFINISHED, close_session, housekeeping, poll_market
 from hedge_pipeline.resources.loop import LoopResource
+from hedge_pipeline.resources.queueing import POLL_LANE
 from hedge_pipeline.settings import Settings
 
 if TYPE_CHECKING:

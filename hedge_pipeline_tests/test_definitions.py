@@ -14,6 +14,13 @@ from typing import Any
 import dagster as dg
 import pytest
 import yaml  # type: ignore[import-untyped]
+from dagster._core.remote_origin import (
+    ManagedGrpcPythonEnvCodeLocationOrigin,
+    RemoteRepositoryOrigin,
+)
+from dagster._core.run_coordinator import SubmitRunContext
+from dagster._core.test_utils import create_run_for_test
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
 import hedge_pipeline
 from hedge_pipeline.definitions import defs
@@ -322,7 +329,30 @@ def test_a_job_has_a_lane_of_its_own_in_the_queue(
     assert queue is not None
     expected = {"key": "hedge/lane", "value": tags["hedge/lane"], "limit": limit}
     assert expected in queue.tag_concurrency_limits
-    assert limit < queue.max_concurrent_runs
+    assert sum(x["limit"] for x in queue.tag_concurrency_limits) == queue.max_concurrent_runs
+
+
+@pytest.mark.parametrize(
+    ("selection", "tags", "lane"),
+    [
+        (["trained_model", "champion_model"], {}, "train"),
+        (["raw_quotes"], {}, "assets"),
+        (None, {}, "assets"),
+        (["trained_model"], {"hedge/lane": "poll"}, "poll"),
+    ],
+)
+def test_a_run_without_a_lane_gets_one_by_its_assets(
+    instance: dg.DagsterInstance, selection: list[str] | None, tags: dict[str, str], lane: str
+) -> None:
+    chosen = None if selection is None else frozenset(map(dg.AssetKey, selection))
+    target = LoadableTargetOrigin(module_name="hedge_pipeline.definitions")
+    location = ManagedGrpcPythonEnvCodeLocationOrigin(target, location_name="hedge_pipeline")
+    origin = RemoteRepositoryOrigin(location, "__repository__").get_job_origin("__ASSET_JOB")
+    run = create_run_for_test(instance, tags=tags, asset_selection=chosen, remote_job_origin=origin)
+    nobody: Any = None  # the queue asks no workspace
+    queued = instance.run_coordinator.submit_run(SubmitRunContext(run, workspace=nobody))
+    assert queued.status == dg.DagsterRunStatus.QUEUED
+    assert queued.tags["hedge/lane"] == lane
 
 
 def test_the_lanes_differ_but_a_first_start_is_a_training() -> None:

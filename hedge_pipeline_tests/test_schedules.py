@@ -20,11 +20,12 @@ from dagster._core.remote_origin import (
 )
 
 from hedge_pipeline import jobs, stages
-from hedge_pipeline.jobs import POLL_LANE, UNFINISHED
+from hedge_pipeline.jobs import UNFINISHED
 from hedge_pipeline.live.supervision import Heartbeat
 from hedge_pipeline.market.tables import PREDICTION_LOG, RAW_QUOTES
 from hedge_pipeline.opening import open_deployment
 from hedge_pipeline.resources.loop import RegistryResource, SourceResource, StoreResource
+from hedge_pipeline.resources.queueing import POLL_LANE
 from hedge_pipeline.resources.upkeep import why_it_failed
 from hedge_pipeline.schedules import build_schedules
 from hedge_pipeline.settings import load_settings

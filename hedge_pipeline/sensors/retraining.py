@@ -11,8 +11,9 @@ from zoneinfo import ZoneInfo
 
 import dagster as dg
 
-from hedge_pipeline.jobs import TRAIN_LANE, UNFINISHED, train_model
+from hedge_pipeline.jobs import UNFINISHED, train_model
 from hedge_pipeline.resources.loop import LoopResource
+from hedge_pipeline.resources.queueing import TRAIN_LANE
 
 NAMED = 8
 

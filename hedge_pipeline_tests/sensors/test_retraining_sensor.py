@@ -21,8 +21,8 @@ from dagster._core.remote_origin import (
 
 from hedge_pipeline import stages
 from hedge_pipeline.assets import pictures
-from hedge_pipeline.jobs import TRAIN_LANE
 from hedge_pipeline.opening import open_deployment
+from hedge_pipeline.resources.queueing import LANE
 from hedge_pipeline.sensors import retraining
 from hedge_pipeline.settings import load_settings
 from hedge_pipeline_tests.runs import (
@@ -290,10 +290,9 @@ def test_a_training_that_ended_suppresses_nothing(
 def test_a_run_of_another_lane_suppresses_nothing(
     store: Path, instance: dg.DagsterInstance
 ) -> None:
-    ((lane, _),) = TRAIN_LANE.items()
     instance.create_run_for_job(
         job_def=code_location().resolve_job_def("train_model"),
-        tags={lane: "poll", "dagster/partition": "SIMQ"},
+        tags={LANE: "poll", "dagster/partition": "SIMQ"},
         status=dg.DagsterRunStatus.STARTED,
     )
     assert asked(instance) == SYMBOLS
