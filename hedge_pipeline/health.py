@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from hedge_pipeline import stages, storage
 from hedge_pipeline.backup import last_backup, restoring
+from hedge_pipeline.disks import Disk, disks
 from hedge_pipeline.heartbeats import HeartbeatsUnknown, daemon_heartbeat
 from hedge_pipeline.learning import gate
 from hedge_pipeline.learning.training import ModelError
 from hedge_pipeline.live.supervision import Heartbeat
 from hedge_pipeline.market.tables import OUTCOMES, RAW_QUOTES
 from hedge_pipeline.stages import Deployment
-from hedge_pipeline.storage import Disk
 
 if TYPE_CHECKING:
     from hedge_pipeline.settings import Settings
@@ -107,7 +107,7 @@ def facts(deployment: Deployment, home: Path | None) -> Facts:
         last_poll=beat.moment if beat else None,
         daemon=daemon,
         unseen=unseen,
-        disks=storage.disks(deployment.store.url, home),
+        disks=disks(deployment.store.url, home),
     )
 
 
@@ -145,7 +145,7 @@ def service_troubles(deployment: Deployment, settings: Settings, found: Facts) -
         settings: of the deployment.
         found: its facts.
     """
-    live = [*live_troubles(found, patience_of(settings)), *disk_troubles(found.disks)]
+    live = [*disk_troubles(found.disks), *live_troubles(found, patience_of(settings))]
     backup = backup_trouble(deployment, settings)
     return [*live, *store_troubles(deployment), *([backup] if backup else [])]
 
@@ -183,9 +183,15 @@ def live_troubles(found: Facts, patience: dt.timedelta) -> list[Trouble]:
 
 
 def disk_troubles(found: Iterable[Disk]) -> list[Trouble]:
-    """Disks that are nearly full; grave where soon nothing can be written."""
+    """Disks that are nearly full or read-only; grave where soon nothing can be written."""
     troubles = []
     for disk in found:
+        if disk.refuses:
+            words = (
+                f"the disk of {disk.folder} takes no write: {disk.refuses}: stop the service, "
+                "check the disk and mount it again"
+            )
+            troubles.append(Trouble(f"disk: {disk.folder}", words, grave=True))
         told = f"the disk of {disk.folder} has {disk.free / storage.MEGABYTE:.0f} MB left"
         if disk.free < HARDLY_FREE:
             words = f"{told}, soon nothing can be stored: make room"
@@ -347,7 +353,12 @@ def as_json(found: Facts, troubles: Sequence[Trouble], deployment: Deployment) -
         "last_poll_age_seconds": age(found.last_poll),
         "daemon_age_seconds": age(found.daemon),
         "disks": [
-            {"folder": disk.folder, "free_bytes": disk.free, "total_bytes": disk.total}
+            {
+                "folder": disk.folder,
+                "free_bytes": disk.free,
+                "total_bytes": disk.total,
+                "refuses": disk.refuses,
+            }
             for disk in found.disks
         ],
         "troubles": [vars(trouble) for trouble in troubles],

@@ -33,7 +33,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
+from hedge_pipeline.disks import refusal
+
 LOOK_EVERY_SECONDS = 0.2
+TRY_DISKS_EVERY_SECONDS = 15.0
 SETTLED_SECONDS = 60.0
 LONGEST_PAUSE_SECONDS = 30.0
 MOST_FAILURES = 6
@@ -145,18 +148,22 @@ class Keeper:
     Args:
         environment: of every process that is no copy of this one.
         inherited: file descriptors that every process keeps open.
+        written: folders without which nothing can go on; if the disk of one turns read-only,
+            everything is ended, since it must be mounted again.
         say: takes one line.
         adopts: orphans of its processes become its own, as in a container, and are waited for.
     """
 
     environment: Mapping[str, str]
     inherited: Sequence[int] = ()
+    written: Sequence[str] = ()
     say: Callable[[str], None] = _say
     adopts: bool = False
     _children: list[Child] = field(default_factory=list)
     _groups: set[int] = field(default_factory=set)
     _waiting: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
     _told: int | None = None
+    _tried: float = 0.0
     _ending: bool = False
 
     def add(self, name: str, command: str | Program) -> None:
@@ -178,6 +185,8 @@ class Keeper:
                 while self._told is None:
                     # a run that ends adds its report
                     if not all(self._look_after(child) for child in list(self._children)):
+                        return 1
+                    if self._refused():
                         return 1
                     if self.adopts:
                         self._bury_orphans()
@@ -218,6 +227,18 @@ class Keeper:
                 child.due = now + LONGEST_PAUSE_SECONDS
                 self._tell(child.name, f"cannot be started: {error.strerror or error}")
         return True
+
+    def _refused(self) -> bool:
+        """Whether a disk takes no write, looked at now and then."""
+        if time.monotonic() < self._tried + TRY_DISKS_EVERY_SECONDS:
+            return False
+        self._tried = time.monotonic()
+        for folder in self.written:
+            if reason := refusal(Path(folder)):
+                said = f"the disk of {folder} takes no write: {reason}: check it and mount it again"
+                self._tell("service", f"{said}; stopping")
+                return True
+        return False
 
     def _start(self, child: Child) -> None:
         child.begun = time.monotonic()
@@ -429,6 +450,7 @@ def keep(
     commands: Mapping[str, str | dict[str, Any]],
     folder: str,
     inherited: Sequence[int],
+    written: Sequence[str] = (),
     imported: str = "",
 ) -> int:
     """Runs commands in this process's environment until a signal comes; returns the exit code.
@@ -437,10 +459,11 @@ def keep(
         commands: command line of the shell, or fields of a `Program`, by name.
         folder: removed at the end; where runs are asked for.
         inherited: file descriptors that every process keeps open.
+        written: see `Keeper`.
         imported: module that imports what the programs need; "" = none.
     """
     _entitle("keeper")
-    keeper = Keeper(os.environ, inherited, adopts=True)
+    keeper = Keeper(os.environ, inherited, written, adopts=True)
     requests = Path(folder) / "runs.sock"
     os.environ[REQUESTS] = str(requests)
     keeper.listen(str(requests))

@@ -207,6 +207,7 @@ def serve(settings: Settings, ports: Ports, configuration: Path, *, headless: bo
         "commands": {x: y if isinstance(y, str) else asdict(y) for x, y in wanted.items()},
         "folder": str(folder),
         "inherited": inherited,
+        "written": [str(home), *([] if "://" in settings.data_url else [settings.data_url])],
         "imported": "hedge_pipeline.resources.shared",
     }
     for descriptor in inherited:

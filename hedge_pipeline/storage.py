@@ -12,12 +12,12 @@ import datetime as dt
 import json
 import shutil
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hedge_pipeline import scratch, stages
 from hedge_pipeline.backup import Places
+from hedge_pipeline.disks import disks
 from hedge_pipeline.learning import drift
 from hedge_pipeline.market.tables import (
     CHAIN_FETCHES,
@@ -49,37 +49,6 @@ FORGOTTEN: tuple[Table, ...] = (
 )
 MEGABYTE = 1_000_000
 LEAST_FREE = 0.05
-
-
-@dataclass(frozen=True)
-class Disk:
-    """A file system that holds state.
-
-    Attributes:
-        folder: one on it.
-        free: bytes that may still be written.
-        total: bytes of all.
-    """
-
-    folder: str
-    free: int
-    total: int
-
-    @property
-    def share(self) -> float:
-        """How much of it is free."""
-        return self.free / max(self.total, 1)
-
-
-def disks(data_url: str, home: Path | None) -> tuple[Disk, ...]:
-    """The file systems of a local data folder and of DAGSTER_HOME, each once."""
-    folders = [] if "://" in data_url else [Path(data_url)]
-    folders += [home] if home is not None else []
-    found: dict[int, Disk] = {}
-    for folder in map(_existing, folders):
-        usage = shutil.disk_usage(folder)
-        found.setdefault(folder.stat().st_dev, Disk(str(folder), usage.free, usage.total))
-    return tuple(found.values())
 
 
 def needed_from(deployment: Deployment) -> str | None:
@@ -302,8 +271,3 @@ def _database(file: Path | None) -> int:
         with contextlib.suppress(FileNotFoundError):
             total += path.stat().st_size if path.is_file() else 0
     return total
-
-
-def _existing(path: Path) -> Path:
-    path = path.resolve()
-    return next(x for x in (path, *path.parents) if x.exists())

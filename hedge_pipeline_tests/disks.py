@@ -1,10 +1,11 @@
-"""Small file systems that fill up."""
+"""Small file systems that fill up or take no write any more."""
 
 from __future__ import annotations
 
 import contextlib
 import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -21,3 +22,57 @@ def mounted(folder: Path, size: str) -> Iterator[Path]:
     finally:
         # lazily: a process that was killed may not be gone yet
         subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@dataclass(frozen=True)
+class Ext4:
+    """An ext4 in an image, which its kernel may be told to distrust.
+
+    Attributes:
+        image: file that holds it.
+        folder: where it is mounted.
+    """
+
+    image: Path
+    folder: Path
+
+    @classmethod
+    def made(cls, image: Path, folder: Path, size: int) -> Ext4:
+        """A new one of so many bytes."""
+        with image.open("wb") as file:
+            file.truncate(size)
+        subprocess.run(["mkfs.ext4", "-q", str(image)], check=True)
+        return cls(image, folder)
+
+    def mount(self) -> None:
+        options = ["-o", "loop,errors=remount-ro"]
+        subprocess.run(["mount", *options, str(self.image), str(self.folder)], check=True)
+
+    def unmount(self) -> None:
+        subprocess.run(["umount", str(self.folder)], check=True)
+
+    def fail(self) -> None:
+        """What an error of the device does: no write succeeds until it is mounted again."""
+        found = ["findmnt", "--noheadings", "--output", "SOURCE", str(self.folder)]
+        device = subprocess.run(found, capture_output=True, text=True, check=True).stdout.strip()
+        Path("/sys/fs/ext4", Path(device).name, "trigger_fs_error").write_text("1")
+
+    def repair(self) -> None:
+        """Checks and mends it as a start of the machine would."""
+        done = subprocess.run(["e2fsck", "-p", "-f", str(self.image)], check=False)
+        assert done.returncode in (0, 1), done  # 1 = errors were mended
+
+
+@contextlib.contextmanager
+def ext4(folder: Path, size: int) -> Iterator[Ext4]:
+    """An ext4 mounted in a folder; skips who may not mount one."""
+    (folder / "disk").mkdir()
+    try:
+        disk = Ext4.made(folder / "image", folder / "disk", size)
+        disk.mount()
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"a disk with errors needs mkfs.ext4 and the right to mount: {error}")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "-l", str(disk.folder)], check=False)

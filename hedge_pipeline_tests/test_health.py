@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from hedge_pipeline import health, stages, status, storage
+from hedge_pipeline import health, stages, status
 from hedge_pipeline.assets.reporting import plain_failures
 from hedge_pipeline.backup import LAST_BACKUP, UNDER_WAY
+from hedge_pipeline.disks import Disk, disks
 from hedge_pipeline.health import Facts, Trouble
 from hedge_pipeline.learning.gate import GateState, Skill
 from hedge_pipeline.learning.ledger import Ledger
@@ -22,8 +24,8 @@ from hedge_pipeline.live.supervision import Heartbeat
 from hedge_pipeline.market.tables import RAW_QUOTES
 from hedge_pipeline.resources import housekeeping, notifier, upkeep
 from hedge_pipeline.resources.notifier import Delivery
-from hedge_pipeline.storage import Disk
 from hedge_pipeline.store import Store, StoreError
+from hedge_pipeline_tests.disks import mounted
 from hedge_pipeline_tests.replays import Demo, demo_in, environment, hedge, replay_in, settings_in
 from hedge_pipeline_tests.runs import loop_at
 
@@ -460,13 +462,30 @@ def test_a_disk_that_fills_is_said_and_grave_when_nothing_is_left(
         assert trouble.message.endswith(": make room")
 
 
+def test_a_read_only_disk_is_told_and_nothing_is_left_on_another(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    with mounted(tmp_path / "disk", "64k") as folder:
+        home = tmp_path / "home"
+        (home / "history").mkdir(parents=True)
+        assert {disk.refuses for disk in disks(str(folder), home)} == {""}
+        assert [*folder.iterdir(), *home.iterdir()] == [home / "history"]
+        subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+        first, second = disks(str(folder), home)
+        assert (first.refuses, second.refuses) == ("Read-only file system", "")
+        (trouble,) = health.disk_troubles([replace(first, free=10**10, total=10**10)])
+        assert trouble.grave
+        assert trouble.message.startswith(f"the disk of {folder} takes no write: Read-only file ")
+        # a home that has no databases needs no write
+        assert {disk.refuses for disk in disks(str(home), folder)} == {""}
+
+
 def test_a_file_system_is_looked_at_once_and_a_bucket_not_at_all(tmp_path: Path) -> None:
-    (disk,) = storage.disks(str(tmp_path / "data"), tmp_path / "data" / "dagster_home")
+    (disk,) = disks(str(tmp_path / "data"), tmp_path / "data" / "dagster_home")
     assert disk.folder == str(tmp_path)  # of the folder that is to be made
     assert 0 < disk.free <= disk.total
-    assert storage.disks("s3://bucket/folder", None) == ()
-    assert [x.folder for x in storage.disks("s3://bucket/folder", tmp_path)] == [str(tmp_path)]
-    kinds = {x.folder for x in storage.disks(str(tmp_path), Path("/proc"))}
+    assert disks("s3://bucket/folder", None) == ()
+    assert [x.folder for x in disks("s3://bucket/folder", tmp_path)] == [str(tmp_path)]
+    kinds = {x.folder for x in disks(str(tmp_path), Path("/proc"))}
     assert kinds == {str(tmp_path), "/proc"}
 
 
@@ -480,7 +499,7 @@ def test_a_full_disk_ends_the_probe_and_machines_read_the_numbers(
     shown = health.as_json(found, wrong, deployment)
     assert not shown["healthy"]
     assert shown["disks"] == [
-        {"folder": "/d", "free_bytes": 5_000_000, "total_bytes": 1_000_000_000}
+        {"folder": "/d", "free_bytes": 5_000_000, "total_bytes": 1_000_000_000, "refuses": ""}
     ]
     assert [x["message"] for x in shown["troubles"] if x["grave"]] == [
         "the disk of /d has 5 MB left, soon nothing can be stored: make room"

@@ -22,6 +22,7 @@ import pytest
 
 from hedge_pipeline import processes
 from hedge_pipeline.processes import MOST_FAILURES, Keeper, Program
+from hedge_pipeline_tests.disks import mounted
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PATIENCE = 20.0
@@ -208,6 +209,21 @@ def test_who_does_not_listen_is_killed(story: Story, monkeypatch: pytest.MonkeyP
     story.add("deaf", f"trap '' TERM INT; {LIVES}")
     assert story.run(lambda: wait_until(lambda: story.starts("deaf"))) == 143
     assert not lives(story.starts("deaf")[0])
+
+
+def test_a_disk_that_turns_read_only_ends_everything(
+    story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "TRY_DISKS_EVERY_SECONDS", 0.05)
+    disk = story.folder / "disk"
+    disk.mkdir()
+    with mounted(disk, "64k"):
+        story.keeper.written = (str(story.folder), str(disk))
+        story.add("lasting", f"sleep 0.3; mount -o remount,ro {disk}; {LIVES}")
+        assert story.keeper.run() == 1
+    assert not lives(story.starts("lasting")[0])
+    told = f"service | the disk of {disk} takes no write: Read-only file system: check it and "
+    assert any(told in line for line in story.lines)
 
 
 def test_what_ends_after_every_start_ends_the_others_too(story: Story) -> None:

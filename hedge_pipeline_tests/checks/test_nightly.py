@@ -8,6 +8,7 @@ import pytest
 
 from hedge_pipeline import storage
 from hedge_pipeline.checks import nightly
+from hedge_pipeline.disks import Disk
 from hedge_pipeline.resources.loop import LoopResource
 from hedge_pipeline_tests.replays import Demo, demo_in, environment
 from hedge_pipeline_tests.runs import code_location, loop_at
@@ -30,7 +31,7 @@ def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
 @pytest.fixture
 def out(demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the demo, named by the environment, on a disk that has room."""
-    roomy = lambda *_: (storage.Disk("/", 50 << 30, 100 << 30),)  # noqa: E731
+    roomy = lambda *_: (Disk("/", 50 << 30, 100 << 30),)  # noqa: E731
     monkeypatch.setattr(storage, "disks", roomy)
     variables = {"HEDGE_DATA_URL": str(tmp_path / "out"), "HEDGE_MODE": "replay"}
     # an earlier test may have told MLflow another one, which MLflow leaves in the environment
