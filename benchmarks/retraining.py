@@ -1,11 +1,12 @@
 """Retraining beside bare XGBoost on the same rows: wall time and peak memory by number of rows.
 
-A store of minute bars' features and outcomes of 31 symbols is made first. Then, each in a process
-of its own: bare XGBoost (`QuantileDMatrix` and `xgboost.train`) on arrays that are in memory
-already; a script that reads the same files with pandas, joins them and fits the rows; and a
-retraining of the pool as the product does it: rows read from the Parquet tables, fitted, the file
-written, read back and guarded, described. The last must give the bytes of the product's fit of the
-rows in memory, and where every row places the bins (up to `MANY_ROWS`) those of bare XGBoost.
+A store of minute bars' features and outcomes of the symbols watched, at most 31, is made first.
+Then, each in a process of its own: bare XGBoost (`QuantileDMatrix` and `xgboost.train`) on arrays
+that are in memory already; a script that reads the same files with pandas, joins them and fits the
+rows; and a retraining of the pool as the product does it: rows read from the Parquet tables,
+fitted, the file written, read back and guarded, described. The last must give the bytes of the
+product's fit of the rows in memory, and where every row places the bins (up to `MANY_ROWS`) those
+of bare XGBoost.
 
 Times do not include imports; CPU time says more where others use the machine too. Memory is the
 peak of the process (`VmHWM`), and beside it what came on top of the imports. Rows beyond half a
@@ -66,8 +67,11 @@ def _report(folder: Path, sizes: Sequence[int], out: Path) -> None:
     from benchmarks.report import show
 
     found: dict[str, float] = {}
-    _fill(folder, max(sizes))
-    for rows in sizes:
+    everything = folder
+    for rows in sorted(sizes, reverse=True):
+        folder = everything / f"{_symbols(rows)}_symbols"
+        folder.mkdir(exist_ok=True, parents=True)
+        _fill(folder, rows)
         kept = _in_a_process(folder, what="keep", rows=rows)
         own = _in_a_process(folder, what="retrain", rows=rows)
         bare = _in_a_process(folder, what="bare", rows=rows)
@@ -288,11 +292,12 @@ def _keys(deployment: Deployment, label: str, minutes: int) -> pd.DataFrame:
     session = deployment.calendar.session(label)
     times = pd.DatetimeIndex(session.bar_ts).tz_localize("UTC")
     times = times[: min(BARS, len(times))]
+    symbols = deployment.symbols
     return pd.DataFrame(
         {
-            "symbol": np.repeat(SYMBOLS, len(times)),
-            "bar_ts": np.tile(times, len(SYMBOLS)),
-            "available_at": np.tile(times + dt.timedelta(minutes=minutes), len(SYMBOLS)),
+            "symbol": np.repeat(symbols, len(times)),
+            "bar_ts": np.tile(times, len(symbols)),
+            "available_at": np.tile(times + dt.timedelta(minutes=minutes), len(symbols)),
         }
     )
 
