@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import datetime as dt
+import importlib.util
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
 import yaml  # type: ignore[import-untyped]
+from dagster._core.code_pointer import ModuleCodePointer
+from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
 from dagster._core.storage.tags import BACKFILL_ID_TAG
+from dagster._grpc.types import ExecuteRunArgs
 from typer.testing import CliRunner
 
 from hedge_pipeline.cli import app
@@ -19,7 +25,8 @@ from hedge_pipeline.resources.upkeep import delete_old_runs
 from hedge_pipeline.service import Ports, commands, pages
 from hedge_pipeline.settings import Settings, load_settings
 from hedge_pipeline_tests.databases import Postgres, postgres
-from hedge_pipeline_tests.replays import hedge, one_after_the_other
+from hedge_pipeline_tests.replays import environment, hedge, one_after_the_other
+from hedge_pipeline_tests.runs import code_location
 from hedge_pipeline_tests.test_backup import s3
 
 __all__ = ["postgres", "s3"]  # fixtures
@@ -292,6 +299,37 @@ def test_kubernetes_has_the_lanes_of_the_committed_instance() -> None:
     assert queue["maxConcurrentRuns"] == runs["max_concurrent_runs"]
     (deployment,) = values["dagster-user-deployments"]["deployments"]
     assert deployment["securityContext"]["runAsNonRoot"] is True
+
+
+@pytest.mark.slow
+def test_a_run_pod_needs_nothing_that_the_image_has_not(tmp_path: Path) -> None:
+    """The chart's instance names a launcher of dagster-k8s, which only the daemon asks."""
+    home = tmp_path / "home"
+    home.mkdir()
+    kinds = yaml.safe_load((DEPLOY / "kubernetes" / "values.yaml").read_text())["runLauncher"]
+    launcher = {"module": "dagster_k8s", "class": kinds["type"]}
+    (home / "dagster.yaml").write_text(yaml.safe_dump({"run_launcher": launcher}))
+    assert importlib.util.find_spec("dagster_k8s") is None
+    code = ModuleCodePointer("hedge_pipeline.definitions", "defs")
+    job = code_location().resolve_job_def("close_session")
+    origin = JobPythonOrigin(job.name, RepositoryPythonOrigin(sys.executable, code))
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        run = instance.create_run_for_job(job, job_code_origin=origin)
+        arguments = ExecuteRunArgs(origin, run.run_id, instance.get_ref()).get_command_args()
+        done = subprocess.run(
+            [*arguments],
+            env=environment(
+                DAGSTER_HOME=str(home),
+                HEDGE_DATA_URL=str(tmp_path / "data"),
+                HEDGE_SYMBOLS="SIMQ",
+            ),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        (found,) = instance.get_runs()
+        assert found.status == dg.DagsterRunStatus.SUCCESS
 
 
 def test_the_instance_on_postgres_differs_from_the_committed_one_in_its_storage_only() -> None:
