@@ -57,7 +57,7 @@ wanted = service.commands(settings, service.Ports(int(sys.argv[1])), folder, hea
 del wanted["mlflow"]
 service.prepare(service.dagster_home(settings), Path("dagster.yaml"))
 commands = {name: asdict(program) for name, program in wanted.items()}
-sys.exit(keep(commands, str(folder), [], "hedge_pipeline.resources.shared"))
+sys.exit(keep(commands, str(folder), [], imported="hedge_pipeline.resources.shared"))
 """
 LAUNCH = """
 mutation Launch($backfill: LaunchBackfillParams!) {
@@ -167,10 +167,14 @@ def service(folder: Path, variables: dict[str, str], at_once: int) -> Iterator[U
     home = folder / "home"
     home.mkdir(parents=True)
     known = Path("dagster.yaml").read_text()
-    lane = "value: assets, limit: "
-    if f"{lane}2" not in known:
-        raise SystemExit(f"dagster.yaml has no '{lane}2' to replace")
-    limited = known.replace(f"{lane}2", f"{lane}{at_once}")
+    limited = known
+    for limit, found, wanted in (
+        ("assets, limit", 2, at_once),
+        ("concurrent_runs", 7, 5 + at_once),
+    ):
+        if f"{limit}: {found}" not in known:
+            raise SystemExit(f"dagster.yaml has no '{limit}: {found}' to replace")
+        limited = limited.replace(f"{limit}: {found}", f"{limit}: {wanted}")
     (home / "dagster.yaml").write_text(limited)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -41,23 +41,34 @@ def disks(data_url: str, home: Path | None) -> tuple[Disk, ...]:
     found: dict[int, Disk] = {}
     for wanted, written in folders:
         folder = _existing(wanted)
-        usage = shutil.disk_usage(folder)
+        usage, number = shutil.disk_usage(folder), folder.stat().st_dev
         refuses = refusal(folder) if written else ""
-        found.setdefault(folder.stat().st_dev, Disk(str(folder), usage.free, usage.total, refuses))
+        if refuses or number not in found:  # one may be mounted twice
+            found[number] = Disk(str(folder), usage.free, usage.total, refuses)
     return tuple(found.values())
 
 
-def refusal(folder: Path) -> str:
+def written_folders(data_url: str, home: Path) -> tuple[str, ...]:
+    """Folders without whose disks nothing can go on: see `disks`."""
+    data = [] if "://" in data_url else [data_url]
+    return (*([str(home)] if (home / "history").is_dir() else []), *data)
+
+
+def refusal(folder: Path, kinds: tuple[int, ...] = (errno.EROFS, errno.EIO)) -> str:
     """Why nobody can write on a folder's disk; "" = it takes writes, or who asks may not try.
 
     Tried by a file, since a kernel that distrusts a disk tells only who writes.
+
+    Args:
+        folder: one on it.
+        kinds: of errors that count: read-only, and one that may pass, of a network for instance.
     """
     probe = folder / f".probe-{os.getpid()}"
     try:
         probe.touch()
         probe.unlink(missing_ok=True)
     except OSError as error:
-        return os.strerror(error.errno) if error.errno in (errno.EROFS, errno.EIO) else ""
+        return os.strerror(error.errno) if error.errno in kinds else ""
     return ""
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import gc
 import importlib
 import json
@@ -41,6 +42,7 @@ SETTLED_SECONDS = 60.0
 LONGEST_PAUSE_SECONDS = 30.0
 MOST_FAILURES = 6
 PATIENCE_SECONDS = 8.0
+ALARM_SECONDS = 15.0
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 REQUESTS = "HEDGE_RUNS_SOCKET"
 REPORTER = "hedge_pipeline.resources.launching"
@@ -150,6 +152,8 @@ class Keeper:
         inherited: file descriptors that every process keeps open.
         written: folders without which nothing can go on; if the disk of one turns read-only,
             everything is ended, since it must be mounted again.
+        alarm: Python module that is run with the reason before everything is ended for one; "" =
+            nobody is told.
         say: takes one line.
         adopts: orphans of its processes become its own, as in a container, and are waited for.
     """
@@ -157,12 +161,14 @@ class Keeper:
     environment: Mapping[str, str]
     inherited: Sequence[int] = ()
     written: Sequence[str] = ()
+    alarm: str = ""
     say: Callable[[str], None] = _say
     adopts: bool = False
     _children: list[Child] = field(default_factory=list)
     _groups: set[int] = field(default_factory=set)
     _waiting: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
     _told: int | None = None
+    _why: str = ""
     _tried: float = 0.0
     _ending: bool = False
 
@@ -184,9 +190,9 @@ class Keeper:
             try:
                 while self._told is None:
                     # a run that ends adds its report
-                    if not all(self._look_after(child) for child in list(self._children)):
-                        return 1
-                    if self._refused():
+                    well = all(self._look_after(child) for child in list(self._children))
+                    if not well or self._refused():
+                        self._raise_alarm()
                         return 1
                     if self.adopts:
                         self._bury_orphans()
@@ -215,7 +221,9 @@ class Keeper:
                 return True
             child.failures = child.failures + 1 if now - child.begun < SETTLED_SECONDS else 1
             if child.failures == MOST_FAILURES:
-                self._tell(child.name, f"ended {MOST_FAILURES} times in a row ({_words(code)})")
+                self._why = f"ended {MOST_FAILURES} times in a row ({_words(code)})"
+                self._tell(child.name, self._why)
+                self._why = f"{child.name} {self._why}"
                 return False
             pause = min(2.0 ** (child.failures - 1), LONGEST_PAUSE_SECONDS)
             child.due = now + pause
@@ -234,11 +242,25 @@ class Keeper:
             return False
         self._tried = time.monotonic()
         for folder in self.written:
-            if reason := refusal(Path(folder)):
-                said = f"the disk of {folder} takes no write: {reason}: check it and mount it again"
-                self._tell("service", f"{said}; stopping")
+            if reason := refusal(Path(folder), (errno.EROFS,)):
+                self._why = (
+                    f"the disk of {folder} takes no write: {reason}: check it and mount it again"
+                )
+                self._tell("service", f"{self._why}; stopping")
                 return True
         return False
+
+    def _raise_alarm(self) -> None:
+        """Has somebody told why everything is ended, and waits for that, though not for long."""
+        if not self.alarm:
+            return
+        child = Child("alarm", Program(self.alarm, (self._why,), "alarm"), once=True)
+        self._children.append(child)
+        deadline = time.monotonic() + ALARM_SECONDS
+        while self._look_after(child) and child in self._children:
+            if self._told is not None or time.monotonic() > deadline:
+                return
+            self._wait(LOOK_EVERY_SECONDS)
 
     def _start(self, child: Child) -> None:
         child.begun = time.monotonic()
@@ -450,7 +472,9 @@ def keep(
     commands: Mapping[str, str | dict[str, Any]],
     folder: str,
     inherited: Sequence[int],
+    *,
     written: Sequence[str] = (),
+    alarm: str = "",
     imported: str = "",
 ) -> int:
     """Runs commands in this process's environment until a signal comes; returns the exit code.
@@ -460,10 +484,11 @@ def keep(
         folder: removed at the end; where runs are asked for.
         inherited: file descriptors that every process keeps open.
         written: see `Keeper`.
+        alarm: see `Keeper`.
         imported: module that imports what the programs need; "" = none.
     """
     _entitle("keeper")
-    keeper = Keeper(os.environ, inherited, written, adopts=True)
+    keeper = Keeper(os.environ, inherited, written, alarm, adopts=True)
     requests = Path(folder) / "runs.sock"
     os.environ[REQUESTS] = str(requests)
     keeper.listen(str(requests))

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from hedge_pipeline import scratch
+from hedge_pipeline.disks import refusal, written_folders
 from hedge_pipeline.processes import STOPPING, Program
 from hedge_pipeline.resources import views
 from hedge_pipeline.settings import SettingsError
@@ -173,7 +174,7 @@ def serve(settings: Settings, ports: Ports, configuration: Path, *, headless: bo
     """Becomes the service, which runs until it is told to stop.
 
     Raises:
-        SettingsError: another service runs in the same home, which may also be one that cannot be
+        SettingsError: another service runs in the same home, home or data folder cannot be
             written, or a port cannot be listened on.
     """
     home = dagster_home(settings)
@@ -181,6 +182,10 @@ def serve(settings: Settings, ports: Ports, configuration: Path, *, headless: bo
     if not headless:
         _check_ports(settings.bind, ports)
     left_over = prepare(home, configuration)
+    written = written_folders(settings.data_url, home)
+    for needed in written:
+        if reason := refusal(Path(needed)):
+            raise SettingsError(f"{needed} cannot be written: {reason}: check its disk")
     if left_over:
         print(left_over_words(left_over), file=sys.stderr)
     environment = {
@@ -207,7 +212,8 @@ def serve(settings: Settings, ports: Ports, configuration: Path, *, headless: bo
         "commands": {x: y if isinstance(y, str) else asdict(y) for x, y in wanted.items()},
         "folder": str(folder),
         "inherited": inherited,
-        "written": [str(home), *([] if "://" in settings.data_url else [settings.data_url])],
+        "written": written,
+        "alarm": "hedge_pipeline.resources.last_words",
         "imported": "hedge_pipeline.resources.shared",
     }
     for descriptor in inherited:

@@ -51,11 +51,16 @@ class Ext4:
     def unmount(self) -> None:
         subprocess.run(["umount", str(self.folder)], check=True)
 
-    def fail(self) -> None:
-        """What an error of the device does: no write succeeds until it is mounted again."""
+    @property
+    def fault(self) -> Path:
+        """What is written there makes the kernel take the device for faulty."""
         found = ["findmnt", "--noheadings", "--output", "SOURCE", str(self.folder)]
         device = subprocess.run(found, capture_output=True, text=True, check=True).stdout.strip()
-        Path("/sys/fs/ext4", Path(device).name, "trigger_fs_error").write_text("1")
+        return Path("/sys/fs/ext4", Path(device).name, "trigger_fs_error")
+
+    def fail(self) -> None:
+        """What an error of the device does: no write succeeds until it is mounted again."""
+        self.fault.write_text("1")
 
     def repair(self) -> None:
         """Checks and mends it as a start of the machine would."""
@@ -70,6 +75,8 @@ def ext4(folder: Path, size: int) -> Iterator[Ext4]:
     try:
         disk = Ext4.made(folder / "image", folder / "disk", size)
         disk.mount()
+        with disk.fault.open("w"):
+            pass
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"a disk with errors needs mkfs.ext4 and the right to mount: {error}")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import errno
 import json
 import subprocess
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ import pytest
 from hedge_pipeline import health, stages, status
 from hedge_pipeline.assets.reporting import plain_failures
 from hedge_pipeline.backup import LAST_BACKUP, UNDER_WAY
-from hedge_pipeline.disks import Disk, disks
+from hedge_pipeline.disks import Disk, disks, refusal, written_folders
 from hedge_pipeline.health import Facts, Trouble
 from hedge_pipeline.learning.gate import GateState, Skill
 from hedge_pipeline.learning.ledger import Ledger
@@ -477,6 +478,30 @@ def test_a_read_only_disk_is_told_and_nothing_is_left_on_another(tmp_path: Path)
         assert trouble.message.startswith(f"the disk of {folder} takes no write: Read-only file ")
         # a home that has no databases needs no write
         assert {disk.refuses for disk in disks(str(home), folder)} == {""}
+
+
+def test_what_may_pass_is_told_and_is_not_read_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object) -> None:
+        raise OSError(errno.EIO, "lost")
+
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "not yours")
+
+    monkeypatch.setattr(Path, "touch", lost)
+    assert refusal(tmp_path) == "Input/output error"
+    assert refusal(tmp_path, (errno.EROFS,)) == ""
+    monkeypatch.setattr(Path, "touch", refused)  # who looks may be somebody else
+    assert refusal(tmp_path) == ""
+
+
+def test_without_which_disks_nothing_can_go_on(tmp_path: Path) -> None:
+    assert written_folders("s3://bucket/folder", tmp_path) == ()
+    assert written_folders("data", tmp_path) == ("data",)
+    (tmp_path / "history").mkdir()  # the databases of Dagster, where they are SQLite's
+    assert written_folders("s3://bucket/folder", tmp_path) == (str(tmp_path),)
+    assert written_folders("data", tmp_path) == (str(tmp_path), "data")
 
 
 def test_a_file_system_is_looked_at_once_and_a_bucket_not_at_all(tmp_path: Path) -> None:

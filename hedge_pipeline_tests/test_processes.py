@@ -219,11 +219,36 @@ def test_a_disk_that_turns_read_only_ends_everything(
     disk.mkdir()
     with mounted(disk, "64k"):
         story.keeper.written = (str(story.folder), str(disk))
-        story.add("lasting", f"sleep 0.3; mount -o remount,ro {disk}; {LIVES}")
+        remount = f"sleep 0.3; mount -o remount,ro {disk}"
+        story.add("lasting", f"echo $$ >> {{file}}; {remount}; while :; do sleep 0.1; done")
         assert story.keeper.run() == 1
     assert not lives(story.starts("lasting")[0])
     told = f"service | the disk of {disk} takes no write: Read-only file system: check it and "
     assert any(told in line for line in story.lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("", "told"), ("import time\ntime.sleep(60)", ""), ("sys.exit(3)", "")]
+)
+def test_somebody_is_told_why_everything_ends_and_nothing_waits_long_for_that(
+    copies: Story, monkeypatch: pytest.MonkeyPatch, text: str, said: str
+) -> None:
+    monkeypatch.setattr(processes, "ALARM_SECONDS", 1.0)
+    monkeypatch.setattr(processes, "PATIENCE_SECONDS", 0.5)
+    copies.add("lasting")
+    copies.add("broken", "exit 3")
+    ends = f"{text}\nprint('told:', sys.argv[1:])"
+    copies.keeper.alarm = copies.module("alarm", ends)
+    begun = time.monotonic()
+    assert copies.keeper.run() == 1
+    assert time.monotonic() - begun < PATIENCE
+    assert len(copies.starts("alarm")) == 1
+    assert not any(
+        lives(process) for name in ("alarm", "lasting") for process in copies.starts(name)
+    )
+    lines = "\n".join(copies.lines)
+    told = f"alarm   | told: ['broken ended {MOST_FAILURES} times in a row (exit code 3)']"
+    assert (told in lines) is bool(said)
 
 
 def test_what_ends_after_every_start_ends_the_others_too(story: Story) -> None:

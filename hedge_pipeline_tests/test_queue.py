@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from hedge_pipeline_tests.test_service import Service, free_port
 pytestmark = pytest.mark.long
 
 SYMBOLS = ("SIMQ", "SIMN", "SIMR")
+MOST_SECONDS = 15.0  # from the queue to the start of a process
 PROMPT_SECONDS = 45.0  # after the end of a bar, polled every ten seconds
 
 
@@ -33,7 +35,7 @@ class Watching(Service):
 
 @dataclass(frozen=True)
 class Ran:
-    """A run that has ended."""
+    """A run: times in epoch seconds, infinite while it goes on."""
 
     lane: str
     status: str
@@ -70,13 +72,14 @@ def backfill(asset: str, partitions: Sequence[str]) -> str:
     )
 
 
-def training(symbol: str) -> str:
-    """A mutation that asks for a run of the training job."""
+def run_of(job: str, partition: str = "") -> str:
+    """A mutation that asks for a run of a job."""
     selector = (
         'selector: {repositoryLocationName: "hedge_pipeline", repositoryName: "__repository__", '
-        'jobName: "train_model"}'
+        f'jobName: "{job}"}}'
     )
-    tags = f'executionMetadata: {{tags: [{{key: "dagster/partition", value: "{symbol}"}}]}}'
+    told = f'{{key: "dagster/partition", value: "{partition}"}}' if partition else ""
+    tags = f"executionMetadata: {{tags: [{told}]}}"
     return (
         f"mutation {{launchRun(executionParams: {{{selector}, {tags}, runConfigData: {{}}}}) "
         "{__typename ... on LaunchRunSuccess {run {id}} ... on PythonError {message}}}"
@@ -101,12 +104,13 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         asked = {
             backfill("trained_model", SYMBOLS): "LaunchBackfillSuccess",
             backfill("raw_quotes", sessions): "LaunchBackfillSuccess",
-            training(SYMBOLS[0]): "LaunchRunSuccess",
+            run_of("train_model", SYMBOLS[0]): "LaunchRunSuccess",
         }
         begun = pd.Timestamp.now("UTC")
         for mutation, wanted in asked.items():
-            (answer,) = service.ask(mutation).values()
-            assert answer["__typename"] == wanted, answer
+            ask(service, mutation, wanted)
+        service.wait_for("queue", 120, lambda: len(waiting(service.data)) >= 3)
+        ask(service, run_of("poll_market"), "LaunchRunSuccess")
 
         def ended() -> tuple[Ran, ...]:
             found = tuple(
@@ -114,13 +118,13 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
                     record.dagster_run.tags["hedge/lane"],
                     record.dagster_run.status.value,
                     record.create_timestamp.timestamp(),
-                    record.start_time or 0.0,
-                    record.end_time,
+                    record.start_time or math.inf,
+                    record.end_time or math.inf,
                 )
                 for record in records(service.data)
-                if record.end_time is not None
             )
-            return found if len(found) >= len(SYMBOLS) + len(sessions) + 1 else ()
+            over = [run for run in found if run.lane != "poll" and run.ended < math.inf]
+            return found if len(over) == len(SYMBOLS) + len(sessions) + 1 else ()
 
         runs = service.wait_for("end of all runs", 300, ended)
         service.wait_for("bar", 150, lambda: (service.live_rows()["decided_at"] > begun).sum() > 2)
@@ -129,11 +133,21 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         service.kill_everything()
 
 
+def ask(service: Watching, mutation: str, wanted: str) -> None:
+    (answer,) = service.ask(mutation).values()
+    assert answer["__typename"] == wanted, answer
+
+
 def records(data: Path) -> Sequence[dg.RunRecord]:
-    """Of the runs that were asked for."""
     with dg.DagsterInstance.from_config(str(data / "dagster_home")) as instance:
-        found = instance.get_run_records()
-    return [x for x in found if x.dagster_run.job_name in ("train_model", "__ASSET_JOB")]
+        return instance.get_run_records()
+
+
+def waiting(data: Path) -> list[dg.RunRecord]:
+    """Runs of the backfill that are in the queue."""
+    queued = dg.DagsterRunStatus.QUEUED
+    found = [x for x in records(data) if x.dagster_run.status == queued]
+    return [x for x in found if x.dagster_run.tags["hedge/lane"] == "assets"]
 
 
 def test_trainings_wait_for_one_another_however_they_were_asked_for(story: Story) -> None:
@@ -151,6 +165,11 @@ def test_a_backfill_takes_its_own_lane_only(story: Story) -> None:
 
 
 def test_no_poll_waits_for_them(story: Story) -> None:
+    first, second = sorted(story.of("poll"), key=lambda run: run.created)
+    assert (first.status, second.status) == ("SUCCESS", "STARTED")  # the newest polls
+    assert second.begun - second.created < MOST_SECONDS
+    # others that were asked for before were still in the queue
+    assert any(run.created < second.created < second.begun < run.begun for run in story.runs)
     rows = story.service.live_rows()
     since = rows[rows["decided_at"] > story.asked]
     assert set(since["symbol"]) == set(SYMBOLS)

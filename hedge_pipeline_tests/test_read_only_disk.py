@@ -7,6 +7,7 @@ mounted again, and then it goes on.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -20,6 +21,7 @@ import pytest
 from hedge_pipeline.market.tables import FEATURE_ROWS, OUTCOMES, PREDICTION_LOG, RAW_QUOTES
 from hedge_pipeline_tests.disks import Ext4, ext4
 from hedge_pipeline_tests.markets import stored_twice
+from hedge_pipeline_tests.receivers import receiving
 from hedge_pipeline_tests.replays import hedge
 from hedge_pipeline_tests.test_service import REPOSITORY, Service, free_port
 
@@ -30,12 +32,19 @@ SIZE = 512 << 20
 REASON = "Read-only file system"
 
 
-class Logged(Service):
-    """A service whose output is on another disk, as what a supervisor of processes keeps is."""
+@dataclass
+class Watched(Service):
+    """A service that sends alerts and whose output is on another disk, as of a supervisor."""
+
+    receiver: str = ""
 
     @property
     def log(self) -> Path:
         return self.data.parent.parent / "service.log"
+
+    @property
+    def variables(self) -> dict[str, str]:
+        return {**super().variables, "HEDGE_ALERT_URLS": self.receiver}
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,7 @@ class Story:
         before: predictions, as they could be read while nothing could be written.
         code: exit code of the service.
         log: what it said from the error on.
+        alerts: that arrived until then.
         refused: what a start said while the disk was read-only.
         health: what `hedge health --json` said then.
         status: what `hedge status` said then.
@@ -56,6 +66,7 @@ class Story:
     before: pd.DataFrame
     code: int
     log: str
+    alerts: tuple[str, ...]
     refused: subprocess.CompletedProcess[str]
     health: subprocess.CompletedProcess[str]
     status: subprocess.CompletedProcess[str]
@@ -70,9 +81,11 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ext4]:
 
 @pytest.fixture(scope="module")
 def story(disk: Ext4) -> Iterator[Story]:
-    service = Logged(disk.folder / "data", free_port(), free_port())
+    service = Watched(disk.folder / "data", free_port(), free_port())
     service.data.mkdir()
-    try:
+    with receiving() as alerts, contextlib.ExitStack() as stack:
+        stack.callback(service.kill_everything)
+        service.receiver = alerts.url()
         assert "SIMQ: version 1 on " in service.run("bootstrap", "--days", "6")
         service.start()
         service.wait_for("live prediction", 120, lambda: len(service.live_rows()))
@@ -90,16 +103,21 @@ def story(disk: Ext4) -> Iterator[Story]:
         disk.unmount()
         disk.repair()
         disk.mount()
+        told = tuple(f"{got['json']['title']}: {got['json']['message']}" for got in alerts.got)
         restarted = pd.Timestamp.now("UTC")
         service.start()
-        yield Story(service, before, code, log, refused, health, status, restarted)
-    finally:
-        service.kill_everything()
+        yield Story(service, before, code, log, told, refused, health, status, restarted)
 
 
 def test_the_service_says_why_and_ends(story: Story) -> None:
     assert story.code == 1
     assert f"the disk of {story.service.data}/dagster_home takes no write: {REASON}" in story.log
+
+
+def test_one_alert_says_that_it_has_ended_and_why(story: Story) -> None:
+    (alert,) = story.alerts
+    assert alert.startswith("hedge_pipeline: the service has ended: the disk of ")
+    assert REASON in alert
 
 
 def test_it_is_not_started_on_a_disk_that_takes_no_write(story: Story) -> None:
@@ -111,8 +129,9 @@ def test_it_is_not_started_on_a_disk_that_takes_no_write(story: Story) -> None:
 def test_health_names_the_disk(story: Story) -> None:
     assert story.health.returncode == 1, story.health
     troubles = json.loads(story.health.stdout)["troubles"]
-    told = f"the disk of {story.service.data} takes no write: {REASON}"
+    told = f"the disk of {story.service.data}"
     assert troubles[0]["message"].startswith(told), troubles
+    assert f" takes no write: {REASON}: " in troubles[0]["message"]
     assert troubles[0]["grave"]
 
 
