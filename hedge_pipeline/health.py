@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from hedge_pipeline import stages, storage
@@ -21,8 +22,16 @@ from hedge_pipeline.heartbeats import HeartbeatsUnknown, daemon_heartbeat
 from hedge_pipeline.learning import gate
 from hedge_pipeline.learning.training import ModelError
 from hedge_pipeline.live.supervision import Heartbeat
-from hedge_pipeline.market.tables import OUTCOMES, RAW_QUOTES
+from hedge_pipeline.market.tables import (
+    ALERTS,
+    OPTION_CHAINS,
+    OUTCOMES,
+    PREDICTION_LOG,
+    PROMOTIONS,
+    RAW_QUOTES,
+)
 from hedge_pipeline.stages import Deployment
+from hedge_pipeline.store import StoreError
 
 if TYPE_CHECKING:
     from hedge_pipeline.settings import Settings
@@ -32,6 +41,8 @@ TOLD = "operations/alerts.json"
 SEEN = "operations/health.json"
 BACKUP_AGE = dt.timedelta(hours=26)
 DAEMON_SILENCE = dt.timedelta(minutes=3)
+# tables of what was so at a moment, which nobody can make again
+ONLY_RECORDED = frozenset(x.name for x in (PREDICTION_LOG, PROMOTIONS, OPTION_CHAINS, ALERTS))
 HARDLY_FREE = 100 * storage.MEGABYTE
 RESTART = "stop the service and start it again with `hedge up`"
 
@@ -65,6 +76,7 @@ class Facts:
         daemon: last sign of life of the slowest required daemon.
         unseen: why the daemon cannot be looked at; "" = it can.
         disks: the file systems of the data folder and of DAGSTER_HOME.
+        unread: why newest rows are unknown; "" = they are known.
     """
 
     now: dt.datetime
@@ -76,6 +88,7 @@ class Facts:
     daemon: dt.datetime | None
     unseen: str = ""
     disks: tuple[Disk, ...] = ()
+    unread: str = ""
 
     @property
     def last_bar(self) -> dt.datetime | None:
@@ -97,17 +110,25 @@ def facts(deployment: Deployment, home: Path | None) -> Facts:
     except HeartbeatsUnknown as error:
         unseen = str(error)
     session = None if deployment.replay else deployment.calendar.session_at(now)
-    beat = Heartbeat.read(deployment.store)
+    last_bars: dict[str, dt.datetime | None] = dict.fromkeys(deployment.symbols)
+    last_outcome, beat, unread = None, None, ""
+    try:
+        beat = Heartbeat.read(deployment.store)
+        last_bars = _last_bars(deployment)
+        last_outcome = _last_outcome(deployment)
+    except StoreError as error:
+        unread = str(error)
     return Facts(
         now=now,
         session=session.label if session else None,
         opened=session.opens if session else None,
-        last_bars=_last_bars(deployment),
-        last_outcome=_last_outcome(deployment),
+        last_bars=last_bars,
+        last_outcome=last_outcome,
         last_poll=beat.moment if beat else None,
         daemon=daemon,
         unseen=unseen,
         disks=disks(deployment.store.url, home),
+        unread=unread,
     )
 
 
@@ -147,7 +168,19 @@ def service_troubles(deployment: Deployment, settings: Settings, found: Facts) -
     """
     live = [*disk_troubles(found.disks), *live_troubles(found, patience_of(settings))]
     backup = backup_trouble(deployment, settings)
-    return [*live, *store_troubles(deployment), *([backup] if backup else [])]
+    everything = [*live, *store_troubles(deployment), *([backup] if backup else [])]
+    return list(dict.fromkeys(everything))  # of one broken file several looks may tell
+
+
+def told_of_store(look: Callable[[], Iterable[Trouble]]) -> list[Trouble]:
+    """Troubles that a look at the store finds; one that cannot look is a trouble itself.
+
+    A broken file must not keep anybody from being told of it, or of all else.
+    """
+    try:
+        return list(look())
+    except StoreError as error:
+        return [Trouble("data folder", str(error), grave=True)]
 
 
 def live_troubles(found: Facts, patience: dt.timedelta) -> list[Trouble]:
@@ -159,6 +192,8 @@ def live_troubles(found: Facts, patience: dt.timedelta) -> list[Trouble]:
     """
     silent = daemon_trouble(found.now, found.daemon, found.unseen)
     troubles = [silent] if silent else []
+    if found.unread:
+        return [*troubles, Trouble("data folder", found.unread, grave=True)]
     if found.session is None or found.opened is None:
         return troubles
     opened = found.opened
@@ -227,8 +262,14 @@ def daemon_trouble(now: dt.datetime, seen: dt.datetime | None, unseen: str) -> T
 
 def store_troubles(deployment: Deployment) -> list[Trouble]:
     """What `file_troubles` and `model_trouble` say."""
-    models = (model_trouble(deployment, symbol) for symbol in deployment.symbols)
-    return [*file_troubles(deployment), *(trouble for trouble in models if trouble)]
+
+    def of_model(symbol: str) -> list[Trouble]:
+        trouble = model_trouble(deployment, symbol)
+        return [trouble] if trouble else []
+
+    looks = [partial(of_model, symbol) for symbol in deployment.symbols]
+    looks = [partial(file_troubles, deployment), *looks]
+    return [trouble for look in looks for trouble in told_of_store(look)]
 
 
 def file_troubles(deployment: Deployment) -> list[Trouble]:
@@ -241,11 +282,18 @@ def file_troubles(deployment: Deployment) -> list[Trouble]:
     aside = deployment.store.quarantined()
     if aside:
         names = ", ".join(aside[:3]) + (" ..." if len(aside) > 3 else "")
+        lost = sorted({PurePosixPath(path).parts[0] for path in aside} & ONLY_RECORDED)
+        told = "materialize their sessions again"
+        if lost:
+            told = (
+                f"what {' and '.join(lost)} have lost is in a backup only (`hedge restore` into an "
+                f"empty place); of others {told}"
+            )
         troubles.append(
             Trouble(
                 f"{len(aside)} broken files",
-                f"{len(aside)} broken files were moved aside: {names}; check the disk, "
-                "materialize their sessions again, then delete them",
+                f"{len(aside)} broken files were moved aside: {names}; check the disk; {told}; "
+                "then delete them",
             )
         )
     return troubles

@@ -6,7 +6,7 @@ are one line.
 
 import datetime as dt
 import time
-from typing import TYPE_CHECKING
+from functools import partial
 
 import dagster as dg
 
@@ -16,9 +16,6 @@ from hedge_pipeline.assets.signal_report import signal_report
 from hedge_pipeline.assets.trained_model import trained_model
 from hedge_pipeline.resources.loop import LoopResource
 from hedge_pipeline.resources.queueing import CLOSE_LANE, HOUSE_LANE, POLL_LANE, TRAIN_LANE
-
-if TYPE_CHECKING:
-    from hedge_pipeline.stages import Deployment
 
 UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
@@ -45,16 +42,6 @@ def report_interval(polling: dt.timedelta) -> dt.timedelta:
     return min(max(REPORT_AFTER_POLLS * polling, soonest), latest)
 
 
-def move_broken_files_aside(
-    context: dg.OpExecutionContext, deployment: "Deployment", sessions: tuple[str, ...]
-) -> None:
-    """One broken file must not stop what can go on without it; what it held is collected again."""
-    from hedge_pipeline import storage
-
-    for path in storage.quarantine(deployment, sessions):
-        context.log.warning(f"broken, moved aside: {path}")
-
-
 @dg.op
 def poll_until_the_time_box_ends(context: dg.OpExecutionContext, loop: LoopResource) -> None:
     """Polls the source on the clock's grid; see `live/loop.py`."""
@@ -64,17 +51,17 @@ def poll_until_the_time_box_ends(context: dg.OpExecutionContext, loop: LoopResou
     from hedge_pipeline.live.loop import run_loop
     from hedge_pipeline.opening import open_notifier
     from hedge_pipeline.settings import load_settings
+    from hedge_pipeline.storage import past_broken_files
 
     with plain_failures():
         settings, deployment = load_settings(), loop.deployment
-        session = deployment.calendar.session_at(deployment.clock())
-        move_broken_files_aside(context, deployment, (session.label,) if session else ())
         logs.follow(settings.log_level)
         interval = dt.timedelta(seconds=settings.polling_interval)
         report = LiveReport(context, deployment, report_interval(interval))
         notifier = open_notifier(settings)
         unproven = settings.alert_unproven
-        polls = run_loop(
+        loop_until = partial(
+            run_loop,
             deployment,
             run_id=context.run_id,
             interval=interval,
@@ -87,6 +74,7 @@ def poll_until_the_time_box_ends(context: dg.OpExecutionContext, loop: LoopResou
                 else 0
             ),
         )
+        polls = past_broken_files(deployment, loop_until, context.log.warning)
         notifier.flush(LAST_ALERTS_SECONDS)
     report.flush()
     context.log.info(f"this run ends after {polls} polls")
@@ -103,14 +91,15 @@ def close_open_sessions(context: dg.OpExecutionContext, loop: LoopResource) -> N
     """Closes the newest ten sessions that are over and not closed yet, oldest first."""
     from hedge_pipeline import stages
     from hedge_pipeline.assets.reporting import plain_failures, report_closed
+    from hedge_pipeline.storage import past_broken_files
 
     with plain_failures():
         deployment = loop.deployment
-        pending = stages.pending_sessions(deployment)
-        move_broken_files_aside(context, deployment, pending)
-        for label in pending:
-            report_closed(context, deployment, stages.close_session(deployment, label))
-        published = report_models(context, loop)
+        past = partial(past_broken_files, deployment, say=context.log.warning)
+        for label in past(partial(stages.pending_sessions, deployment)):
+            closed = past(partial(stages.close_session, deployment, label))
+            report_closed(context, deployment, closed)
+        published = past(partial(report_models, context, loop))
     context.log.info(published)
 
 
@@ -125,16 +114,15 @@ def collect_history(context: dg.OpExecutionContext, loop: LoopResource) -> None:
     """Fetches what the source still has, with features and outcomes, and trains first models."""
     from hedge_pipeline import stages
     from hedge_pipeline.assets.reporting import plain_failures, report_session
+    from hedge_pipeline.storage import past_broken_files
 
     with plain_failures():
         deployment = loop.deployment
         sessions = stages.history_window(deployment, context.op_config["days"])
-        found = stages.bootstrap(
-            deployment,
-            sessions,
-            advance=lambda label: report_session(context, deployment, label),
-        )
-        published = report_models(context, loop)
+        past = partial(past_broken_files, deployment, say=context.log.warning)
+        advance = partial(report_session, context, deployment)
+        found = past(partial(stages.bootstrap, deployment, sessions, advance=advance))
+        published = past(partial(report_models, context, loop))
     for line in found["failures"]:
         context.log.warning(line)
     if found["failures"] and not found["bars"]:

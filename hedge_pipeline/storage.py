@@ -12,8 +12,9 @@ import datetime as dt
 import json
 import shutil
 import time
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
 
 from hedge_pipeline import scratch, stages
 from hedge_pipeline.backup import Places
@@ -32,7 +33,9 @@ from hedge_pipeline.market.tables import (
     Table,
 )
 from hedge_pipeline.stages import Deployment
-from hedge_pipeline.store import Store, bytes_below
+from hedge_pipeline.store import BrokenFile, Store, bytes_below
+
+T = TypeVar("T")
 
 MARKER = "operations/forgotten.json"
 SIZES = "operations/sizes.json"
@@ -241,6 +244,36 @@ def quarantine(deployment: Deployment, sessions: tuple[str, ...] | None = None) 
         for label in deployment.store.sessions(table) if sessions is None else sessions:
             moved += deployment.store.quarantine(table, label)
     return tuple(moved)
+
+
+def past_broken_files(
+    deployment: Deployment, work: Callable[[], T], say: Callable[[str], object]
+) -> T:
+    """Does work that may be done again; parts found broken on the way are moved aside.
+
+    What they held is missing then, all else can be read: see `Store.quarantine`.
+
+    Args:
+        deployment: whose tables.
+        work: any number of times.
+        say: takes one line per part.
+
+    Raises:
+        BrokenFile: a part that is whole now, or is no part of a table.
+        StoreError: the folder cannot be read or written.
+    """
+    while True:
+        try:
+            return work()
+        except BrokenFile as error:
+            folder = PurePosixPath(error.path).parent
+            tables = [table for table in TABLES if table.name == folder.parent.name]
+            session = folder.name.removeprefix("session=")
+            moved = [x for table in tables for x in deployment.store.quarantine(table, session)]
+            if not moved:
+                raise
+        for path in moved:
+            say(f"broken, moved aside: {path}")
 
 
 def sweep(places: Places, backup_url: str, older: dt.timedelta) -> int:

@@ -67,7 +67,15 @@ class StoreError(RuntimeError):
 
 
 class BrokenFile(StoreError):
-    """A part is no whole Parquet file, or lies on a bad sector; see `Store.quarantine`."""
+    """A part is no whole Parquet file, or lies on a bad sector; see `Store.quarantine`.
+
+    Attributes:
+        path: of the part.
+    """
+
+    def __init__(self, message: str, path: str) -> None:
+        super().__init__(message)
+        self.path = path
 
 
 class Store:
@@ -226,7 +234,7 @@ class Store:
     def quarantined(self) -> tuple[str, ...]:
         """Paths of the parts that were moved aside and are still there, below the root, sorted."""
         markers = [x for x in self.names(_ASIDE) if not x.startswith(".")]
-        found = [self.read_bytes(f"{_ASIDE}/{x}").decode() for x in markers]
+        found = [self.read_bytes(f"{_ASIDE}/{x}").decode(errors="replace") for x in markers]
         named = [x for x in found if PurePosixPath(x).name.startswith(BROKEN)]
         with self._told("cannot be read"):
             return tuple(sorted(x for x in named if self._fs.exists(str(self._root / x))))
@@ -878,8 +886,10 @@ def _readable(path: str, *, local: bool = False) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        kind = BrokenFile if local and error.errno == errno.EIO else StoreError
-        raise kind(f"{path} cannot be read: {error.strerror or error}") from error
+        told = f"{path} cannot be read: {error.strerror or error}"
+        if local and error.errno == errno.EIO:
+            raise BrokenFile(told, path) from error
+        raise StoreError(told) from error
 
 
 @contextlib.contextmanager
@@ -893,7 +903,8 @@ def _whole_file(path: str) -> Iterator[None]:
             raise
         raise BrokenFile(
             f"{path} is no whole Parquet file ({_first_line(error)}); move it away and "
-            "materialize its session again"
+            "materialize its session again",
+            path,
         ) from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import errno
 import json
+import os
 import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +15,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from hedge_pipeline import health, stages, status
+from hedge_pipeline import health, stages, status, storage
 from hedge_pipeline.assets.reporting import plain_failures
 from hedge_pipeline.backup import LAST_BACKUP, UNDER_WAY
 from hedge_pipeline.disks import Disk, disks, refusal, written_folders
@@ -22,7 +23,7 @@ from hedge_pipeline.health import Facts, Trouble
 from hedge_pipeline.learning.gate import GateState, Skill
 from hedge_pipeline.learning.ledger import Ledger
 from hedge_pipeline.live.supervision import Heartbeat
-from hedge_pipeline.market.tables import RAW_QUOTES
+from hedge_pipeline.market.tables import OUTCOMES, PROMOTIONS, RAW_QUOTES, Table
 from hedge_pipeline.resources import housekeeping, notifier, upkeep
 from hedge_pipeline.resources.notifier import Delivery
 from hedge_pipeline.store import Store, StoreError
@@ -344,6 +345,38 @@ def test_lost_skill_is_told_once_per_era(demo: Demo, monkeypatch: pytest.MonkeyP
     trouble = health.model_trouble(deployment, "SIMQ")
     assert trouble is not None
     assert (trouble.name, trouble.grave) == ("SIMQ: skill lost in era 3", False)
+
+
+@pytest.mark.parametrize("table", [RAW_QUOTES, OUTCOMES, PROMOTIONS])
+def test_a_broken_file_is_told_and_keeps_nothing_else_from_being_told(
+    demo: Demo, tmp_path: Path, table: Table
+) -> None:
+    deployment = replay_in(demo.copy(tmp_path / "out"))
+    parts = sorted((tmp_path / "out" / table.name).rglob("*.parquet"))
+    cut = next(x for x in reversed(parts) if x.stat().st_size)
+    os.truncate(cut, cut.stat().st_size // 2)
+    disk = Disk("/d", 5_000_000, 1_000_000_000)
+    found = replace(health.facts(deployment, None), disks=(disk,))
+    troubles = health.service_troubles(deployment, settings_in(tmp_path / "out"), found)
+    broken = [x for x in troubles if x.message.startswith(f"{cut} is no whole Parquet file")]
+    assert [(x.name, x.grave) for x in broken] == [("data folder", True)]
+    assert "disk full: /d" in {x.name for x in troubles}
+    assert not health.as_json(found, troubles, deployment)["healthy"]
+
+
+@pytest.mark.parametrize(
+    ("table", "next_step"),
+    [(RAW_QUOTES, "check the disk; materialize"), (PROMOTIONS, "promotions have lost is in a ")],
+)
+def test_of_what_is_lost_for_good_the_backup_is_named(
+    demo: Demo, tmp_path: Path, table: Table, next_step: str
+) -> None:
+    deployment = replay_in(demo.copy(tmp_path / "out"))
+    cut = next((tmp_path / "out" / table.name).rglob("*.parquet"))
+    os.truncate(cut, cut.stat().st_size // 2)
+    storage.quarantine(deployment)
+    (trouble,) = health.file_troubles(deployment)
+    assert next_step in trouble.message
 
 
 def test_a_restoration_that_did_not_end_is_grave(tmp_path: Path) -> None:

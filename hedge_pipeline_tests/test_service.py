@@ -301,13 +301,14 @@ class Struck:
     Attributes:
         lost: last sign of life of the poll run that was under way.
         status: of that run, before the new start.
-        cut: the newest file of bars, of which half did not reach the disk.
+        cut: the newest files of this and of the last session's bars, of which half did not reach
+            the disk.
     """
 
     service: Service
     lost: Heartbeat
     status: str
-    cut: Path
+    cut: tuple[Path, ...]
 
 
 @pytest.fixture(scope="module")
@@ -316,9 +317,14 @@ def struck(services: tuple[Service, Service]) -> Struck:
     lost: Heartbeat = headless.wait_for("poll run", 120, headless.heartbeat)
     headless.kill_everything()
     statuses = {run["id"]: run["status"] for run in headless.runs()}
-    bars = (headless.data / RAW_QUOTES.name).rglob("part-*.parquet")
-    cut = max(bars, key=lambda path: path.stat().st_mtime_ns)
-    os.truncate(cut, cut.stat().st_size // 2)
+    labels = headless.store.sessions(RAW_QUOTES)
+    sessions = [headless.data / RAW_QUOTES.name / f"session={x}" for x in labels[-2:]]
+    cut = tuple(
+        max(session.glob("part-*.parquet"), key=lambda path: path.stat().st_mtime_ns)
+        for session in sessions
+    )
+    for path in cut:
+        os.truncate(path, path.stat().st_size // 2)
     headless.start("--headless")
     return Struck(headless, lost, statuses[lost.run_id], cut)
 
@@ -497,19 +503,18 @@ def test_a_file_that_the_power_loss_cut_is_moved_aside_told_and_made_up_for(
 ) -> None:
     import dagster as dg
 
-    service, aside = struck.service, struck.cut.with_name(f".broken-{struck.cut.name}")
+    service, aside = struck.service, [x.with_name(f".broken-{x.name}") for x in struck.cut]
     service.wait_for("poll run", START_SECONDS, lambda: service.polls_after(struck.lost))
-    assert aside.exists()
-    assert service.store.quarantined() == (str(aside.relative_to(service.data)),)
+    assert list(service.store.quarantined()) == [str(x.relative_to(service.data)) for x in aside]
     service.assert_no_minute_is_missing_or_doubled()
     beat = service.heartbeat()
     assert beat is not None
     with dg.DagsterInstance.from_config(str(service.data / "dagster_home")) as instance:
         said_by_run = [entry.user_message for entry in instance.all_logs(beat.run_id)]
-    assert f"broken, moved aside: {aside}" in said_by_run
+    assert {f"broken, moved aside: {path}" for path in aside} <= set(said_by_run)
     said = hedge("health", "--json", cwd=Path("/"), **service.variables)
     troubles = {x["name"]: x["message"] for x in json.loads(said.stdout)["troubles"]}
-    assert "1 broken files were moved aside" in troubles["1 broken files"]
+    assert "2 broken files were moved aside" in troubles["2 broken files"]
 
 
 def test_a_killed_poll_run_is_replaced_by_the_next_tick_and_catches_up(struck: Struck) -> None:

@@ -1,5 +1,7 @@
 """The evidence, and the verdict on the newest candidate."""
 
+from functools import partial
+
 import dagster as dg
 
 from hedge_pipeline.assets.outcomes import outcomes
@@ -31,11 +33,13 @@ def champion_model(
     """
     from hedge_pipeline import stages
     from hedge_pipeline.assets import pictures
+    from hedge_pipeline.storage import past_broken_files
 
     symbol = context.partition_key
     with plain_failures():
-        folds = stages.fold_evidence(loop.deployment, symbol)
-        verdicts = stages.judge(loop.deployment, symbol)
+        past = partial(past_broken_files, loop.deployment, say=context.log.warning)
+        folds = past(partial(stages.fold_evidence, loop.deployment, symbol))
+        verdicts = past(partial(stages.judge, loop.deployment, symbol))
         metadata = pictures.champion(loop.deployment, symbol, len(folds), len(verdicts))
         registry, run = loop.registry.open(), context.run.run_id
         metadata |= pictures.published(registry, loop.deployment, symbol, run)

@@ -1,5 +1,7 @@
 """Accuracy of every model version on real outcomes."""
 
+from functools import partial
+
 import dagster as dg
 
 from hedge_pipeline.assets.champion_model import champion_model
@@ -32,10 +34,12 @@ def model_performance(
     """
     from hedge_pipeline import stages
     from hedge_pipeline.assets import pictures
+    from hedge_pipeline.storage import past_broken_files
 
     symbol = context.partition_key
     with plain_failures():
-        sessions = stages.score_pending(loop.deployment, symbol)
+        score = partial(stages.score_pending, loop.deployment, symbol)
+        sessions = past_broken_files(loop.deployment, score, context.log.warning)
         metadata = pictures.performance(loop.deployment, symbol, sessions)
         registry, run = loop.registry.open(), context.run.run_id
         metadata |= pictures.published(registry, loop.deployment, symbol, run)

@@ -1,5 +1,7 @@
 """A candidate fitted on matured outcomes."""
 
+from functools import partial
+
 import dagster as dg
 
 from hedge_pipeline.assets.features import features
@@ -31,10 +33,12 @@ def trained_model(
     """
     from hedge_pipeline import stages
     from hedge_pipeline.assets import pictures
+    from hedge_pipeline.storage import past_broken_files
 
     symbol = context.partition_key
     context.log.info(f"{symbol}: retraining started")
     with plain_failures():
-        candidate = stages.train_candidate(loop.deployment, symbol)
+        train = partial(stages.train_candidate, loop.deployment, symbol)
+        candidate = past_broken_files(loop.deployment, train, context.log.warning)
     context.log.info(pictures.trained_in_words(candidate))
     return dg.MaterializeResult(metadata=pictures.candidate(loop.deployment, candidate))

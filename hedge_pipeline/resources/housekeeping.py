@@ -121,13 +121,17 @@ def _looked(
     """The facts, and everything that is wrong now."""
     found = health.facts(deployment, places(settings).home)
     told = health.service_troubles(deployment, settings, found)
-    room = storage.over_budget(
-        storage.report(deployment, places(settings), settings.disk_budget_mb, noted=True)
-    )
-    told += [health.Trouble("disk", room)] if room else []
+    told += health.told_of_store(lambda: _room(deployment, settings))
     least = settings.alert_failed_trainings
     told += upkeep.training_troubles(instance, deployment.symbols, least)
     return found, told
+
+
+def _room(deployment: Deployment, settings: Settings) -> list[Trouble]:
+    room = storage.over_budget(
+        storage.report(deployment, places(settings), settings.disk_budget_mb, noted=True)
+    )
+    return [health.Trouble("disk", room)] if room else []
 
 
 def watch(instance: dg.DagsterInstance, loop: LoopResource) -> str:

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hedge_pipeline import control, health, stages
+from hedge_pipeline import control, health, stages, storage
 from hedge_pipeline.learning.shelf import ModelShelf
 from hedge_pipeline.levels.joining import NO_CHAIN
 from hedge_pipeline.levels.signals import NO_LEVEL
@@ -28,10 +28,12 @@ from hedge_pipeline.market.calendar import Session
 from hedge_pipeline.market.features import compute_features
 from hedge_pipeline.market.sources import RateLimited, SourceDown, SymbolUnknown
 from hedge_pipeline.market.tables import (
+    DAILY_BARS,
     FEATURE_ROWS,
     GAPS,
     OUTCOMES,
     PREDICTION_LOG,
+    PROMOTIONS,
     RAW_QUOTES,
     TABLES,
     Table,
@@ -40,7 +42,8 @@ from hedge_pipeline.market.tables import (
 from hedge_pipeline.serving.predicting import LATE_BAR, NO_MODEL
 from hedge_pipeline.settings import load_settings
 from hedge_pipeline.stages import features as feature_stage
-from hedge_pipeline.store import Store
+from hedge_pipeline.storage import past_broken_files
+from hedge_pipeline.store import BrokenFile, Store
 from hedge_pipeline_tests.markets import (
     BEFORE,
     HALF_DAY,
@@ -490,6 +493,42 @@ def test_a_source_that_is_down_for_an_hour_is_told_once_and_loses_and_doubles_no
         assert in_time.tolist() == [True] * 9 + [False] * 51 + [True] * 13
     assert stored_twice(folder, LIVE_TABLES) == {}
     assert len([x for x in found.polls if x.failures]) == 60
+
+
+@pytest.mark.parametrize("table", [RAW_QUOTES, DAILY_BARS, FEATURE_ROWS, OUTCOMES, PROMOTIONS])
+@pytest.mark.parametrize("label", [BEFORE[-1], HALF_DAY])
+def test_a_broken_file_of_any_table_is_moved_aside_and_predictions_go_on(
+    folder: Path, table: Table, label: str
+) -> None:
+    market = FakeMarket()
+    watch(folder, market, at(7, 1)).run(until=at(8, 30))
+    found = watch(folder, market, at(9, 1))
+    cut = []
+    for part in sorted((folder / table.name / f"session={label}").glob("*.parquet"))[:1]:
+        part.write_bytes(part.read_bytes()[: part.stat().st_size // 2])
+        cut.append(str(part.with_name(f".broken-{part.name}")))
+    said: list[str] = []
+    past_broken_files(found.deployment, lambda: found.run(until=at(12, 2)), said.append)
+    log = found.store.read(PREDICTION_LOG, [HALF_DAY])
+    assert set(log.loc[log["role"] == "served", "bar_ts"]) >= set(minutes(SESSION, 9, 10, 11))
+    assert len(found.rows(RAW_QUOTES, HALF_DAY, "SIMA")) == 12
+    # what nothing reads before the night is found then
+    assert [line.removeprefix("broken, moved aside: ") for line in said] in ([], cut)
+    storage.quarantine(found.deployment)
+    assert [str(folder / path) for path in found.store.quarantined()] == cut
+
+
+def test_what_is_no_part_of_a_table_or_whole_again_ends_the_work(folder: Path) -> None:
+    found = watch(folder, FakeMarket(), at(7, 1))
+    whole = next((folder / RAW_QUOTES.name).rglob("*.parquet"))
+    for path in (whole, folder / "elsewhere" / "part-1.parquet"):
+
+        def broken(path: Path = path) -> None:
+            raise BrokenFile("no whole file", str(path))
+
+        with pytest.raises(BrokenFile, match="no whole file"):
+            past_broken_files(found.deployment, broken, print)
+    assert whole.exists()
 
 
 def test_a_hole_that_fills_later_is_stored_and_abstains(folder: Path) -> None:
