@@ -144,12 +144,16 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Done:
-    """What a backup has written: `new` contents of `new_bytes` as stored, `removed` old ones."""
+    """What a backup has written: `new` contents of `new_bytes` as stored, `removed` old ones.
+
+    `damaged` says which databases are not in it, one line each.
+    """
 
     snapshot: Snapshot
     new: int
     new_bytes: int
     removed: int
+    damaged: tuple[str, ...] = ()
 
 
 def shown(url: str) -> str:
@@ -315,7 +319,8 @@ class Repository:
 def back_up(places: Places, url: str, *, keep: int | None = None) -> Done:
     """Makes a snapshot; the deployment may go on working meanwhile.
 
-    Killed anywhere, the backup has the snapshots it had before, and the next one goes on.
+    Killed anywhere, the backup has the snapshots it had before, and the next one goes on. A
+    database that cannot be copied is left out, which the result says: the tables are safe then.
 
     Args:
         places: what to save.
@@ -323,16 +328,18 @@ def back_up(places: Places, url: str, *, keep: int | None = None) -> Done:
         keep: remove all but so many snapshots afterwards; None = keep all.
 
     Raises:
-        BackupError: a place cannot be read or written.
+        BackupError: a place cannot be read or written, or the backup lies inside what is saved.
     """
+    _check_elsewhere(places, url)
     repository = Repository(url)
     store = Store(places.data_url)
     with repository.lease():
         writer = _Writer(repository)
         files: dict[str, dict[str, File]] = {"dagster": {}, "mlflow": {}}
         left_out: list[str] = []
+        damaged: list[str] = []
         if places.home is not None and places.home.is_dir():
-            files["dagster"] = _home(places.home, writer)
+            files["dagster"] = _home(places.home, writer, damaged)
             if _has_own_database(places.home):
                 left_out.append(
                     "Dagster's runs and events are in a database server: save it with pg_dump"
@@ -340,18 +347,30 @@ def back_up(places: Places, url: str, *, keep: int | None = None) -> Done:
         if places.mlflow is None:
             left_out.append("MLflow has a store of its own; the tables can be published anew")
         elif places.mlflow.exists():
-            files["mlflow"] = {"mlflow.db": writer.add(_copy_of(places.mlflow), packed=True)}
+            try:
+                files["mlflow"] = {"mlflow.db": writer.add(_copy_of(places.mlflow), packed=True)}
+            except BackupError as error:
+                damaged.append(str(error))
         files["data"], at_one_moment = _data(places, writer)
         if not files["data"]:
             raise BackupError(f"{shown(places.data_url)} holds nothing to back up")
         writer.check()
         created = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
         snapshot = repository.write(
-            Snapshot(created, places.artifacts, at_one_moment, tuple(left_out), files)
+            Snapshot(created, places.artifacts, at_one_moment, (*left_out, *damaged), files)
         )
         removed = repository.prune(keep) if keep else 0
     _tell_last(store, repository, snapshot)
-    return Done(snapshot, writer.new, writer.new_bytes, removed)
+    return Done(snapshot, writer.new, writer.new_bytes, removed, tuple(damaged))
+
+
+def _check_elsewhere(places: Places, url: str) -> None:
+    """A backup of itself would grow without end, and die with what it saves."""
+    if "://" in url:
+        return
+    for kept in (places.data_url, str(places.home or places.data_url)):
+        if "://" not in kept and Path(url).resolve().is_relative_to(Path(kept).resolve()):
+            raise BackupError(f"the backup {url} lies inside {kept}, which it saves: name another")
 
 
 class _Writer:
@@ -449,8 +468,8 @@ def _outside_the_tables(places: Places, root: str) -> Callable[[PurePosixPath], 
     return away
 
 
-def _home(home: Path, writer: _Writer) -> dict[str, File]:
-    """The files of DAGSTER_HOME; databases by SQLite's own copy."""
+def _home(home: Path, writer: _Writer, damaged: list[str]) -> dict[str, File]:
+    """The files of DAGSTER_HOME; databases by SQLite's own copy, or what is wrong with them."""
     files = {}
     # unlike `Path.rglob` this goes on if a folder is removed meanwhile
     found = [Path(folder, name) for folder, _, names in os.walk(home) for name in names]
@@ -463,7 +482,11 @@ def _home(home: Path, writer: _Writer) -> dict[str, File]:
             continue
         with contextlib.suppress(FileNotFoundError):  # a run that was deleted meanwhile
             database = name.endswith(".db")
-            content = _copy_of(path) if database else path.read_bytes()
+            try:
+                content = _copy_of(path) if database else path.read_bytes()
+            except BackupError as error:
+                damaged.append(str(error))
+                continue
             files[relative.as_posix()] = writer.add(content, packed=database)
     return files
 

@@ -638,13 +638,17 @@ def backup(
         done = back_up(places(load_settings()), _backup_url(url))
         if as_json:
             print_json(_snapshot(done.snapshot) | {"new": done.new, "new_bytes": done.new_bytes})
-            return
-        say(
-            f"snapshot {done.snapshot.name}: {done.snapshot.count} files, "
-            f"{done.snapshot.size / 1e6:.1f} MB; new {done.new}, {done.new_bytes / 1e6:.1f} MB"
-        )
-        for line in done.snapshot.left_out:
-            say(f"not included: {line}")
+        else:
+            say(
+                f"snapshot {done.snapshot.name}: {done.snapshot.count} files, "
+                f"{done.snapshot.size / 1e6:.1f} MB; new {done.new}, {done.new_bytes / 1e6:.1f} MB"
+            )
+            if not done.snapshot.at_one_moment:
+                say("not of one moment: the tables changed all the time while they were copied")
+            for line in done.snapshot.left_out:
+                say(f"not included: {line}")
+        if done.damaged:
+            raise typer.Exit(1)
 
 
 @app.command()

@@ -15,7 +15,6 @@ import fcntl
 import json
 import os
 import shlex
-import shutil
 import signal
 import socket
 import sys
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from hedge_pipeline import scratch
 from hedge_pipeline.disks import refusal, written_folders
+from hedge_pipeline.logs import first_line
 from hedge_pipeline.processes import STOPPING, Program
 from hedge_pipeline.resources import views
 from hedge_pipeline.settings import SettingsError
@@ -98,11 +98,17 @@ def prepare(home: Path, configuration: Path) -> int:
         configuration: dagster.yaml to copy if the home has none.
 
     Raises:
-        SettingsError: the home cannot be written.
+        SettingsError: the home cannot be written, or what is in it cannot be used.
     """
-    if not (home / "dagster.yaml").exists():
+    own = home / "dagster.yaml"
+    if not own.exists() or not own.stat().st_size:  # a power loss leaves an empty one
         with _written(home):
-            shutil.copy(configuration, home / "dagster.yaml")
+            copied = home / f".dagster.yaml.{os.getpid()}.tmp"
+            with copied.open("wb") as file:
+                file.write(configuration.read_bytes())
+                file.flush()
+                os.fsync(file.fileno())
+            copied.replace(own)
     os.environ["DAGSTER_HOME"] = str(home)
     import dagster as dg
 
@@ -111,11 +117,17 @@ def prepare(home: Path, configuration: Path) -> int:
         dg.DagsterRunStatus.STARTING,
         dg.DagsterRunStatus.CANCELING,
     ]
-    with dg.DagsterInstance.get() as instance:
-        left_over = instance.get_runs(dg.RunsFilter(statuses=unfinished))
-        for run in left_over:
-            instance.report_run_failed(run, UNFINISHED_REASON)
-        return len(left_over)
+    try:
+        with dg.DagsterInstance.get() as instance:
+            left_over = instance.get_runs(dg.RunsFilter(statuses=unfinished))
+            for run in left_over:
+                instance.report_run_failed(run, UNFINISHED_REASON)
+            return len(left_over)
+    except Exception as error:  # YAML, Dagster and every database have errors of their own
+        raise SettingsError(
+            f"{own}, or a database it names, cannot be used: {first_line(error)}; put this "
+            "version's dagster.yaml there, or see `hedge restore`"
+        ) from error
 
 
 def commands(

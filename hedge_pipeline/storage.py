@@ -64,20 +64,24 @@ def needed_from(deployment: Deployment) -> str | None:
     Raises:
         ModelError: the description of a version that serves cannot be read.
     """
-    oldest: list[str] = []
-    for symbol in deployment.symbols:
-        ledger = deployment.ledger(symbol)
-        window = stages.training_window(deployment, symbol, ledger.state)
-        if not window or ledger.state.last_session is None:
-            return None
-        compared = stages.settled_sessions(
-            deployment, symbol, last=drift.RECENT + drift.MOST_REFERENCE
-        )
-        oldest += [window[0], compared[0], ledger.state.last_session]
-        serving = {*ledger.accepted[-1:], *([ledger.pinned] if ledger.pinned else [])}
-        oldest += [deployment.shelf.card(symbol, version).first_session for version in serving]
-    first = min(oldest)
+    oldest = [first_needed(deployment, symbol) for symbol in deployment.symbols]
+    known = [label for label in oldest if label is not None]
+    if len(known) < len(oldest):
+        return None
+    first = min(known)
     return deployment.calendar.previous(first) or first  # features look back one session
+
+
+def first_needed(deployment: Deployment, symbol: str) -> str | None:
+    """The oldest session of a symbol that `needed_from` is about; None = it has no evidence yet."""
+    ledger = deployment.ledger(symbol)
+    window = stages.training_window(deployment, symbol, ledger.state)
+    if not window or ledger.state.last_session is None:
+        return None
+    compared = stages.settled_sessions(deployment, symbol, last=drift.RECENT + drift.MOST_REFERENCE)
+    serving = {*ledger.accepted[-1:], *([ledger.pinned] if ledger.pinned else [])}
+    trained = [deployment.shelf.card(symbol, version).first_session for version in serving]
+    return min(window[0], compared[0], ledger.state.last_session, *trained)
 
 
 def forget(deployment: Deployment, days: int) -> dict[str, int]:

@@ -6,6 +6,7 @@ import contextlib
 import datetime as dt
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -274,13 +275,42 @@ def test_a_damaged_manifest_is_named(small: Places, tmp_path: Path) -> None:
         verify(str(tmp_path / "backup"))
 
 
-def test_a_damaged_database_is_not_backed_up_in_silence(small: Places, tmp_path: Path) -> None:
+def test_a_damaged_database_is_told_and_keeps_nothing_else_from_being_saved(
+    small: Places, tmp_path: Path
+) -> None:
     assert small.mlflow is not None
+    assert small.home is not None
+    whole = back_up(small, str(tmp_path / "whole")).snapshot
     content = bytearray(small.mlflow.read_bytes())
     content[8192:40_000] = bytes(40_000 - 8192)
     small.mlflow.write_bytes(content)
-    with pytest.raises(BackupError, match=r"mlflow\.db (is damaged|cannot be copied)"):
-        back_up(small, str(tmp_path / "backup"))
+    (small.home / "history" / "runs.db").write_bytes(b"no database at all" * 100)
+    done = back_up(small, str(tmp_path / "backup"))
+    first, second = done.damaged
+    assert re.search(r"runs\.db (is damaged|cannot be copied)", first)
+    assert re.search(r"mlflow\.db (is damaged|cannot be copied)", second)
+    assert set(done.damaged) <= set(done.snapshot.left_out)
+    assert verify(str(tmp_path / "backup")).files["data"] == whole.files["data"]
+    assert set(done.snapshot.files["dagster"]) == set(whole.files["dagster"]) - {"history/runs.db"}
+    said = hedge(
+        "backup",
+        str(tmp_path / "backup"),
+        cwd=tmp_path,
+        HEDGE_DATA_URL=small.data_url,
+        HEDGE_MODE="replay",
+        DAGSTER_HOME=str(small.home),
+        MLFLOW_TRACKING_URI=f"sqlite:///{small.mlflow}",
+    )
+    assert said.returncode == 1, said
+    assert "not included: " in said.stdout
+
+
+@pytest.mark.parametrize("inside", ["backup", "dagster_home/backup", "."])
+def test_a_backup_does_not_lie_inside_what_it_saves(small: Places, inside: str) -> None:
+    before = files(Path(small.data_url))
+    with pytest.raises(BackupError, match=r"^the backup .* lies inside .*, which it saves"):
+        back_up(small, str(Path(small.data_url) / inside))
+    assert files(Path(small.data_url)) == before
 
 
 @pytest.mark.parametrize("what", ["tables", "mlflow", "dagster"])

@@ -42,6 +42,7 @@ from hedge_pipeline.learning.training import TrainingPlan
 from hedge_pipeline.market.tables import PERFORMANCE, PREDICTION_LOG, PROMOTIONS, RAW_QUOTES
 from hedge_pipeline.resources import housekeeping, upkeep
 from hedge_pipeline.resources.registry import MlflowRegistry, RegistryError, kept_versions
+from hedge_pipeline.settings import load_settings
 from hedge_pipeline.stages import Deployment
 from hedge_pipeline_tests.databases import Postgres, free_port, postgres
 from hedge_pipeline_tests.replays import Demo, demo_in, environment, replay_in
@@ -136,6 +137,9 @@ def test_without_any_evidence_nothing_is_forgotten(demo: Demo, tmp_path: Path) -
     deployment = replay_in(demo.copy(tmp_path / "out"), ("SIMQ", "NEW"))
     assert storage.needed_from(deployment) is None
     assert storage.forget(deployment, 1)["sessions"] == 0
+    settings = load_settings(HEDGE_RETENTION_DAYS="1")
+    told = housekeeping._forgotten(deployment, settings)
+    assert told == "0 sessions, 0.0 MB removed; nothing is, before NEW has a judged model"
 
 
 def test_the_report_counts_every_byte_and_says_what_is_too_much(demo: Demo, tmp_path: Path) -> None:

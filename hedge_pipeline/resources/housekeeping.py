@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hedge_pipeline import health, stages, storage
-from hedge_pipeline.backup import Places, back_up
+from hedge_pipeline.backup import BackupError, Places, back_up
 from hedge_pipeline.checks import nightly
 from hedge_pipeline.market.tables import RAW_QUOTES
 from hedge_pipeline.opening import open_notifier, places
@@ -82,7 +82,9 @@ def _forgotten(deployment: Deployment, settings: Settings) -> str:
     if settings.retention_days is None:
         return "kept for ever"
     done = storage.forget(deployment, settings.retention_days)
-    return f"{done['sessions']} sessions, {done['bytes'] / 1e6:.1f} MB removed"
+    found = f"{done['sessions']} sessions, {done['bytes'] / 1e6:.1f} MB removed"
+    kept = [x for x in deployment.symbols if storage.first_needed(deployment, x) is None]
+    return f"{found}; nothing is, before {', '.join(kept)} has a judged model" if kept else found
 
 
 def _ticked(instance: dg.DagsterInstance, before: dt.datetime) -> str:
@@ -106,7 +108,10 @@ def _saved(found: Places, settings: Settings) -> str:
     if not url:
         return "HEDGE_BACKUP_URL is empty"
     done = back_up(found, url, keep=settings.backup_keep)
-    return f"{done.snapshot.name}, {done.new} new contents, {done.new_bytes / 1e6:.1f} MB"
+    told = f"{done.snapshot.name}, {done.new} new contents, {done.new_bytes / 1e6:.1f} MB"
+    if done.damaged:
+        raise BackupError(f"{told}, but without a part: {'; '.join(done.damaged)}")
+    return told + ("" if done.snapshot.at_one_moment else ", not of one moment")
 
 
 # -- the watch -------------------------------------------------------------------------------------

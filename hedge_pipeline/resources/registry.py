@@ -12,6 +12,7 @@ import datetime as dt
 import logging
 import math
 import os
+import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -40,6 +41,8 @@ log = logging.getLogger(__name__)
 
 ABANDONED = dt.timedelta(days=1)
 DATABASES = ("postgresql", "mysql", "mssql")
+PORTS = {"postgresql": 5432, "mysql": 3306}
+KNOCK_SECONDS = 5.0
 VERSION_TAG = "hedge.version"
 SCORED_TAG = "hedge.scored_through"
 OUT_OF_TIME_TAG = "hedge.out_of_time"
@@ -50,6 +53,18 @@ ROLE_PREFIX = {"served": "live", "baseline": "baseline", "newest": "newest"}
 
 class RegistryError(RuntimeError):
     """MLflow cannot be reached or refuses; the store is complete, publish again later."""
+
+
+def _knock(uri: str) -> None:
+    """Connects to a database server and hangs up: MLflow insists on one that is down for 100 s.
+
+    Raises:
+        OSError: nobody listens there.
+    """
+    place = urlsplit(uri)
+    port = next((x for kind, x in PORTS.items() if place.scheme.startswith(kind)), None)
+    if port is not None and place.hostname:
+        socket.create_connection((place.hostname, place.port or port), KNOCK_SECONDS).close()
 
 
 def experiment_name(symbol: str) -> str:
@@ -315,6 +330,7 @@ class MlflowRegistry:
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
             logging.getLogger("mlflow").setLevel(logging.WARNING)
+            _knock(self.tracking_uri)
             import mlflow
 
             if self.tracking_uri.startswith("sqlite:///"):
