@@ -30,6 +30,7 @@ from hedge_pipeline_tests.replays import (
 )
 from hedge_pipeline_tests.runs import files
 
+REPOSITORY = Path(__file__).resolve().parent.parent
 COMMANDS = tuple(vars(typer.main.get_command(cli.app))["commands"])
 CHECKS = ["configuration", "calendar", "store", "source", "mlflow", "clock", "files"]
 CHECKS += ["model-SIMQ", "model-SIMN", "persistence", "backup", "daemon", "trainings"]
@@ -443,6 +444,40 @@ def test_a_second_service_in_the_same_home_is_refused(tmp_path: Path) -> None:
 )
 def test_runs_that_were_left_over_are_counted_in_words(count: int, words: str) -> None:
     assert service.left_over_words(count) == words
+
+
+def test_an_empty_dagster_yaml_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    own = tmp_path / "home" / "dagster.yaml"
+    own.parent.mkdir()
+    own.touch()  # what a power loss can leave
+    prepared = invoke("up", "--prepare", DAGSTER_HOME=str(own.parent))
+    assert prepared.exit_code == 0, prepared.output
+    assert own.read_bytes() == (REPOSITORY / "dagster.yaml").read_bytes()
+    assert not list(own.parent.glob(".dagster.yaml*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("dagster.yaml", b"run_launcher: {module: hedge_pi"),
+        ("history/runs.db", b"half of a database" * 100),
+    ],
+)
+def test_a_damaged_home_is_one_line_and_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    home = tmp_path / "home"
+    (home / "history").mkdir(parents=True)
+    (home / name).write_bytes(content)
+    refused = invoke("up", "--prepare", DAGSTER_HOME=str(home))
+    assert refused.exit_code == 1
+    (line,) = refused.stderr.strip().splitlines()
+    assert f"{home / 'dagster.yaml'}, or a database it names, cannot be used: " in line
+    assert (home / name).read_bytes() == content
 
 
 @pytest.mark.parametrize("option", ["--prepare", "--headless"])
