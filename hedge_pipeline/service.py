@@ -154,7 +154,7 @@ def commands(
     }
     if not headless:
         found["dagster"] = Program(
-            "dagster_webserver",
+            "hedge_pipeline.resources.dagster_ui",
             ("-w", str(workspace), "-h", settings.bind, "-p", str(ports.dagster)),
             after=address,
         )

@@ -37,6 +37,7 @@ from hedge_pipeline.store import Store
 from hedge_pipeline_tests.databases import BINARIES, Postgres, free_port, running
 from hedge_pipeline_tests.replays import command, environment
 from hedge_pipeline_tests.test_backup import s3 as s3_server
+from hedge_pipeline_tests.test_secrets import unpacked
 
 pytestmark = pytest.mark.long
 
@@ -360,8 +361,10 @@ class Proxy:
     trusts: ssl.SSLContext
     ports: dict[str, int]
 
-    def asks(self, port: str, path: str, password: str | None) -> tuple[int, bytes]:
-        """Status and body."""
+    def asks(
+        self, port: str, path: str, password: str | None, origin: str = ""
+    ) -> tuple[int, bytes]:
+        """Status and body of an answer to the page of an origin, "" = to a program."""
         plain = socket.create_connection(("127.0.0.1", self.ports[port]), 10)
         client = http.client.HTTPConnection("hedge.example")
         client.sock = self.trusts.wrap_socket(plain, server_hostname="hedge.example")
@@ -369,6 +372,8 @@ class Proxy:
         if password is not None:
             word = base64.b64encode(f"me:{password}".encode()).decode()
             headers["Authorization"] = f"Basic {word}"
+        if origin:
+            headers["Origin"] = origin
         with contextlib.closing(client):
             client.request("GET", path, headers=headers)
             answer = client.getresponse()
@@ -424,6 +429,10 @@ def test_the_proxy_speaks_tls_and_asks_for_the_password_of_both_uis(proxy: Proxy
         assert proxy.asks(port, path, "wrong")[0] == 401
         status, body = proxy.asks(port, path, "right")
         assert (status, says in body) == (200, True)
+    asked = "/graphql?query=%7Bversion%7D"
+    assert proxy.asks("443", asked, "right", "https://hedge.example")[0] == 200
+    # the browser adds the password it knows to what any page asks
+    assert proxy.asks("443", asked, "right", "https://evil.example")[0] == 403
 
 
 def test_the_password_of_the_database_is_in_no_log_table_or_object(
@@ -439,6 +448,6 @@ def test_the_password_of_the_database_is_in_no_log_table_or_object(
     read = 0
     for name in filesystem.find(root):
         with contextlib.suppress(FileNotFoundError):  # compacted meanwhile
-            assert secret.encode() not in filesystem.cat_file(name), name
+            assert secret.encode() not in unpacked(filesystem.cat_file(name)), name
             read += 1
     assert read > 20

@@ -33,7 +33,7 @@ __all__ = ["postgres", "s3"]  # fixtures
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEPLOY = REPOSITORY / "deploy"
-PROGRAMS = {"hedge", "dagster", "dagster-daemon", "dagster-webserver", "mlflow"}
+PROGRAMS = {"hedge", "dagster", "dagster-daemon", "python", "mlflow"}
 ALIASES = {str(field.alias) for field in Settings.model_fields.values()}
 
 

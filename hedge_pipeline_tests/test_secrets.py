@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from hedge_pipeline_tests.replays import one_after_the_other
 
 CANARY = "canary7f3a"
+
+
+def unpacked(content: bytes) -> bytes:
+    """Content of a file, and of a Parquet or gzip file what is packed in it."""
+    if content.startswith(b"PAR1"):
+        return content + repr(pq.read_table(io.BytesIO(content)).to_pylist()).encode()
+    if content.startswith(b"\x1f\x8b"):
+        return unpacked(gzip.decompress(content))
+    return content
+
+
+def test_a_secret_is_found_in_what_is_packed() -> None:
+    import pyarrow as pa
+
+    buffer = io.BytesIO()
+    rows = pa.table({"source": [f"at {CANARY}:{number}" for number in range(400)]})
+    pq.write_table(rows, buffer, compression="zstd", write_statistics=False)
+    assert CANARY.encode() not in buffer.getvalue()
+    assert CANARY.encode() in unpacked(gzip.compress(buffer.getvalue()))
 
 
 @pytest.mark.slow
@@ -26,6 +48,9 @@ def test_no_secret_reaches_a_log_an_event_a_table_or_mlflow(tmp_path: Path) -> N
         "HEDGE_BACKUP_URL": f"ftp://{CANARY}:{CANARY}@127.0.0.1:9/backup",
         "AWS_SECRET_ACCESS_KEY": CANARY,
         "LOG_LEVEL": "DEBUG",
+        # one poll: the next is not within the time box
+        "POLLING_INTERVAL": "3600",
+        "HEDGE_POLL_RUN_MINUTES": "1",
     }
     said, errors = one_after_the_other(
         ("bootstrap", "--days", "10"),
@@ -34,14 +59,17 @@ def test_no_secret_reaches_a_log_an_event_a_table_or_mlflow(tmp_path: Path) -> N
         ("health", "--json"),
         ("backup",),
         ("job", "housekeeping"),
+        ("alert-test",),
+        ("job", "poll_market"),
         cwd=tmp_path,
         **variables,
     )
     assert [code for code, _ in said][:2] == [0, 0], errors[-3000:]
-    assert [code for code, _ in said][4:] == [1, 1]  # nothing can be saved there, and both say so
+    # nothing can be saved or told there, and all three say so
+    assert [code for code, _ in said][4:] == [1, 1, 1, 0], errors[-3000:]
     assert "cannot be" in errors
     assert len(errors) > 1000  # it did log
     assert CANARY not in errors + "".join(text for _, text in said)
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {".parquet", ".db", ".ubj", ".json"} <= {path.suffix for path in written}
-    assert [path for path in written if CANARY.encode() in path.read_bytes()] == []
+    assert [path for path in written if CANARY.encode() in unpacked(path.read_bytes())] == []

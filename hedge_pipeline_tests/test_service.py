@@ -346,6 +346,10 @@ def test_a_poll_run_predicts_and_the_uis_show_it(service: Service) -> None:
         request = urllib.request.Request(search.replace("search", "create"), b"{}", header)
         with pytest.raises(urllib.error.HTTPError, match="403"):
             urllib.request.urlopen(request, timeout=10)
+        graphql = f"http://127.0.0.1:{service.port}/graphql"
+        request = urllib.request.Request(graphql, b'{"query": "{version}"}', header)
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(request, timeout=10)
     query = """{
         instance { daemonHealth { allDaemonStatuses { daemonType healthy required } } }
         assetNodes { assetKey { path } assetMaterializations(limit: 1) { runId partition } }
@@ -434,17 +438,17 @@ def test_a_killed_process_is_started_again_while_polling_goes_on(
 
 
 @pytest.mark.parametrize(
-    ("which", "page"), [("dagster_webserver", "/server_info"), ("uvicorn", "/health")]
+    ("which", "page"), [("dagster_ui", "/server_info"), ("uvicorn", "/health")]
 )
 def test_a_killed_web_ui_is_started_again_alone_and_answers(
     service: Service, which: str, page: str
 ) -> None:
-    roles = ("hedge: keeper", "dagster api grpc", "dagster._daemon", "dagster_webserver", "uvicorn")
+    roles = ("hedge: keeper", "dagster api grpc", "dagster._daemon", "dagster_ui", "uvicorn")
     before = {role: service.running(role) for role in roles}
     (victim,) = before.pop(which)
     polling = service.heartbeat()
     assert polling is not None
-    port = service.port if which == "dagster_webserver" else service.mlflow_port
+    port = service.port if which == "dagster_ui" else service.mlflow_port
     service.wait_for("page", 40, lambda: service.get(port, page))
     os.kill(victim, signal.SIGKILL)
     service.wait_for("new process", 20, lambda: set(service.running(which)) - {victim})
