@@ -12,7 +12,6 @@ import http.client
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import ssl
@@ -383,9 +382,7 @@ class Proxy:
 @pytest.fixture
 def proxy(composed: Composed, tmp_path: Path) -> Iterator[Proxy]:
     """Caddy with the committed file; certificates come from an authority of its own."""
-    caddy = shutil.which("caddy")
-    if caddy is None:
-        pytest.skip("Caddy is not installed")
+    caddy = Path(sys.executable).with_name("caddy")
     ports = {"443": free_port(), "8443": free_port()}
     options = f"admin off\nskip_install_trust\nlocal_certs\nhttps_port {ports['443']}\n"
     options += "auto_https disable_redirects\n"

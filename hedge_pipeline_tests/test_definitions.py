@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import datetime as dt
 import os
 import shutil
 import subprocess
@@ -19,8 +20,11 @@ from dagster._core.remote_origin import (
     RemoteRepositoryOrigin,
 )
 from dagster._core.run_coordinator import SubmitRunContext
-from dagster._core.test_utils import create_run_for_test
+from dagster._core.test_utils import create_run_for_test, freeze_time
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+from dagster._core.workspace.context import WorkspaceProcessContext
+from dagster._core.workspace.load_target import ModuleTarget
+from dagster._daemon.freshness import FreshnessDaemon
 
 import hedge_pipeline
 from hedge_pipeline.definitions import defs
@@ -306,6 +310,28 @@ def test_assets_say_how_old_their_newest_materialization_may_be(
     models = ("trained_model", "champion_model", "model_performance")
     assert found == bars | dict.fromkeys(models, FRESH_MODELS)
     assert instance.get_settings("freshness") == {"enabled": True}  # or nobody looks
+
+
+@pytest.mark.slow
+def test_dagsters_daemon_finds_what_is_old_stale(instance: dg.DagsterInstance) -> None:
+    place = ModuleTarget(
+        "hedge_pipeline.definitions",
+        attribute=None,
+        working_directory=str(REPOSITORY),
+        location_name="hedge_pipeline",
+    )
+    bars, model = dg.AssetKey("raw_quotes"), dg.AssetKey("champion_model")
+    now = dt.datetime.now(dt.UTC)
+    found = []
+    with WorkspaceProcessContext(instance, place) as context:
+        for key, partition in ((bars, now.date().isoformat()), (model, "QQQ")):
+            instance.report_runless_asset_event(dg.AssetMaterialization(key, partition=partition))
+        for days in (1, 4.5, 5.5, 15.5):
+            with freeze_time(now + dt.timedelta(days=days)):
+                list(FreshnessDaemon().run_iteration(context))
+            states = instance.get_freshness_state_records([bars, model])
+            found.append([states[key].freshness_state.value for key in (bars, model)])
+    assert found == [["PASS", "PASS"], ["WARN", "PASS"], ["FAIL", "PASS"], ["FAIL", "FAIL"]]
 
 
 def test_the_instance_has_the_committed_settings(instance: dg.DagsterInstance) -> None:

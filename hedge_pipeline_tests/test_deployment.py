@@ -47,6 +47,24 @@ def ours() -> dict[str, dict[str, Any]]:
     return {k: v for k, v in compose()["services"].items() if v.get("image") == "hedge_pipeline"}
 
 
+# -- what the tools for such files say -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("hadolint", "Dockerfile"),
+        ("check-jsonschema", "--builtin-schema", "vendor.compose-spec", "deploy/compose.yaml"),
+    ],
+)
+def test_a_linter_of_such_files_finds_nothing(command: tuple[str, ...]) -> None:
+    program = Path(sys.executable).with_name(command[0])
+    done = subprocess.run(
+        [program, *command[1:]], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 # -- the image -------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,8 @@
 """What the Dockerfile does, in empty folders: its environment from its own lock, then the service.
 
-There is no container: RUN, COPY, ENV, CMD and HEALTHCHECK are read from the file and carried out
-with folders of this test in place of `/venv`, `/app` and `/data`.
+There is no container: RUN, COPY, ENV, USER, CMD and HEALTHCHECK are read from the file and carried
+out with folders of this test in place of `/venv`, `/app`, `/data` and `/tmp`. What runs in the
+container sees a file system of which only the last two can be written, as a user without rights.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +31,14 @@ pytestmark = pytest.mark.long
 REPOSITORY = Path(__file__).resolve().parent.parent
 MOST_MEGABYTES = 1_050
 PATIENCE = 240.0
+# the second makes another user of this one, who loses all capabilities by that
+READ_ONLY = """
+mount --make-rprivate /
+for kept in "$1" "$2"; do mount --bind "$kept" "$kept"; done
+mount -o remount,ro,bind /
+user=$3; shift 3
+exec unshare --user --map-user="$user" --map-group="$user" "$@"
+"""
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,7 @@ class Image:
 
     def here(self, text: str) -> str:
         """The text with this test's folders."""
-        for name in ("venv", "build", "app", "data"):
+        for name in ("venv", "build", "app", "data", "tmp"):
             text = re.sub(rf"(?<![\w./-])/{name}\b", str(self.folder / name), text)
         return text
 
@@ -95,10 +104,18 @@ class Image:
                 goal.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, goal)
 
+    def inside(self, words: Sequence[str]) -> list[str]:
+        """A command as it is run in the container."""
+        (user,) = [rest for word, rest in self.stages[-1] if word == "USER"]
+        kept = [str(self.folder / name) for name in ("data", "tmp")]
+        found = shutil.which(words[0], path=self.variables(1)["PATH"]) or words[0]
+        read_only = ["unshare", "--mount", "sh", "-e", "-c", READ_ONLY, "sh"]
+        return [*read_only, *kept, user.partition(":")[0], found, *words[1:]]
+
     def runs(self, *words: str) -> subprocess.CompletedProcess[str]:
         """A command in the container."""
         return subprocess.run(
-            words,
+            self.inside(words),
             cwd=self.folder / "app",
             env=self.lived_in,
             capture_output=True,
@@ -111,7 +128,8 @@ class Image:
     def lived_in(self) -> dict[str, str]:
         """Environment of the container; the simulated market is what it is given."""
         given = {"HEDGE_SOURCE": "simulated", "HEDGE_SYMBOLS": "SIMQ", "POLLING_INTERVAL": "10"}
-        return {**self.variables(1), **given}
+        own = str(self.folder / "tmp")
+        return {**self.variables(1), **given, "HOME": own, "TMPDIR": own}
 
     def told(self, word: str) -> list[str]:
         """The words of CMD or HEALTHCHECK of the last stage."""
@@ -122,9 +140,11 @@ class Image:
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("a read-only file system needs the right to mount")
     made = Image(tmp_path_factory.mktemp("image"))
     made.build()
-    for name in ("app", "data"):
+    for name in ("app", "data", "tmp"):
         (made.folder / name).mkdir()
     for word, rest in made.stages[1]:
         if word == "COPY" and not rest.startswith("--from="):
@@ -139,7 +159,7 @@ def container(image: Image) -> Iterator[subprocess.Popen[bytes]]:
     assert "SIMQ: version 1 on " in first.stdout, first.stderr
     with (image.folder / "container.log").open("wb") as log:
         process = subprocess.Popen(
-            image.told("CMD"),
+            image.inside(image.told("CMD")),
             cwd=image.folder / "app",
             env=image.lived_in,
             stdout=log,
@@ -169,6 +189,23 @@ def test_the_environment_is_of_the_images_own_lock(image: Image) -> None:
     assert {re.sub(r"[-_.]+", "-", name).lower() for name in wanted} <= have
     assert "pytest" not in have
     assert bytes_below(image.folder / "venv") < MOST_MEGABYTES * 1e6
+
+
+def test_it_is_nobody_and_can_write_its_data_and_temporary_files_only(image: Image) -> None:
+    asked = """
+import os
+from pathlib import Path
+print(os.getuid(), [line.split()[1] for line in open("/proc/self/status") if "CapEff" in line])
+for folder in ("data", "tmp", "app", "venv", "/", "/etc", "/var/tmp"):
+    try:
+        Path("..", folder, "probe").touch()
+        Path("..", folder, "probe").unlink()
+        print(folder)
+    except OSError as error:
+        assert error.strerror in ("Read-only file system", "Permission denied"), error
+"""
+    said = image.runs("python", "-c", asked)
+    assert said.stdout.split("\n") == ["10001 ['0000000000000000']", "data", "tmp", ""], said
 
 
 def test_the_container_polls_and_is_healthy(
