@@ -31,11 +31,13 @@ class OwnPagesOnly:
     Args:
         app: what is guarded.
         behind_proxy: a proxy on this machine passes names on that are not loopback's.
+        address: of the UI, for a proxy that does not pass its own name on; "" = it does.
     """
 
-    def __init__(self, app: ASGIApp, *, behind_proxy: bool) -> None:
+    def __init__(self, app: ASGIApp, *, behind_proxy: bool, address: str = "") -> None:
         self._app = app
         self._behind_proxy = behind_proxy
+        self._known = urlsplit(address).netloc.lower()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes on what may be asked."""
@@ -54,7 +56,7 @@ class OwnPagesOnly:
         if not self._behind_proxy and _loopback(server) and not _loopback(_name(host)):
             return "this is not the name of this machine"
         origin = headers.get("origin")
-        own = {host, headers.get("x-forwarded-host", host).lower()}
+        own = {host, headers.get("x-forwarded-host", host).lower(), self._known or host}
         if origin is not None and urlsplit(origin).netloc.lower() not in own:
             return "the page of another site asks"
         if not scope["path"].endswith("/graphql"):
@@ -82,7 +84,10 @@ def _loopback(name: str) -> bool:
 def create_app(*given: Any, **named: Any) -> Starlette:
     """Dagster's application, guarded."""
     app = create_app_from_workspace_process_context(*given, **named)
-    app.add_middleware(OwnPagesOnly, behind_proxy=load_settings().behind_proxy)
+    settings = load_settings()
+    app.add_middleware(
+        OwnPagesOnly, behind_proxy=settings.behind_proxy, address=settings.dagster_url
+    )
     return app
 
 

@@ -23,6 +23,7 @@ def asked(
     kind: str = "http",
     server: str = "127.0.0.1",
     behind_proxy: bool = False,
+    address: str = "",
 ) -> int:
     """Status of the answer; of a websocket the code it is closed with, 101 if it is let through."""
     sent: list[Any] = []
@@ -44,7 +45,7 @@ def asked(
         "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
         "server": (server, 3000),
     }
-    asyncio.run(OwnPagesOnly(app, behind_proxy=behind_proxy)(scope, receive, send))
+    asyncio.run(OwnPagesOnly(app, behind_proxy=behind_proxy, address=address)(scope, receive, send))
     return int(sent[0].get("status") or sent[0]["code"])
 
 
@@ -85,3 +86,11 @@ def test_a_proxy_may_ask_by_its_own_name() -> None:
     own = {**headers, "origin": "https://hedge.example"}
     assert asked(own, server="172.18.0.5") == 200
     assert asked({**headers, "origin": "https://evil.example"}, server="172.18.0.5") == 403
+
+
+def test_behind_a_proxy_that_hides_its_name_the_settings_name_it() -> None:
+    headers = {"host": "127.0.0.1:3000", "origin": "https://hedge.example"}
+    assert asked(headers, behind_proxy=True) == 403
+    assert asked(headers, behind_proxy=True, address="https://hedge.example/") == 200
+    evil = {**headers, "origin": "https://evil.example"}
+    assert asked(evil, behind_proxy=True, address="https://hedge.example/") == 403
