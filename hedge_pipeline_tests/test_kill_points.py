@@ -1,17 +1,19 @@
-"""SIGKILL before the changes of the disk: of a backup, a restoration, a training, a close.
+"""SIGKILL before the changes of the disk: a backup, a restoration, a training, a close, a night.
 
 A child process does the work and is killed before the first change it makes that none before it
 has reached; the next child begins again. So every point is reached, of the longest works every
-second or third, and each with whatever the kills before it have left. In the end everything is as
-if nothing had happened.
+second or third (every one by `make long`), and each with whatever the kills before it have left.
+In the end everything is as if nothing had happened.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,8 @@ def kill_at_the_next_new_change(event, arguments):
 
 MOST = {"backup": 3}  # contents have one name here
 EVERY = {"restoration": 3, "training": 2, "close": 2}  # for the sake of time
+if os.environ.get("EVERY_POINT"):
+    EVERY = {}
 
 def backup():
     import datetime as dt
@@ -126,6 +130,18 @@ def close():
     from hedge_pipeline.stages import close_session
     close_session(at("2026-03-09T23:30:00+00:00"), "2026-03-09")
 
+def night():
+    import datetime as dt
+    from hedge_pipeline import storage
+    from hedge_pipeline_tests.replays import replay_in
+    from hedge_pipeline_tests.test_storage import drift, with_later_models
+    drift.RECENT = drift.MOST_REFERENCE = 2  # no old session is needed for that
+    deployment = replay_in(out)
+    storage.quarantine(deployment)
+    storage.condense(deployment)
+    storage.forget(with_later_models(deployment, "2024-01-08"), 1)
+    storage.sweep(storage.Places(str(out), None, None), "", dt.timedelta(0))
+
 def compaction():
     from hedge_pipeline.stages import compact_session
     compact_session(at("2026-03-09T15:01:00+00:00"), "2026-03-09")
@@ -150,19 +166,21 @@ while True:
         break
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, status
     kills += 1
-    assert kills < 400
+    assert kills < 1000
 print(kills)
 """
 
 
-def run(story: str, out: Path, other: Path, notes: Path, *undisturbed: str) -> list[str]:
+def run(
+    story: str, out: Path, other: Path, notes: Path, *undisturbed: str, every: bool = False
+) -> list[str]:
     """Does the work, killed everywhere; the changes before which it was."""
     done = subprocess.run(
         [sys.executable, "-c", HARNESS, story, str(out), str(other), str(notes), *undisturbed],
-        env=environment(),
+        env=environment(EVERY_POINT="1" if every else ""),
         capture_output=True,
         text=True,
-        timeout=2 * PATIENCE,
+        timeout=(8 if every else 2) * PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
@@ -174,6 +192,12 @@ def run(story: str, out: Path, other: Path, notes: Path, *undisturbed: str) -> l
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     return demo_in(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.long)], ids=["some", "every"])
+def every(request: pytest.FixtureRequest) -> bool:
+    """Whether it is killed at every point, or at some of a long work's."""
+    return bool(request.param)
 
 
 @pytest.fixture
@@ -216,11 +240,13 @@ def test_a_backup_killed_before_every_change_loses_no_snapshot_and_doubles_no_co
     assert [x for x in (place / "leases").iterdir() if x.suffix == ".json"] == []
 
 
-def test_a_restoration_killed_all_along_ends_whole(saved: Path, tmp_path: Path) -> None:
+def test_a_restoration_killed_all_along_ends_whole(
+    saved: Path, tmp_path: Path, every: bool
+) -> None:
     place, elsewhere = tmp_path / "backup", tmp_path / "elsewhere"
     run("backup", saved, place, tmp_path / "none", "undisturbed")
-    known = run("restoration", elsewhere, place, tmp_path / "notes")
-    assert len(known) > 25
+    known = run("restoration", elsewhere, place, tmp_path / "notes", every=every)
+    assert len(known) > (75 if every else 25)
     assert_equal_tables(Store(str(elsewhere)), Store(str(saved)))
     for path in saved.rglob("*"):
         if path.is_file() and path.name not in ("backup.json", "mlflow.db"):
@@ -241,7 +267,7 @@ LEARNT_FROM = (
 
 
 def test_a_training_killed_all_along_gives_one_version_and_one_verdict(
-    demo: Demo, tmp_path: Path
+    demo: Demo, tmp_path: Path, every: bool
 ) -> None:
     """In the tables and in MLflow, where it is registered once with all its files."""
     out, wanted = tmp_path / "out", tmp_path / "wanted"
@@ -250,7 +276,7 @@ def test_a_training_killed_all_along_gives_one_version_and_one_verdict(
             if (demo.out / table.name).exists():
                 shutil.copytree(demo.out / table.name, folder / table.name)
     run("training", wanted, tmp_path / "nowhere", tmp_path / "none", "undisturbed")
-    known = run("training", out, tmp_path / "nowhere", tmp_path / "notes")
+    known = run("training", out, tmp_path / "nowhere", tmp_path / "notes", every=every)
     assert any("models/SIMQ" in line for line in known)
     assert any("promotions" in line for line in known)
     assert any("mlartifacts" in line for line in known)
@@ -307,19 +333,21 @@ def assert_same(out: Path, wanted: Path) -> None:
     assert names[0] == names[1]
 
 
-def disturbed_and_not(story: str, polled: Path, folder: Path) -> tuple[Path, Path, list[str]]:
+def disturbed_and_not(
+    story: str, polled: Path, folder: Path, *, every: bool = False
+) -> tuple[Path, Path, list[str]]:
     """Two copies in which the work was done: killed all along, and at one go; and the kills."""
     out, wanted = folder / "out", folder / "wanted"
     for copy in (out, wanted):
         shutil.copytree(polled, copy)
     run(story, wanted, folder / "nowhere", folder / "none", "undisturbed")
-    return out, wanted, run(story, out, folder / "nowhere", folder / "notes")
+    return out, wanted, run(story, out, folder / "nowhere", folder / "notes", every=every)
 
 
 def test_a_close_killed_all_along_ends_as_if_nothing_had_happened(
-    polled: Path, tmp_path: Path
+    polled: Path, tmp_path: Path, every: bool
 ) -> None:
-    out, wanted, known = disturbed_and_not("close", polled, tmp_path)
+    out, wanted, known = disturbed_and_not("close", polled, tmp_path, every=every)
     touched = {line.split(f"{out}/")[1].split("/")[0] for line in known}
     assert touched >= {"raw_quotes", "features", "prediction_log", "outcomes", "promotions"}
     assert touched >= {"performance", "live"}
@@ -336,3 +364,24 @@ def test_a_compaction_killed_before_every_change_loses_and_doubles_no_row(
     assert_same(out, wanted)
     parts = list((out / "prediction_log" / "session=2026-03-09").glob("*.parquet"))
     assert len(parts) == 1
+
+
+@pytest.mark.long
+def test_a_night_killed_before_every_change_ends_as_if_nothing_had_happened(
+    demo: Demo, tmp_path: Path
+) -> None:
+    """A broken part is moved aside, tables are summed up, old sessions go, leftovers are swept."""
+    kept = demo.copy(tmp_path / "kept")
+    broken = next((kept / "prediction_log").rglob("part-*.parquet"))
+    broken.write_bytes(broken.read_bytes()[:-8])
+    for path in kept.rglob("part-*.parquet"):  # of days ago: what no append takes is summed up
+        os.utime(path, (time.time() - 2e5, time.time() - 2e5))
+    out, wanted, known = disturbed_and_not("night", kept, tmp_path)
+    touched = {line.split(f"{out}/")[1].split("/")[0] for line in known}
+    assert touched >= {"prediction_log", "quarantined", "promotions", "raw_quotes", "operations"}
+    # not the same files: what was just compacted is young, and summed up a day later
+    assert_equal_tables(Store(str(out)), Store(str(wanted)))
+    store = Store(str(out))
+    assert store.quarantined() == Store(str(wanted)).quarantined()
+    assert "2024-01-02" not in store.sessions(RAW_QUOTES)
+    assert not list(out.rglob("*.tmp"))
