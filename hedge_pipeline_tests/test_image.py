@@ -61,9 +61,8 @@ class Image:
 
     def here(self, text: str) -> str:
         """The text with this test's folders."""
-        for name in ("venv", "build", "app", "data", "tmp"):
-            text = re.sub(rf"(?<![\w./-])/{name}\b", str(self.folder / name), text)
-        return text
+        known = r"(?<![\w./-])/(venv|build|app|data|tmp)\b"
+        return re.sub(known, lambda found: str(self.folder / found[1]), text)
 
     def variables(self, stage: int) -> dict[str, str]:
         """Those the stage sets, over what a bare machine has."""
