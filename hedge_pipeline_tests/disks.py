@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,13 @@ class Ext4:
         subprocess.run(["mount", *options, str(self.image), str(self.folder)], check=True)
 
     def unmount(self) -> None:
+        """Until nobody holds it: what is mounted before that is what was, read-only as it was."""
         subprocess.run(["umount", str(self.folder)], check=True)
+        held = ["losetup", "--associated", str(self.image)]
+        deadline = time.monotonic() + 30
+        while subprocess.run(held, capture_output=True, check=True).stdout:
+            assert time.monotonic() < deadline, "somebody else has it mounted, too"
+            time.sleep(0.1)
 
     @property
     def fault(self) -> Path:

@@ -31,9 +31,11 @@ pytestmark = pytest.mark.long
 REPOSITORY = Path(__file__).resolve().parent.parent
 MOST_MEGABYTES = 1_050
 PATIENCE = 240.0
-# the second makes another user of this one, who loses all capabilities by that
+# disks of other tests are let go, so that they can be unmounted there; the second `unshare` makes
+# another user of this one, who loses all capabilities by that
 READ_ONLY = """
 mount --make-rprivate /
+for disk in $(awk '$1 ~ "^/dev/loop" {print $2}' /proc/mounts); do umount -l "$disk"; done
 for kept in "$1" "$2"; do mount --bind "$kept" "$kept"; done
 mount -o remount,ro,bind /
 user=$3; shift 3
