@@ -46,7 +46,7 @@ from hedge_pipeline_tests.yahoo_double import YahooDouble
 ROLES = {
     "hedge: keeper": "keeper",
     "dagster._daemon": "daemon",
-    "dagster_webserver": "dagster_ui",
+    "resources.dagster_ui": "dagster_ui",
     "uvicorn": "mlflow_ui",
     "api grpc": "code_server",
     "code-server": "code_server",
