@@ -23,6 +23,7 @@ from hedge_pipeline.market.bars import Collected, collect_bars
 from hedge_pipeline.market.sources import NoDataYet, SourceDown, SourceError
 from hedge_pipeline.market.tables import PREDICTION_LOG, RAW_QUOTES
 from hedge_pipeline.stages import Deployment
+from hedge_pipeline.store import BrokenFile
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -191,6 +192,8 @@ class Work:
                 companions = stages.log_companions(self.deployment, label)
             else:
                 companions = sum(stages.log_beside(self.deployment, x) for x in self._asked)
+        except BrokenFile:  # whoever runs the loop moves it aside; what is served is stored
+            raise
         except Exception:  # a broken model or store: said here, asked again at the next poll
             log.exception("%s: baseline or newest could not be asked", label)
             failed = True

@@ -28,7 +28,6 @@ from hedge_pipeline.market.calendar import Session
 from hedge_pipeline.market.features import compute_features
 from hedge_pipeline.market.sources import RateLimited, SourceDown, SymbolUnknown
 from hedge_pipeline.market.tables import (
-    DAILY_BARS,
     FEATURE_ROWS,
     GAPS,
     OUTCOMES,
@@ -495,18 +494,27 @@ def test_a_source_that_is_down_for_an_hour_is_told_once_and_loses_and_doubles_no
     assert len([x for x in found.polls if x.failures]) == 60
 
 
-@pytest.mark.parametrize("table", [RAW_QUOTES, DAILY_BARS, FEATURE_ROWS, OUTCOMES, PROMOTIONS])
-@pytest.mark.parametrize("label", [BEFORE[-1], HALF_DAY])
+@pytest.mark.parametrize(
+    ("table", "label"),
+    [
+        (RAW_QUOTES, BEFORE[-1]),
+        (RAW_QUOTES, HALF_DAY),
+        (FEATURE_ROWS, BEFORE[-1]),
+        (FEATURE_ROWS, HALF_DAY),
+        (OUTCOMES, BEFORE[-1]),
+        (PREDICTION_LOG, HALF_DAY),
+        (PROMOTIONS, BEFORE[-1]),
+    ],
+)
 def test_a_broken_file_of_any_table_is_moved_aside_and_predictions_go_on(
     folder: Path, table: Table, label: str
 ) -> None:
     market = FakeMarket()
     watch(folder, market, at(7, 1)).run(until=at(8, 30))
     found = watch(folder, market, at(9, 1))
-    cut = []
-    for part in sorted((folder / table.name / f"session={label}").glob("*.parquet"))[:1]:
-        part.write_bytes(part.read_bytes()[: part.stat().st_size // 2])
-        cut.append(str(part.with_name(f".broken-{part.name}")))
+    part = min((folder / table.name / f"session={label}").glob("*.parquet"))
+    part.write_bytes(part.read_bytes()[: part.stat().st_size // 2])
+    cut = [str(part.with_name(f".broken-{part.name}"))]
     said: list[str] = []
     past_broken_files(found.deployment, lambda: found.run(until=at(12, 2)), said.append)
     log = found.store.read(PREDICTION_LOG, [HALF_DAY])
@@ -516,6 +524,27 @@ def test_a_broken_file_of_any_table_is_moved_aside_and_predictions_go_on(
     assert [line.removeprefix("broken, moved aside: ") for line in said] in ([], cut)
     storage.quarantine(found.deployment)
     assert [str(folder / path) for path in found.store.quarantined()] == cut
+
+
+def test_a_broken_file_that_a_companion_meets_is_moved_aside_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = watch(folder, FakeMarket(), at(7, 1))
+    part = next((folder / OUTCOMES.name).rglob("*.parquet"))
+    part.write_bytes(part.read_bytes()[:-8])
+    asked = stages.log_companions
+
+    def meets_it(*given: Any) -> int:
+        if part.exists():
+            raise BrokenFile("no whole file", str(part))
+        return asked(*given)
+
+    monkeypatch.setattr(stages, "log_companions", meets_it)
+    said: list[str] = []
+    past_broken_files(found.deployment, lambda: found.run(until=at(9, 2)), said.append)
+    assert said == [f"broken, moved aside: {part.with_name(f'.broken-{part.name}')}"]
+    assert found.served(HALF_DAY, "SIMA")["prediction"].notna().all()
+    assert len(found.rows(PREDICTION_LOG, HALF_DAY, "SIMA", "baseline")) == 9
 
 
 def test_what_is_no_part_of_a_table_or_whole_again_ends_the_work(folder: Path) -> None:
