@@ -4,12 +4,13 @@ With --polled every session of the simulated market is polled minute by minute b
 a clock that jumps over every pause, in runs of Dagster that report as they do live; then it is
 closed, and a candidate trained and judged. Without, every session goes through the loop at once and
 runs of Dagster only stand beside it; with --polled 126 that is done for the first 126 sessions and
-the others are polled. Each night is kept as the job `housekeeping` does: rows,
-finished runs, events and MLflow's versions that are old are freed, and the checks of the night are
-evaluated. Old is counted in sessions. A polled session has a process of its own, as its runs have
-in the service, which lasts longer than any of those; memory is the most such a process held.
-Interrupted, it reports the sessions until then, and begins after them when it is called again:
-polled minute by minute a year takes hours.
+the others are polled. After each session Dagster has the ticks of its day, and then every step of
+the job `housekeeping` is done: compaction, summaries, rows, finished runs, ticks, events and
+MLflow's versions that are old freed, a backup made, the checks of the night evaluated. Files are
+given the age they would have; old runs are those of more than ten sessions ago. A polled session
+has a process of its own, as its runs have in the service, which lasts longer than any of those;
+memory is the most such a process held. Interrupted, it reports the sessions until then, and begins
+after them when it is called again: polled minute by minute a year takes hours.
 
     python -m benchmarks.year --sessions 252
     python -m benchmarks.year --sessions 252 --polled
@@ -21,6 +22,7 @@ import contextlib
 import datetime as dt
 import json
 import multiprocessing
+import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -37,12 +39,10 @@ from benchmarks.poll import INTERVAL, QUIET, AcceleratedClock
 from benchmarks.report import show
 from hedge_pipeline import replay, stages, storage
 from hedge_pipeline.assets.reporting import LiveReport
-from hedge_pipeline.backup import Places
-from hedge_pipeline.checks import nightly
 from hedge_pipeline.jobs import report_interval
 from hedge_pipeline.live.loop import run_loop
-from hedge_pipeline.opening import open_deployment
-from hedge_pipeline.resources import upkeep
+from hedge_pipeline.opening import open_deployment, places
+from hedge_pipeline.resources import housekeeping
 from hedge_pipeline.resources.registry import MlflowRegistry
 from hedge_pipeline.settings import load_settings
 from hedge_pipeline.stages import Deployment
@@ -50,8 +50,17 @@ from hedge_pipeline.stages import Deployment
 RETENTION_DAYS = 150
 RUNS_KEPT_SESSIONS = 10
 VERSIONS_KEPT = 10
+BACKUPS_KEPT = 10
 EVENTS_OF_A_RUN = 30
-AREAS = ("tables", "models", "mlflow", "dagster", "other")
+AREAS = ("tables", "models", "mlflow", "dagster", "other", "backup")
+TICKS_OF_A_DAY = {
+    "polling_schedule": 1440,
+    "close_session_schedule": 144,
+    "watch_schedule": 288,
+    "retraining_sensor": 24,
+}
+TICKS_KEPT_SESSIONS = 2  # `retention` of dagster.yaml, two days for what was skipped
+DAY = 86_400.0
 
 
 @dg.op
@@ -71,6 +80,87 @@ def most_memory_mb() -> float:
     """The most resident memory that this process ever had."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
+
+
+def leave_ticks(instance: dg.DagsterInstance, before: float | None) -> None:
+    """Writes the ticks of a day as Dagster's daemon does, and purges old ones as it does.
+
+    Args:
+        instance: where.
+        before: POSIX seconds; older ones go. None = none is old yet.
+    """
+    from dagster._core.definitions.run_request import InstigatorType
+    from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
+    from dagster._core.scheduler.instigation import (
+        InstigatorState,
+        InstigatorStatus,
+        ScheduleInstigatorData,
+        SensorInstigatorData,
+        TickData,
+        TickStatus,
+    )
+    from dagster._core.storage.schedules.schema import JobTickTable
+    from dagster._serdes import serialize_value
+    from dagster._time import datetime_from_timestamp
+
+    storage: Any = instance.schedule_storage
+    place = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("hedge_pipeline"), "__repository__")
+    known = {state.instigator_name for state in instance.all_instigator_state()}
+    now = time.time()
+    for name, count in TICKS_OF_A_DAY.items():
+        kind = InstigatorType.SENSOR if name.endswith("sensor") else InstigatorType.SCHEDULE
+        origin = place.get_instigator_origin(name)
+        if name not in known:
+            data = (
+                SensorInstigatorData()
+                if kind is InstigatorType.SENSOR
+                else ScheduleInstigatorData("* * * * *", start_timestamp=now)
+            )
+            state = InstigatorState(origin, kind, InstigatorStatus.RUNNING, data)
+            instance.add_instigator_state(state)
+        selector = origin.get_selector().get_id()
+        rows = []
+        for number in range(count):
+            moment = now + number * 1e-3  # all of the day within seconds, as everything here
+            tick = TickData(
+                origin.get_id(),
+                name,
+                kind,
+                TickStatus.SKIPPED,
+                moment,
+                skip_reason=f"the run of this hour is alive, its last poll was at {moment:.0f}",
+                selector_id=selector,
+                end_timestamp=moment,
+            )
+            rows.append(
+                {
+                    "job_origin_id": origin.get_id(),
+                    "selector_id": selector,
+                    "status": tick.status.value,
+                    "type": kind.value,
+                    "timestamp": datetime_from_timestamp(moment),
+                    "tick_body": serialize_value(tick),
+                }
+            )
+        with storage.connect() as connection:
+            connection.execute(JobTickTable.insert(), rows)
+        if before is not None:
+            instance.purge_ticks(origin.get_id(), selector, before, [TickStatus.SKIPPED])
+
+
+def age(data: Path, today: str) -> None:
+    """Gives what was written for earlier sessions since last night the age of a day and a half."""
+    now = time.time()
+    for folder in data.glob("*/session=*"):
+        status = folder.stat()
+        if folder.name.removeprefix("session=") < today and status.st_mtime > now - DAY:
+            for path in (*folder.iterdir(), folder):
+                os.utime(path, (now - 1.5 * DAY, now - 1.5 * DAY))
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def nights_until_now(out: Path) -> list[dict[str, float]]:
@@ -105,45 +195,50 @@ def run_sessions(out: Path, sessions: int, runs: int, at_once: int) -> None:
 
     Sizes are in MB by area; arguments as for `year`.
     """
-    begun = time.perf_counter()
-    settings = load_settings(
-        HEDGE_DATA_URL=str(out / "data"),
-        HEDGE_MODE="live",
-        HEDGE_SYMBOLS="SIMQ",
-        HEDGE_SOURCE="simulated",
-        HEDGE_CALENDAR="XNYS",
-    )
+    begun, begun_at = time.perf_counter(), time.time()
     home = out / "dagster_home"
+    os.environ |= {
+        "HEDGE_DATA_URL": str(out / "data"),
+        "HEDGE_MODE": "live",
+        "HEDGE_SYMBOLS": "SIMQ",
+        "HEDGE_SOURCE": "simulated",
+        "HEDGE_CALENDAR": "XNYS",
+        "HEDGE_RETENTION_DAYS": str(RETENTION_DAYS),
+        "HEDGE_BACKUP_URL": str(out / "backup"),
+        "HEDGE_BACKUP_KEEP": str(BACKUPS_KEPT),
+        "DAGSTER_HOME": str(home),
+    }
+    settings = load_settings()
     home.mkdir(parents=True, exist_ok=True)
     shutil.copy(Path(__file__).parents[1] / "dagster.yaml", home)
-    places = Places(settings.data_url, out / "data" / "mlflow.db", home)
-    artifacts = (out / "data" / "mlartifacts").resolve().as_uri()
     registry = MlflowRegistry(
-        settings.tracking_uri, artifacts=artifacts, plots=False, newest=VERSIONS_KEPT
+        settings.tracking_uri, artifacts=settings.artifacts, plots=False, newest=VERSIONS_KEPT
     )
     deployment = open_deployment(settings)
     labels = deployment.calendar.labels[:sessions]
     nights = nights_until_now(out)
     with dg.DagsterInstance.from_config(str(home)) as instance:
 
+        def moment_of(sessions_ago: int) -> float | None:
+            return nights[1 - sessions_ago]["at"] if len(nights) >= sessions_ago else None
+
         def night(label: str) -> None:
             now = dt.datetime.now(dt.UTC).timestamp()
             closes = deployment.calendar.session(label).closes
             evening = replace(deployment, clock=lambda: closes + stages.SETTLING)
-            storage.forget(evening, RETENTION_DAYS)
-            if len(nights) % 5 == 4:
-                registry.publish(deployment, "SIMQ")
-                if registry.prune(deployment, "SIMQ"):
-                    upkeep.collect_garbage(settings.tracking_uri, artifacts)
-            if len(nights) >= RUNS_KEPT_SESSIONS:
-                old = dt.datetime.fromtimestamp(nights[1 - RUNS_KEPT_SESSIONS]["at"], dt.UTC)
-                upkeep.delete_old_runs(instance, home, old)
-                upkeep.delete_old_events(instance, home, old)
+            registry.publish(deployment, "SIMQ")
+            leave_ticks(instance, moment_of(TICKS_KEPT_SESSIONS))
+            age(out / "data", label)
             loop: Any = SimpleNamespace(
                 deployment=evening, registry=SimpleNamespace(open=lambda: registry)
             )
-            nightly.evaluate(instance, loop)
-            areas = storage.report(deployment, places, None)["areas"]
+            old = dt.datetime.fromtimestamp(moment_of(RUNS_KEPT_SESSIONS) or begun_at, dt.UTC)
+            for name, work in housekeeping.steps(instance, loop, before=old):
+                said = work()
+                if len(nights) % 21 == 20:
+                    print(label, name, said, flush=True)
+            areas = storage.report(deployment, places(settings), None)["areas"]
+            areas["backup"] = size_of(out / "backup")
             sizes = {x: areas[x] / 1e6 for x in AREAS}
             seconds = time.perf_counter() - begun
             nights.append(sizes | {"memory": most_memory_mb(), "at": now, "seconds": seconds})

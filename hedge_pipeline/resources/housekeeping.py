@@ -31,15 +31,22 @@ COMPACTED_SESSIONS = 10
 ABANDONED = dt.timedelta(days=1)
 
 
-def steps(instance: dg.DagsterInstance, loop: LoopResource) -> list[tuple[str, Callable[[], str]]]:
+def steps(
+    instance: dg.DagsterInstance, loop: LoopResource, *, before: dt.datetime | None = None
+) -> list[tuple[str, Callable[[], str]]]:
     """Names and work; each says what it did. The backup holds the result of what comes before it.
 
     The checks come last: whatever becomes of them, there is a backup.
+
+    Args:
+        instance: whose runs, ticks and events are freed.
+        loop: what is compacted, freed, saved and checked.
+        before: aware; older runs, ticks and events go. None = as HEDGE_RUN_RETENTION_DAYS says.
     """
     settings, deployment = load_settings(), loop.deployment
     found, backup = places(settings), settings.backup_url.get_secret_value()
     home = Path(instance.root_directory)
-    old = dt.datetime.now(dt.UTC) - dt.timedelta(days=settings.run_retention_days)
+    old = before or dt.datetime.now(dt.UTC) - dt.timedelta(days=settings.run_retention_days)
     return [
         ("broken files", lambda: _quarantined(deployment)),
         ("temporary files", lambda: f"{storage.sweep(found, backup, ABANDONED)} removed"),
