@@ -122,7 +122,7 @@ class Child:
     Attributes:
         name: before each of its lines.
         command: for the shell, which it replaces at its end (`exec`), or a Python module.
-        once: it is not started again.
+        once: it is not started again, however it ends; `until_done`: unless it fails.
         run_id: of the run of a job; "" = it is none.
         process: as long as it runs, and until its end was noticed.
         begun: monotonic seconds of the last start.
@@ -133,6 +133,7 @@ class Child:
     name: str
     command: str | Program
     once: bool = False
+    until_done: bool = False
     run_id: str = ""
     process: Process | None = None
     begun: float = 0.0
@@ -212,15 +213,16 @@ class Keeper:
             if code is None:
                 return True
             child.process = None
-            if child.once:
+            if child.once or (child.until_done and not code):
                 self._children.remove(child)
                 if code:
                     self._tell(child.name, f"ended ({_words(code)})")
                 if code and child.run_id:
                     self._report(child.run_id, code)
                 return True
-            child.failures = child.failures + 1 if now - child.begun < SETTLED_SECONDS else 1
-            if child.failures == MOST_FAILURES:
+            soon = now - child.begun < SETTLED_SECONDS or child.until_done
+            child.failures = child.failures + 1 if soon else 1
+            if child.failures == MOST_FAILURES and not child.until_done:
                 self._why = f"ended {MOST_FAILURES} times in a row ({_words(code)})"
                 self._tell(child.name, self._why)
                 self._why = f"{child.name} {self._why}"
@@ -337,10 +339,14 @@ class Keeper:
         return True
 
     def _report(self, run_id: str, code: int) -> None:
-        """Has Dagster told that a run's process has died; a run that has ended stays as it is."""
+        """Has Dagster told that a run's process has died; a run that has ended stays as it is.
+
+        While Dagster's database takes nothing the report is made again and again: a run that seems
+        to go on keeps others waiting.
+        """
         why = f"its process ended ({_words(code)})"
         program = Program(REPORTER, (run_id, why), f"report of {run_id}")
-        self._children.append(Child("report", program, once=True))
+        self._children.append(Child("report", program, until_done=True))
 
     # -- what they say ---------------------------------------------------------------------
 

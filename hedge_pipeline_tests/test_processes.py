@@ -463,6 +463,31 @@ def test_a_run_that_dies_is_reported_once_and_not_started_again(
     assert any("report  | ['r1', 'its process ended (SIGKILL)']" in x for x in copies.lines)
 
 
+def test_a_report_that_nobody_takes_is_made_again_until_somebody_does(
+    copies: Story, asked: Callable[..., bool], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """However often: it is no process without which the service cannot be."""
+    monkeypatch.setattr(processes, "LONGEST_PAUSE_SECONDS", 0.05)
+    attempts = tmp_path / "attempts"
+    text = (
+        f"made = open({str(attempts)!r}, 'a+b'); made.write(b'x'); made.flush()\n"
+        f"sys.exit('no database' if made.tell() <= {processes.MOST_FAILURES} else 0)"
+    )
+    monkeypatch.setattr(processes, "REPORTER", copies.module("refused", text))
+
+    def act() -> None:
+        asked("start", "r1", copies.module("run", SLEEPS))
+        wait_until(lambda: copies.starts("run"))
+        os.kill(copies.starts("run")[0], signal.SIGKILL)
+        wait_until(lambda: len(copies.starts("refused")) > processes.MOST_FAILURES)
+        wait_until(lambda: not any(lives(process) for process in copies.starts("refused")))
+        time.sleep(0.3)
+
+    assert copies.run(act) == 143
+    assert len(copies.starts("refused")) == processes.MOST_FAILURES + 1
+    assert sum("report  | no database" in line for line in copies.lines) == processes.MOST_FAILURES
+
+
 def test_a_run_is_ended_on_request_and_an_unknown_one_is_not(
     copies: Story, asked: Callable[..., bool]
 ) -> None:

@@ -17,6 +17,7 @@ from dagster._core.errors import DagsterLaunchFailedError
 from dagster._core.launcher import DefaultRunLauncher
 from dagster._grpc.types import ExecuteRunArgs
 
+from hedge_pipeline.logs import first_line
 from hedge_pipeline.processes import REQUESTS
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class KeptRunLauncher(DefaultRunLauncher):
             job_origin=origin,
             run_id=run.run_id,
             instance_ref=self._instance.get_ref(),
+            set_exit_code_on_failure=True,  # it may not have been able to say so otherwise
         )
         request = {
             "what": "start",
@@ -93,5 +95,12 @@ def report(run_id: str, why: str) -> None:
             instance.report_run_failed(run, why)
 
 
+def _main() -> None:
+    try:
+        report(*sys.argv[1:])
+    except Exception as error:  # every storage has errors of its own; the keeper has it done again
+        sys.exit(f"Dagster's database takes no report: {first_line(error)}")
+
+
 if __name__ == "__main__":
-    report(*sys.argv[1:])
+    _main()

@@ -15,6 +15,7 @@ from dagster._core.errors import DagsterLaunchFailedError
 from dagster._core.launcher import LaunchRunContext
 
 from hedge_pipeline.processes import REQUESTS
+from hedge_pipeline.resources import launching
 from hedge_pipeline.resources.launching import KeptRunLauncher, report
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -170,3 +171,18 @@ def test_a_run_that_had_ended_or_is_unknown_is_left_alone(instance: dg.DagsterIn
     found = instance.get_run_by_id(run.run_id)
     assert found is not None
     assert found.status == dg.DagsterRunStatus.CANCELED
+
+
+def test_a_report_that_the_database_does_not_take_fails_in_one_line(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = started(instance)
+
+    def refuse(*_: object) -> None:
+        raise OSError("no database\nwith a trace")
+
+    monkeypatch.setattr(launching, "report", refuse)
+    monkeypatch.setattr("sys.argv", ["x", run.run_id, "its process ended (SIGKILL)"])
+    with pytest.raises(SystemExit) as told:
+        launching._main()
+    assert told.value.code == "Dagster's database takes no report: no database"
