@@ -73,8 +73,9 @@ def poll_until_the_time_box_ends(context: dg.OpExecutionContext, loop: LoopResou
                 if notifier
                 else 0
             ),
+            warn=report.warn,
         )
-        polls = past_broken_files(deployment, loop_until, context.log.warning)
+        polls = past_broken_files(deployment, loop_until, report.warn)
         notifier.flush(LAST_ALERTS_SECONDS)
     report.flush()
     context.log.info(f"this run ends after {polls} polls")

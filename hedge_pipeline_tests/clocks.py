@@ -94,7 +94,7 @@ class Moved(Service):
         with dg.DagsterInstance.from_config(str(self.data / "dagster_home")) as instance:
             yield instance
 
-    def looks(self) -> dict[float, str]:
+    def sensor_looks(self) -> dict[float, str]:
         """When the retraining sensor has looked, and why it asked for nothing."""
         with self.instance() as instance:
             for state in instance.all_instigator_state():

@@ -175,6 +175,7 @@ class Watch:
     deployment: Deployment
     clock: FakeClock
     polls: list[Poll] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def store(self) -> Store:
@@ -190,6 +191,7 @@ class Watch:
             until=until,
             sleep=self.clock.sleep,
             report=self.polls.append,
+            warn=self.warnings.append,
         )
 
     def rows(

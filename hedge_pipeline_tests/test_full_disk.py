@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -73,7 +74,7 @@ def story(small_disk: Path) -> Iterator[Story]:
     filler = small_disk / "filler"
     try:
         assert "SIMQ: version 1 on " in service.run("bootstrap", "--days", "6")
-        service.start("--headless")
+        service.start()
         service.wait_for("live prediction", 120, lambda: len(service.live_rows()))
         fill(filler)
         full = pd.Timestamp.now("UTC")
@@ -104,6 +105,24 @@ def test_with_room_the_service_goes_on_by_itself(story: Story) -> None:
 
     # the run that could not report its end is found out by its silence
     service.wait_for("prediction", 240, decided)
+
+
+def test_the_log_of_the_run_names_the_disk_and_says_from_when_to_when(story: Story) -> None:
+    """What could not be written while it was full is written when there is room, with its time."""
+    service = story.service
+
+    def words() -> list[str]:
+        said = [words for run in service.runs() for _, words in service.told(run["id"])]
+        found = [line for line in said if line.startswith(("the data folder", "Dagster's"))]
+        return found if any(x.startswith("Dagster's database took nothing") for x in found) else []
+
+    found = service.wait_for("words", 120, words)
+    refused = f"the data folder {service.data} cannot be written: No space left on device"
+    first = next(line for line in found if line.startswith(refused))
+    at = re.search(r"; polling goes on \(at (\d\d:\d\d:\d\d) UTC\)$", first)
+    assert at is not None
+    assert f"{story.full:%H:%M:%S}" <= at.group(1) <= f"{story.freed:%H:%M:%S}"
+    assert any(line.startswith("the data folder takes what is polled again") for line in found)
 
 
 def test_what_was_recorded_before_is_there_and_nothing_is_missing_or_doubled(story: Story) -> None:

@@ -29,11 +29,6 @@ STEPS, STEP = 12, dt.timedelta(minutes=5)
 REFUSED = f"{SYMBOL}: no new bars: {SYMBOL}: Yahoo answers 503"
 TOLD = f"{SYMBOL} does not answer: {SYMBOL}: Yahoo answers 503"
 NO_NEW_BAR = "no new bar for "
-TICKS = """{scheduleOrError(scheduleSelector: {repositoryName: "__repository__",
-repositoryLocationName: "hedge_pipeline", scheduleName: "watch_schedule"})
-{... on Schedule {scheduleState {ticks(limit: 100) {timestamp skipReason}}}}}"""
-MESSAGES = """{{logsForRun(runId: "{}") {{... on EventConnection
-{{events {{... on MessageEvent {{message level}}}}}}}}}}"""
 
 
 class ClockOf(Clock):
@@ -120,12 +115,11 @@ def wait_for_refusals(service: Moved, further: int) -> None:
 
 def looks(service: Moved, since: pd.Timestamp) -> list[int]:
     """For how many minutes no bar has come, as the watch says it in the UI, oldest look first."""
-    ticks = service.ask(TICKS)["scheduleOrError"]["scheduleState"]["ticks"]
     told = [
-        (tick["timestamp"], part)
-        for tick in ticks
-        for part in (tick["skipReason"] or "").split("; ")
-        if tick["timestamp"] > since.timestamp() and part.startswith(NO_NEW_BAR)
+        (at, part)
+        for at, said in service.looks("watch_schedule")
+        for part in said.split("; ")
+        if at > since.timestamp() and part.startswith(NO_NEW_BAR)
     ]
     return [int(part.removeprefix(NO_NEW_BAR).split()[0]) for _, part in sorted(told)]
 
@@ -148,10 +142,10 @@ def test_the_ui_says_since_when_nothing_came_and_that_it_came_again(story: Story
     def answered() -> list[tuple[str, str]]:
         runs = [run["id"] for run in service.runs()]
         told = [
-            (event["level"], event["message"])
+            (level, message)
             for run in reversed(runs[: runs.index(story.run) + 1])
-            for event in service.ask(MESSAGES.format(run))["logsForRun"]["events"]
-            if event.get("message", "").startswith(SYMBOL)
+            for level, message in service.told(run)
+            if message.startswith(SYMBOL)
         ]
         return told if told[-1][1].startswith(f"{SYMBOL} answers again") else []
 

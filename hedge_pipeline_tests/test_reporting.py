@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import dataclass, field
+import logging
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,13 +37,31 @@ class Context:
 
     takes: int
     told: list[tuple[str, int]] = field(default_factory=list)
+    said: list[tuple[int, str]] = field(default_factory=list)
+
+    @property
+    def log(self) -> SimpleNamespace:
+        return SimpleNamespace(log=self._log)
+
+    def _log(self, level: int, words: str) -> None:
+        self._take()
+        self.said.append((level, words))
+
+    def _take(self) -> None:
+        if len(self.told) + len(self.said) >= self.takes:
+            raise RuntimeError("too many retries for DB connection")
 
     def log_event(self, event: dg.AssetMaterialization) -> None:
-        if len(self.told) >= self.takes:
-            raise RuntimeError("too many retries for DB connection")
+        self._take()
         bars = event.metadata["bars"].value
         assert isinstance(bars, int)
         self.told.append((event.asset_key.to_user_string(), bars))
+
+
+def poll_of(*failing: str, bars: int = 3) -> Poll:
+    """A poll at `NOW`."""
+    failures = dict.fromkeys(failing, "no route")
+    return Poll(NOW, "2026-03-09", bars, bars, outcomes=0, failures=failures, seconds=0.1)
 
 
 def test_a_report_that_is_not_taken_ends_no_polling_and_is_told_once_later(
@@ -57,16 +76,67 @@ def test_a_report_that_is_not_taken_ends_no_polling_and_is_told_once_later(
     monkeypatch.setattr(pictures, "live", live)
     context: Any = Context(takes=1)
     report = LiveReport(context, replay_in(tmp_path), dt.timedelta(0))
-    poll = Poll(NOW, "2026-03-09", bars=3, predictions=3, outcomes=0, failures={}, seconds=0.1)
-    report.add(poll)  # the database goes away between two events
-    report.add(poll)
+    report.add(poll_of())  # the database goes away between two events
+    report.add(poll_of())
     assert context.told == [("raw_quotes", 3)]
     assert "polling goes on: too many retries" in caplog.text
     context.takes = 100
     report.flush()
     assert context.told == [(name, 3) for name in ("raw_quotes", "features")] * 2
+    ((level, words),) = context.said
+    assert level == logging.WARNING
+    assert words.startswith("Dagster's database took nothing from ")
+    assert words.endswith(" on (too many retries for DB connection); polling went on")
     report.flush()
-    assert len(context.told) == 4
+    assert (len(context.told), len(context.said)) == (4, 1)
+
+
+def test_words_that_are_not_taken_end_no_polling_and_are_said_later_with_their_time(
+    tmp_path: Path,
+) -> None:
+    now = [NOW]
+    context: Any = Context(takes=0)
+    deployment = replace(replay_in(tmp_path), clock=lambda: now[0])
+    elapsed = [0.0]
+    report = LiveReport(context, deployment, dt.timedelta(hours=1), elapsed=lambda: elapsed[0])
+    report.flush()
+    report.add(poll_of("SIMQ", bars=0))
+    report.warn("broken, moved aside: part")
+    context.takes = 100
+    now[0] += dt.timedelta(seconds=59)
+    report.add(poll_of(bars=0))
+    assert context.said == []  # it is not asked again at once
+    elapsed[0] = 59.0
+    report.add(poll_of(bars=0))
+    warning, info = logging.WARNING, logging.INFO
+    assert context.said == [
+        (warning, "SIMQ does not answer: no route (at 15:00:00 UTC)"),
+        (warning, "broken, moved aside: part (at 15:00:00 UTC)"),
+        (info, "SIMQ answers again after 0 min; this poll stored 0 bars (at 15:00:59 UTC)"),
+        (
+            warning,
+            "Dagster's database took nothing from 15:00:00 UTC on (too many retries for DB "
+            "connection); polling went on",
+        ),
+    ]
+    report.warn("in time")
+    assert context.said[-1] == (warning, "in time")
+
+
+def test_a_clock_that_was_changed_is_told_once(tmp_path: Path) -> None:
+    now, elapsed = [NOW], [0.0]
+    context: Any = Context(takes=100)
+    deployment = replace(replay_in(tmp_path), clock=lambda: now[0])
+    report = LiveReport(context, deployment, dt.timedelta(hours=9), elapsed=lambda: elapsed[0])
+    report.flush()
+    for passed in (1, 1, 41, 1, -19, 1, 30):
+        now[0] += dt.timedelta(minutes=passed)
+        elapsed[0] += 1800 if passed == 30 else 60  # the last poll took its time
+        report.add(poll_of(bars=0))
+    (_, forth), (_, back) = context.said
+    assert forth.startswith("the clock was set forth by 40 min, to 2026-03-09 15:43:00 UTC, or ")
+    assert back.startswith("the clock was set back by 20 min, to 2026-03-09 15:25:00 UTC; polling")
+    assert {level for level, _ in context.said} == {logging.WARNING}
 
 
 def test_a_minute_that_never_came_costs_coverage_while_the_session_runs(tmp_path: Path) -> None:
@@ -105,3 +175,40 @@ def test_predictions_that_a_close_has_added_are_told(
     events.clear()
     report_closed(context, deployment, ClosedSession(label, 0, 0, 0, 0, {}))
     assert events == []
+
+
+def test_an_event_log_that_takes_nothing_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dagster raises what its own log raises, also to those who only say something."""
+
+    def refuse(*_: object) -> None:
+        raise OSError("no space left")
+
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+
+        @dg.op
+        def poll(context) -> None:  # type: ignore[no-untyped-def]
+            report = LiveReport(context, replay_in(tmp_path), dt.timedelta(hours=1))
+            with monkeypatch.context() as patched:
+                patched.setattr(instance.event_log_storage, "store_event", refuse)
+                with pytest.raises(OSError, match="no space left"):
+                    context.log.warning("nobody hears this")
+                report.warn("SIMQ does not answer: no route")
+            report.flush()
+
+        @dg.job
+        def polls() -> None:
+            poll()
+
+        done = polls.execute_in_process(instance=instance)
+        assert done.success
+        said = [
+            (entry.level, entry.user_message)
+            for entry in instance.all_logs(done.run_id)
+            if entry.level == logging.WARNING
+        ]
+    assert said[0][1].startswith("SIMQ does not answer: no route (at ")
+    assert said[1][1].startswith("Dagster's database took nothing from ")
+    assert "(no space left)" in said[1][1]
+    assert len(said) == 2

@@ -47,6 +47,13 @@ LISTENING = "0A"  # in /proc/net/tcp
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
+TICKS = """{{scheduleOrError(scheduleSelector: {{repositoryName: "__repository__",
+repositoryLocationName: "hedge_pipeline", scheduleName: "{}"}})
+{{... on Schedule {{scheduleState {{ticks(limit: 100) {{timestamp skipReason}}}}}}}}}}"""
+MESSAGES = """{{logsForRun(runId: "{}") {{... on EventConnection
+{{events {{... on MessageEvent {{message level}}}}}}}}}}"""
+
+
 @dataclass
 class Service:
     """A service of the test's own; its processes are found by a mark in their environment."""
@@ -190,6 +197,19 @@ class Service:
         )
         with urllib.request.urlopen(request, timeout=10) as answer:
             return json.load(answer)["data"]
+
+    def told(self, run_id: str) -> list[tuple[str, str]]:
+        """Level and words of a run's log, as the UI shows it."""
+        events = self.ask(MESSAGES.format(run_id))["logsForRun"]["events"]
+        return [(event["level"], event["message"]) for event in events if event.get("message")]
+
+    def looks(self, schedule: str) -> list[tuple[float, str]]:
+        """When a schedule has looked, in POSIX seconds, and why it started nothing, as in the UI.
+
+        The newest first.
+        """
+        ticks = self.ask(TICKS.format(schedule))["scheduleOrError"]["scheduleState"]["ticks"]
+        return [(tick["timestamp"], tick["skipReason"] or "") for tick in ticks]
 
     def terminate(self, run_id: str) -> None:
         """What the UI does when a user ends a run."""

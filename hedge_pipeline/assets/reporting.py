@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Metadata = Mapping[str, Any]
+CLOCK_CHANGE = dt.timedelta(minutes=2)
+ASK_AGAIN_SECONDS = 45.0
 
 
 @contextlib.contextmanager
@@ -72,44 +75,80 @@ class LiveReport:
     more, and every second one leaves out features, option chains and hedge levels: at most 2 kB per
     poll where polls are a minute apart or less.
     The run's log says when a symbol stops answering and when it answers again: once, not at every
-    poll. While Dagster's database does not answer, polling goes on and the reports wait.
+    poll; and when the clock was changed. While Dagster's database does not answer, polling goes on
+    and what is to be said waits.
 
     Args:
         context: of the polling op.
         deployment: what is polled.
         every: time between two reports.
+        elapsed: seconds of a clock that nobody sets.
     """
 
     def __init__(
-        self, context: dg.OpExecutionContext, deployment: Deployment, every: dt.timedelta
+        self,
+        context: dg.OpExecutionContext,
+        deployment: Deployment,
+        every: dt.timedelta,
+        elapsed: Callable[[], float] = time.monotonic,
     ) -> None:
         self._context = context
         self._deployment = deployment
         self._every = every
         self._due = deployment.clock()
         self._polls: list[Poll] = []
-        self._untold: deque[dg.AssetMaterialization] = deque()
+        self._untold: deque[dg.AssetMaterialization | tuple[int, str, dt.datetime]] = deque()
+        self._deaf: tuple[dt.datetime, str] | None = None
         self._silent: dict[str, dt.datetime] = {}
         self._with_inputs = True
+        self._elapsed = elapsed
+        self._again = 0.0
+        self._seen = deployment.clock(), elapsed()
 
     def add(self, poll: Poll) -> None:
         """Remembers a poll; reports if it is time."""
         self._polls.append(poll)
+        self._tell_of_the_clock()
         self._tell_who_answers(poll)
         if self._deployment.clock() >= self._due:
             self.flush()
+        elif self._deaf is not None and self._elapsed() >= self._again:
+            self._tell()
+
+    def warn(self, words: str) -> None:
+        """A line for the run's log."""
+        self._say(logging.WARNING, words)
+
+    def _say(self, level: int, words: str) -> None:
+        self._untold.append((level, words, self._deployment.clock()))
+        if self._deaf is None:  # a database that does not answer takes its time for that
+            self._tell()
+
+    def _tell_of_the_clock(self) -> None:
+        """A machine that was suspended is like a clock that was set forth."""
+        now, elapsed = self._deployment.clock(), self._elapsed()
+        changed = now - self._seen[0] - dt.timedelta(seconds=elapsed - self._seen[1])
+        if abs(changed) >= CLOCK_CHANGE:
+            minutes, to = abs(changed).total_seconds() / 60, f"{now:%Y-%m-%d %H:%M:%S} UTC"
+            self.warn(
+                f"the clock was set forth by {minutes:.0f} min, to {to}, or the machine slept; "
+                "what came in between is caught up"
+                if changed > dt.timedelta(0)
+                else f"the clock was set back by {minutes:.0f} min, to {to}; polling goes on, "
+                "but Dagster's schedules wait until it is where it was"
+            )
+        self._seen = now, elapsed
 
     def _tell_who_answers(self, poll: Poll) -> None:
         for symbol, reason in poll.failures.items():
             if symbol not in self._silent:
                 self._silent[symbol] = poll.at
-                self._context.log.warning(f"{symbol} does not answer: {reason}")
+                self.warn(f"{symbol} does not answer: {reason}")
         for symbol in set(self._silent) - set(poll.failures):
             since = self._silent.pop(symbol)
             minutes = (poll.at - since).total_seconds() / 60
-            self._context.log.info(
-                f"{symbol} answers again after {minutes:.0f} min; this poll stored {poll.bars} bars"
-            )
+            told = f"{symbol} answers again after {minutes:.0f} min"
+            self._say(logging.INFO, f"{told}; this poll stored {poll.bars} bars")
 
     def flush(self) -> None:
         """Reports what was added since the last report.
@@ -128,13 +167,31 @@ class LiveReport:
                 dg.AssetMaterialization(asset_key=asset, partition=label, metadata=metadata)
                 for asset, metadata in shown.items()
             )
+        self._tell()
+
+    def _tell(self) -> None:
         try:
             while self._untold:
-                self._context.log_event(self._untold[0])
+                told = self._untold[0]
+                if isinstance(told, dg.AssetMaterialization):
+                    self._context.log_event(told)
+                else:
+                    level, words, at = told
+                    late = f" (at {at:%H:%M:%S} UTC)" if self._deaf else ""
+                    self._context.log.log(level, words + late)
                 self._untold.popleft()
         except Exception as error:  # every storage has errors of its own
             said = first_line(error)
             log.warning("Dagster takes no report, it is told later; polling goes on: %s", said)
+            self._deaf = self._deaf or (self._deployment.clock(), said)
+            self._again = self._elapsed() + ASK_AGAIN_SECONDS
+            return
+        if self._deaf is not None:
+            (since, why), self._deaf = self._deaf, None
+            self.warn(
+                f"Dagster's database took nothing from {since:%H:%M:%S} UTC on ({why}); "
+                "polling went on"
+            )
 
 
 def report_session(context: dg.OpExecutionContext, deployment: Deployment, label: str) -> None:

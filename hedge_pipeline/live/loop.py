@@ -23,7 +23,7 @@ from hedge_pipeline.market.bars import Collected, collect_bars
 from hedge_pipeline.market.sources import NoDataYet, SourceDown, SourceError
 from hedge_pipeline.market.tables import PREDICTION_LOG, RAW_QUOTES
 from hedge_pipeline.stages import Deployment
-from hedge_pipeline.store import BrokenFile
+from hedge_pipeline.store import BrokenFile, StoreError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -286,12 +286,14 @@ def run_loop(
     sleep: Callable[[float], None],
     report: Callable[[Poll], None] = lambda poll: None,
     alert: Callable[[str], object] = lambda session: None,
+    warn: Callable[[str], object] = log.warning,
 ) -> int:
     """Polls until the time box or the session ends; returns the number of polls.
 
     It ends, too, when a run that began later polls: two at once do no harm, but the supervisor
     would take turns in missing one of them. After the close it stays until the last bar is final
-    and has been asked for.
+    and has been asked for. A store that takes nothing any more, as on a full disk, ends nothing:
+    it is asked again at the next poll, which fetches what could not be stored.
 
     Args:
         deployment: what to poll.
@@ -301,31 +303,48 @@ def run_loop(
         sleep: waits so many seconds; raises to end the loop.
         report: called after every poll.
         alert: called with the session after a poll that stored predictions.
+        warn: takes a line when the store begins to refuse, and when it no longer does.
+
+    Raises:
+        BrokenFile: a part is damaged; `past_broken_files` moves it aside.
+        StoreError: the folder cannot be read or written at the first poll.
     """
     fetcher = Fetcher(deployment, patience=max(5.0, 0.5 * interval.total_seconds()))
     chain_poller = ChainPoller(deployment)
     work = Work(deployment)
     count = 0
     begun = deployment.clock().astimezone(dt.UTC).isoformat()
+    refused = ""
     session = _polled_at(deployment, deployment.clock())
     while session is not None and deployment.clock() < until:
-        chain_poller.begin(session)
-        done = poll(deployment, fetcher, session, work)
-        count += 1
-        _tell(done, deployment.calendar.bar_seconds)
-        if done.predictions:
-            alert(session.label)
-        chain_poller.advance(session)
-        beat = Heartbeat(run_id, deployment.clock().isoformat(), session.label, begun=begun)
-        report(done)
-        successor = Heartbeat.read(deployment.store)
-        if successor is not None and beat.yields_to(successor, interval):
-            log.warning("run %s polls since %s; this one ends", successor.run_id, successor.begun)
-            break
-        beat.write(deployment.store)
-        if count % COMPACT_EVERY == 0:
-            stages.compact_session(deployment, session.label)
-            work.whole = True  # what another poller stored and did not live to predict
+        try:
+            chain_poller.begin(session)
+            done = poll(deployment, fetcher, session, work)
+            count += 1
+            _tell(done, deployment.calendar.bar_seconds)
+            if done.predictions:
+                alert(session.label)
+            chain_poller.advance(session)
+            beat = Heartbeat(run_id, deployment.clock().isoformat(), session.label, begun=begun)
+            report(done)
+            successor = Heartbeat.read(deployment.store)
+            if successor is not None and beat.yields_to(successor, interval):
+                found = successor.run_id, successor.begun
+                log.warning("run %s polls since %s; this one ends", *found)
+                break
+            beat.write(deployment.store)
+            if refused:
+                warn("the data folder takes what is polled again")
+                refused = ""
+            if count % COMPACT_EVERY == 0:
+                stages.compact_session(deployment, session.label)
+                work.whole = True  # what another poller stored and did not live to predict
+        except StoreError as error:
+            if not count or isinstance(error, BrokenFile):
+                raise
+            if str(error) != refused:
+                warn(f"{error}; polling goes on")
+            refused, work.whole = str(error), True
         now = deployment.clock()
         pause = _next_poll_of(deployment, session, now, interval)
         session = _polled_at(deployment, pause)

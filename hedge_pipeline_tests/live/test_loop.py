@@ -42,7 +42,7 @@ from hedge_pipeline.serving.predicting import LATE_BAR, NO_MODEL
 from hedge_pipeline.settings import load_settings
 from hedge_pipeline.stages import features as feature_stage
 from hedge_pipeline.storage import past_broken_files
-from hedge_pipeline.store import BrokenFile, Store
+from hedge_pipeline.store import BrokenFile, Store, StoreError
 from hedge_pipeline_tests.markets import (
     BEFORE,
     HALF_DAY,
@@ -492,6 +492,61 @@ def test_a_source_that_is_down_for_an_hour_is_told_once_and_loses_and_doubles_no
         assert in_time.tolist() == [True] * 9 + [False] * 51 + [True] * 13
     assert stored_twice(folder, LIVE_TABLES) == {}
     assert len([x for x in found.polls if x.failures]) == 60
+
+
+@pytest.mark.parametrize("refusing", [RAW_QUOTES, FEATURE_ROWS, PREDICTION_LOG, OUTCOMES, None])
+def test_a_disk_that_is_full_for_a_while_ends_no_run_and_what_it_refused_is_caught_up(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, refusing: Table | None
+) -> None:
+    """Whichever table it is that there is no room for; None = for nothing at all."""
+    found = watch(folder, FakeMarket(), at(7, 1))
+    full = "the data folder cannot be written: No space left on device"
+    append, write = Store.append, Store.write_bytes
+
+    def now_full() -> bool:
+        return at(12) <= found.clock.now < at(16)
+
+    def appended(store: Store, table: Table, *given: Any, **more: Any) -> Any:
+        if now_full() and refusing in (table, None):
+            raise StoreError(full)
+        return append(store, table, *given, **more)
+
+    def written(store: Store, *given: Any) -> None:
+        if now_full() and refusing is None:
+            raise StoreError(full)
+        write(store, *given)
+
+    monkeypatch.setattr(Store, "append", appended)
+    monkeypatch.setattr(Store, "write_bytes", written)
+    found.run(until=at(20, 2))
+    assert found.warnings == [
+        f"{full}; polling goes on",
+        "the data folder takes what is polled again",
+    ]
+    for symbol in SYMBOLS:
+        assert list(found.rows(RAW_QUOTES, HALF_DAY, symbol)["bar_ts"]) == minutes(
+            SESSION, *range(20)
+        )
+        served = found.served(HALF_DAY, symbol)
+        assert len(served) == len(found.rows(PREDICTION_LOG, HALF_DAY, symbol, "baseline")) == 20
+        assert served["prediction"].notna().all()
+        late = served["mode"] == "catch_up"
+        assert late.sum() == 6 + (0 if refusing is OUTCOMES else 4)
+        assert len(found.rows(OUTCOMES, HALF_DAY, symbol)) == 10
+    assert stored_twice(folder, LIVE_TABLES) == {}
+
+
+def test_a_store_that_refuses_from_the_start_ends_the_run_with_the_reason(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise StoreError("no room")
+
+    found = watch(folder, FakeMarket(), at(7, 1))
+    monkeypatch.setattr(Store, "append", refused)
+    with pytest.raises(StoreError, match="no room"):
+        found.run(until=at(20, 2))
+    assert found.warnings == []
 
 
 @pytest.mark.parametrize(
