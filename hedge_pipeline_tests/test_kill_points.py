@@ -1,4 +1,7 @@
-"""SIGKILL before the changes of the disk: a backup, a restoration, a training, a close, a night.
+"""SIGKILL before the changes of the disk, and before every statement that changes a database.
+
+Of a backup, a restoration, a training, a close, a compaction, a night, option chains that are
+polled, runs and ticks and models that are deleted, overrides, and a home that is made ready.
 
 A child process does the work and is killed before the first change it makes that none before it
 has reached; the next child begins again. So every point is reached, of the longest works every
@@ -8,15 +11,20 @@ In the end everything is as if nothing had happened.
 
 from __future__ import annotations
 
+import contextlib
+import datetime as dt
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
+import pandas as pd
 import pytest
 
 from hedge_pipeline.backup import Repository, verify
@@ -32,6 +40,8 @@ from hedge_pipeline.market.tables import (
     PROMOTIONS,
     RAW_QUOTES,
 )
+from hedge_pipeline.replay import MARKER
+from hedge_pipeline.service import UNFINISHED_REASON
 from hedge_pipeline.store import Store
 from hedge_pipeline_tests.replays import (
     PATIENCE,
@@ -42,6 +52,15 @@ from hedge_pipeline_tests.replays import (
     one_session_of,
     replay_in,
     rows_of,
+)
+from hedge_pipeline_tests.resources.test_launching import started
+from hedge_pipeline_tests.test_storage import (
+    backdate,
+    events_in,
+    mlflow_in,
+    some_run,
+    ticks_of,
+    written_down,
 )
 
 pytestmark = pytest.mark.slow
@@ -70,22 +89,41 @@ def kill_at_the_next_new_change(event, arguments):
         path = str(arguments[0])
     elif event in CHANGES:
         path = str(arguments[CHANGES[event]])
+    elif event == "sqlite3.connect" and story in OF_DATABASES:
+        path = str(arguments[0])
     else:
         return
     if path.startswith((f"{out}{os.sep}", f"{other}{os.sep}")):
-        for pattern, name in NAMES:
-            path = re.sub(pattern, name, path)
-        change = f"{event} {path}"
-        passed = notes.with_suffix(".passed")
-        known = [x for f in (notes, passed) if f.exists() for x in f.read_text().splitlines()]
-        if known.count(change) < MOST.get(story, 1):
-            dies = len(known) % EVERY.get(story, 1) == 0
-            descriptor = os.open(notes if dies else passed, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.write(descriptor, f"{change}\\n".encode())
-            os.close(descriptor)
-            if dies:
-                os.kill(os.getpid(), signal.SIGKILL)
+        before(f"{event} {path}")
 
+def before(change):
+    for pattern, name in NAMES:
+        change = re.sub(pattern, name, change)
+    passed = notes.with_suffix(".passed")
+    known = [x for f in (notes, passed) if f.exists() for x in f.read_text().splitlines()]
+    if known.count(change) < MOST.get(story, 1):
+        dies = len(known) % EVERY.get(story, 1) == 0
+        descriptor = os.open(notes if dies else passed, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.write(descriptor, f"{change}\\n".encode())
+        os.close(descriptor)
+        if dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+def kill_at_the_next_new_statement():
+    import sqlalchemy as sa
+
+    @sa.event.listens_for(sa.engine.Engine, "before_cursor_execute")
+    def before_a_statement(connection, cursor, statement, *_):
+        words = " ".join(statement.split())
+        if re.match("(?i)(insert|update|delete|create|alter|drop|vacuum) ", words):
+            before("statement " + re.sub(r"[?, ()]+", " ", words)[:150])
+
+    @sa.event.listens_for(sa.engine.Engine, "commit")
+    def before_a_commit(connection):
+        known = notes.read_text().splitlines() if notes.exists() else [""]
+        before(f"commit after {known[-1].removeprefix('commit after ')}")
+
+OF_DATABASES = {"upkeep", "models", "preparation"}
 MOST = {"backup": 3}  # contents have one name here
 EVERY = {"restoration": 3, "training": 2, "close": 2}  # for the sake of time
 if os.environ.get("EVERY_POINT"):
@@ -142,13 +180,67 @@ def night():
     storage.forget(with_later_models(deployment, "2024-01-08"), 1)
     storage.sweep(storage.Places(str(out), None, None), "", dt.timedelta(0))
 
+def chains():
+    from hedge_pipeline.live.chain_polling import ChainPoller
+    for moment in ("14:00:31", "14:20:31"):
+        deployment = at(f"2026-03-09T{moment}+00:00")
+        opened = deployment.calendar.session_at(deployment.clock())
+        poller = ChainPoller(deployment)
+        poller.begin(opened)
+        poller.advance(opened)
+        for _, answer in poller._open.values():
+            answer.result()
+        poller.advance(opened)
+
+def override(work):
+    from hedge_pipeline.stages import StageError
+    from hedge_pipeline_tests.replays import replay_in
+    try:
+        work(replay_in(out, HEDGE_MODE="live"))
+    except StageError as error:  # who asks again is told that it is done
+        assert "is pinned already" in str(error), error
+
+def pin():
+    from hedge_pipeline import control
+    override(lambda deployment: control.pin(deployment, "SIMQ", 1, "the newest one is wrong"))
+
+def rollback():
+    from hedge_pipeline import control
+    def let_go(deployment):
+        if deployment.ledger("SIMQ").pinned is not None:
+            control.roll_back(deployment, "SIMQ", "it is right again")
+    override(let_go)
+
+def upkeep():
+    import datetime as dt
+    import dagster as dg
+    from hedge_pipeline.resources import upkeep
+    old = dt.datetime.now(dt.UTC) - dt.timedelta(days=14)
+    with dg.DagsterInstance.from_config(str(out)) as instance:
+        upkeep.delete_old_runs(instance, out, old)
+        upkeep.delete_old_ticks(instance, old)
+        upkeep.delete_old_events(instance, out, old)
+
+def models():
+    from hedge_pipeline.resources import upkeep
+    from hedge_pipeline_tests.replays import replay_in
+    from hedge_pipeline_tests.test_storage import mlflow_in
+    registry = mlflow_in(out, 1)
+    registry.prune(replay_in(out, ("SIMQ",)), "SIMQ")
+    if upkeep.has_garbage(registry.tracking_uri):  # as the night asks
+        upkeep.collect_garbage(registry.tracking_uri, (out / "mlartifacts").as_uri())
+
+def preparation():
+    from hedge_pipeline.service import prepare
+    prepare(out, other / "dagster.yaml")
+
 def compaction():
     from hedge_pipeline.stages import compact_session
     compact_session(at("2026-03-09T15:01:00+00:00"), "2026-03-09")
 
 import exchange_calendars, pandas, pyarrow.parquet  # what the copies need
 import hedge_pipeline.opening, hedge_pipeline.live.loop, hedge_pipeline_tests.replays
-if story == "training":
+if story in ("training", "models"):
     import mlflow.xgboost
     import mlflow.store.tracking.sqlalchemy_store
     import hedge_pipeline.resources.registry
@@ -159,6 +251,8 @@ while True:
     if not child:
         if not undisturbed:
             sys.addaudithook(kill_at_the_next_new_change)
+            if story in OF_DATABASES:
+                kill_at_the_next_new_statement()
         globals()[story]()
         os._exit(0)
     status = os.waitpid(child, 0)[1]
@@ -364,6 +458,122 @@ def test_a_compaction_killed_before_every_change_loses_and_doubles_no_row(
     assert_same(out, wanted)
     parts = list((out / "prediction_log" / "session=2026-03-09").glob("*.parquet"))
     assert len(parts) == 1
+
+
+def test_polled_option_chains_killed_before_every_change_are_as_if_nothing_had_happened(
+    polled: Path, tmp_path: Path
+) -> None:
+    out, wanted, known = disturbed_and_not("chains", polled, tmp_path)
+    touched = {line.split(f"{out}/")[1].split("/")[0] for line in known}
+    assert touched >= {"option_chains", "chain_fetches", "hedge_levels"}
+    assert len(rows_of(Store(str(out)), CHAIN_FETCHES, ["2026-03-09"])) == 2
+    assert_same(out, wanted)
+
+
+def test_overrides_killed_before_every_change_are_made_once(demo: Demo, tmp_path: Path) -> None:
+    out = demo.copy(tmp_path / "out")
+    (out / MARKER).unlink()
+    known = [
+        line
+        for story in ("pin", "rollback")
+        for line in run(story, out, tmp_path / "nowhere", tmp_path / f"{story}.notes")
+    ]
+    assert sum("promotions" in line for line in known) >= 2
+    rows = rows_of(Store(str(out)), PROMOTIONS)
+    overrides = rows.loc[rows["kind"] == "override", ["number", "event", "model_version"]]
+    assert overrides.to_numpy().tolist() == [[1, "pin", 1], [2, "unpin", 1]]
+    others = rows[rows["kind"] != "override"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(others, rows_of(demo.store, PROMOTIONS))
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A DAGSTER_HOME with the committed configuration."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    shutil.copy(Path(__file__).parent.parent / "dagster.yaml", folder)
+    return folder
+
+
+def test_old_runs_and_ticks_killed_before_every_change_go_and_nothing_else_does(
+    home: Path, tmp_path: Path
+) -> None:
+    now = dt.datetime.now(dt.UTC)
+    old, young = now - dt.timedelta(days=15), now - dt.timedelta(days=13)
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        looks = written_down(instance, "polling_schedule", old)
+        written_down(instance, "polling_schedule", young)
+        gone, kept = ([some_run(instance) for _ in range(number)] for number in (3, 2))
+        instance.report_runless_asset_event(dg.AssetMaterialization("some_asset"))
+        runs = home / "history" / "runs"
+        for database in (runs / "index.db", runs / ".db"):
+            backdate(database, "update event_logs set timestamp = ? where run_id = ''", old)
+        for run_id in gone:
+            change = "update runs set create_timestamp = ? where run_id = ?"
+            backdate(home / "history" / "runs.db", change, old, run_id)
+        instance.report_runless_asset_event(dg.AssetMaterialization("some_asset"))
+        events = {run_id: len(instance.all_logs(run_id)) for run_id in kept}
+    known = run("upkeep", home, tmp_path / "nowhere", tmp_path / "notes")
+    named = " ".join(known).lower()
+    assert all(x in named for x in ("delete from runs", "delete from job_ticks", "commit after"))
+    assert any(line.startswith("os.remove") for line in known)
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        assert {record.dagster_run.run_id for record in instance.get_run_records()} == {*kept}
+        assert {run_id: len(instance.all_logs(run_id)) for run_id in kept} == events
+        assert len(ticks_of(instance, looks)) == 500
+        for run_id in gone:
+            assert list(home.rglob(f"{run_id}*")) == []
+            assert events_in(home, run_id) == 0
+        assert instance.get_latest_materialization_event(dg.AssetKey("some_asset")) is not None
+        assert instance.has_run(some_run(instance))
+
+
+@pytest.mark.long
+def test_superfluous_models_killed_before_every_change_go_and_no_others(
+    demo: Demo, tmp_path: Path
+) -> None:
+    """From MLflow's database and its files, by the pruning and by MLflow's own collection."""
+    found = []
+    for name in ("wanted", "out"):  # MLflow's database names whole paths
+        folder = demo.copy(tmp_path / name)
+        assert mlflow_in(folder, None).publish(replay_in(folder, ("SIMQ",)), "SIMQ") == 4
+        undisturbed = ("undisturbed",) if name == "wanted" else ()
+        known = run(
+            "models", folder, tmp_path / "nowhere", tmp_path / f"{name}.notes", *undisturbed
+        )
+        files = sorted(x.name for x in (folder / "mlartifacts").rglob("*") if x.is_file())
+        found.append((published(folder), files))
+        with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as database:
+            assert database.execute("select count(*) from runs").fetchone() == (2,)
+            assert database.execute("select count(*) from logged_models").fetchone() == (2,)
+    assert len(known) > 20
+    assert any(line.startswith("os.remove") and "mlartifacts" in line for line in known)
+    assert len(found[0][0]["versions"]) == 2
+    assert found[0] == found[1]
+
+
+def test_a_home_killed_while_it_is_made_ready_is_made_ready_at_the_next_start(
+    tmp_path: Path,
+) -> None:
+    """From nothing, and one with a run that a crash has left."""
+    home, given = tmp_path / "home", tmp_path / "given"
+    home.mkdir()
+    given.mkdir()
+    committed = Path(__file__).parent.parent / "dagster.yaml"
+    shutil.copy(committed, given)
+    known = run("preparation", home, given, tmp_path / "notes")
+    assert {line.split()[0] for line in known} >= {"open", "os.rename", "statement", "commit"}
+    assert (home / "dagster.yaml").read_bytes() == committed.read_bytes()
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        done, left = some_run(instance), started(instance).run_id
+    known = run("preparation", home, given, tmp_path / "more.notes")
+    assert any("runs" in line for line in known)
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        found = {run_id: instance.get_run_by_id(run_id) for run_id in (done, left)}
+        statuses = {run_id: run.status.value if run else "" for run_id, run in found.items()}
+        assert statuses == {done: "SUCCESS", left: "FAILURE"}
+        said = instance.all_logs(left, of_type=dg.DagsterEventType.RUN_FAILURE)
+        assert UNFINISHED_REASON in {event.message for event in said}
 
 
 @pytest.mark.long

@@ -39,11 +39,16 @@ class ChainPoller:
     _turns: Semaphore = field(default_factory=lambda: Semaphore(AT_ONCE))
     _open: dict[str, tuple[Session, Future[Fetched]]] = field(default_factory=dict)
     _begun: str = ""
+    _lost: set[str] = field(default_factory=set)
 
     def begin(self, session: Session) -> None:
-        """Before the first poll of a session: the levels that need no chain of today."""
+        """Before the first poll of a session: the levels that need no chain of today.
+
+        What was asked for by a process that did not live to store the answer is asked for again.
+        """
         if self._begun != session.label:
             self._begun = session.label
+            self._lost = chains.symbols_with_a_lost_answer(self.deployment, session.label)
             for symbol in self.deployment.symbols:
                 stages.build_missing_levels(self.deployment, session.label, symbol)
 
@@ -61,6 +66,7 @@ class ChainPoller:
         if session.opens <= now < session.closes:
             for symbol in self._due(session, now):
                 sweep = not self._was_swept(session, symbol)
+                self._lost.discard(symbol)
                 self._open[symbol] = session, self._ask(symbol, session, now, sweep=sweep)
         return new
 
@@ -84,7 +90,11 @@ class ChainPoller:
             symbol
             for symbol in self.deployment.symbols
             if symbol not in self._open
-            and (symbol not in last or now - last[symbol] >= self.deployment.cache_ttl)
+            and (
+                symbol not in last
+                or symbol in self._lost
+                or now - last[symbol] >= self.deployment.cache_ttl
+            )
         ]
 
     def _was_swept(self, session: Session, symbol: str) -> bool:

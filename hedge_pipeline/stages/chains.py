@@ -133,6 +133,23 @@ def _new_snapshots(deployment: Deployment, label: str, fetched: Fetched) -> pd.D
     return found[~found["as_of"].isin(known)]
 
 
+def symbols_with_a_lost_answer(deployment: Deployment, label: str) -> set[str]:
+    """Whose last request of a live session brought snapshots of which none is stored.
+
+    The row about a request is stored before what it brought; a kill may have come between.
+    """
+    asked = deployment.store.read(
+        CHAIN_FETCHES, [label], columns=("symbol", "asked_at", "snapshots")
+    )
+    last = asked.sort_values("asked_at").drop_duplicates("symbol", keep="last")
+    brought = last[last["snapshots"] > 0].set_index("symbol")["asked_at"].to_dict()
+    if not brought:
+        return set()
+    stored = deployment.store.distinct(OPTION_CHAINS, label, ("symbol", "available_at"))
+    newest = stored.groupby("symbol")["available_at"].max().to_dict()
+    return {x for x, at in brought.items() if x not in newest or newest[x] < at}
+
+
 def stored_snapshots(deployment: Deployment, label: str, symbol: str) -> set[Any]:
     """Moments of the symbol's snapshots that are stored."""
     stored = deployment.store.distinct(OPTION_CHAINS, label, ("symbol", "as_of"))
