@@ -9,13 +9,14 @@ several processes count by share. The drift is the slope of the delay of decisio
     python -m benchmarks.soak --minutes 15 --headless --train   # and a training meanwhile
     python -m benchmarks.soak --minutes 15 --headless --night   # and what a night does
     python -m benchmarks.soak --minutes 8 --headless --night --closed   # on an exchange, at night
+    python -m benchmarks.soak --minutes 12 --headless --interval 60 --probe --cgroup PATH
 
 A night is a close of the session, a training, and housekeeping with a collection of MLflow's
-garbage and a backup, one after the other as runs of the service, while it polls; `hedge health`
-runs every five minutes as a container's probe does. With --yahoo the source is the real yfinance
-client, led to a double of Yahoo on loopback, and the symbol BTC-USD. With --closed the market has
-the hours of New York's exchange, and must be closed while this runs: nothing polls beside the
-night's work.
+garbage and a backup, one after the other as runs of the service, while it polls. Then, and with
+--probe, `hedge health` runs every five minutes as a container's probe does. With --yahoo the source
+is the real yfinance client, led to a double of Yahoo on loopback, and the symbol BTC-USD. With
+--closed the market has the hours of New York's exchange, and must be closed while this runs:
+nothing polls beside the night's work.
 """
 
 from __future__ import annotations
@@ -116,6 +117,7 @@ def measure(
     headless: bool,
     train: bool,
     night: bool,
+    probe: bool,
     closed: bool,
     yahoo: Mapping[str, str] | None,
     cgroup: Path | None,
@@ -171,7 +173,7 @@ def measure(
     try:
         cpu_before = watch(time.time() + 60 * WARM_UP_MINUTES)
         begun, events_before = time.time(), size_of(home)
-        works = Night(service.pid, environment, cgroup) if night else None
+        works = Beside(service.pid, environment, cgroup, night=night) if night or probe else None
         cpu = watch(begun + 60 * minutes)
         lasted, events = time.time() - begun, size_of(home) - events_before
     finally:
@@ -210,23 +212,26 @@ def _leave_garbage(tracking_uri: str) -> None:
     client.delete_run(run.info.run_id)
 
 
-class Night:
-    """What a night does, in a thread: runs through the service's daemon, and the probe.
+class Beside:
+    """The probe and, of a night, what it does: runs through the service's daemon; in threads.
 
     Args:
         root: process of the service.
         environment: of the service.
         cgroup: where the probe runs; None = anywhere.
+        night: whether there is one.
 
     Attributes:
         found: seconds of every run that succeeded, probes and how many of them failed.
     """
 
-    def __init__(self, root: int, environment: dict[str, str], cgroup: Path | None) -> None:
-        self.found = {f"{job}_seconds": float("nan") for job in NIGHT}
-        self.found |= {"probes": 0.0, "failed_probes": 0.0}
+    def __init__(
+        self, root: int, environment: dict[str, str], cgroup: Path | None, *, night: bool
+    ) -> None:
+        self.found = {"probes": 0.0, "failed_probes": 0.0}
+        self.found |= {f"{job}_seconds": float("nan") for job in NIGHT} if night else {}
         self._root, self._environment, self._cgroup = root, environment, cgroup
-        for work in (self._probe, self._runs):
+        for work in (self._probe, self._runs) if night else (self._probe,):
             threading.Thread(target=work, daemon=True).start()
 
     def _probe(self) -> None:
@@ -356,6 +361,7 @@ def main() -> None:
     parser.add_argument("--headless", action="store_true")
     parser.add_argument("--train", action="store_true", help="the service trains the first model")
     parser.add_argument("--night", action="store_true", help="what a night does, while it polls")
+    parser.add_argument("--probe", action="store_true", help="that of a container, meanwhile")
     parser.add_argument("--yahoo", action="store_true", help="yfinance against a double of Yahoo")
     parser.add_argument("--closed", action="store_true", help="on an exchange that is closed now")
     parser.add_argument("--cgroup", type=Path, help="memory cgroup the service is put into")
@@ -372,6 +378,7 @@ def main() -> None:
             headless=arguments.headless,
             train=arguments.train,
             night=arguments.night,
+            probe=arguments.probe,
             closed=arguments.closed,
             yahoo=yahoo,
             cgroup=arguments.cgroup,

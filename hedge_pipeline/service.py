@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import sys
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from hedge_pipeline.settings import Settings
 
 LOOPBACK = "127.0.0.1"
+_OF_SQLITE = ("history", "schedules")
 UNFINISHED_REASON = "the service was stopped while this run was under way"
 
 
@@ -86,6 +88,11 @@ def claim(home: Path) -> TextIO:
     return lock
 
 
+def _is_cut(own: bytes, wanted: bytes) -> bool:
+    """Whether a power loss has left of a copy its beginning only, which ends within a line."""
+    return wanted.startswith(own) and not own.endswith(b"\n")
+
+
 def prepare(home: Path, configuration: Path) -> int:
     """Makes a claimed home ready before any process uses it; returns the runs reported as failed.
 
@@ -100,12 +107,18 @@ def prepare(home: Path, configuration: Path) -> int:
     Raises:
         SettingsError: the home cannot be written, or what is in it cannot be used.
     """
+    with _written(home):  # what a killed start has left
+        for left in home.glob(".databases.*.tmp"):
+            shutil.rmtree(left)
+        for left in home.glob(".dagster.yaml.*.tmp"):
+            left.unlink()
     own = home / "dagster.yaml"
-    if not own.exists() or not own.stat().st_size:  # a power loss leaves an empty one
+    wanted = configuration.read_bytes()
+    if not own.exists() or _is_cut(own.read_bytes(), wanted):
         with _written(home):
             copied = home / f".dagster.yaml.{os.getpid()}.tmp"
             with copied.open("wb") as file:
-                file.write(configuration.read_bytes())
+                file.write(wanted)
                 file.flush()
                 os.fsync(file.fileno())
             copied.replace(own)
@@ -118,6 +131,8 @@ def prepare(home: Path, configuration: Path) -> int:
         dg.DagsterRunStatus.CANCELING,
     ]
     try:
+        if not all((home / folder).exists() for folder in _OF_SQLITE):
+            _make_databases(home)
         with dg.DagsterInstance.get() as instance:
             left_over = instance.get_runs(dg.RunsFilter(statuses=unfinished))
             for run in left_over:
@@ -128,6 +143,25 @@ def prepare(home: Path, configuration: Path) -> int:
             f"{own}, or a database it names, cannot be used: {first_line(error)}; put this "
             "version's dagster.yaml there, or see `hedge restore`"
         ) from error
+
+
+def _make_databases(home: Path) -> None:
+    """Makes the SQLite files of a new home aside and puts them in place whole.
+
+    Dagster makes them table by table and takes what a kill has left for files of an old version,
+    whose missing indices nobody makes. A home with another storage gets none.
+    """
+    import dagster as dg
+
+    aside = home / f".databases.{os.getpid()}.tmp"
+    aside.mkdir()
+    shutil.copy(home / "dagster.yaml", aside)
+    with dg.DagsterInstance.from_config(str(aside)):
+        pass
+    for folder in _OF_SQLITE:
+        if (aside / folder).exists() and not (home / folder).exists():
+            (aside / folder).rename(home / folder)
+    shutil.rmtree(aside)
 
 
 def commands(

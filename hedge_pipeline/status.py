@@ -25,6 +25,7 @@ from hedge_pipeline.market.tables import (
     RAW_QUOTES,
     TABLES,
 )
+from hedge_pipeline.opening import places
 from hedge_pipeline.replay import check_mode
 from hedge_pipeline.service import dagster_home
 from hedge_pipeline.stages import Deployment
@@ -153,6 +154,7 @@ def diagnose(settings: Settings, deployment: Deployment, registry: MlflowRegistr
         _finding("mlflow", lambda: _mlflow(registry)),
         _finding("clock", lambda: _clock(deployment)),
         _finding("files", lambda: _files(deployment)),
+        _finding("databases", lambda: _databases(settings)),
         *(
             _finding(f"model-{symbol}", partial(_model, deployment, symbol))
             for symbol in deployment.symbols
@@ -226,6 +228,21 @@ def _files(deployment: Deployment) -> str:
     if told:
         raise ValueError("; ".join(told))
     return "no broken file"
+
+
+def _databases(settings: Settings) -> str:
+    """Whether the SQLite files of Dagster and MLflow can be read."""
+    found = places(settings)
+    files = sorted(found.home.rglob("*.db")) if found.home else []
+    files += [found.mlflow] if found.mlflow else []
+    damaged = [(path, why) for path in files if (why := storage.damage_of(path))]
+    if damaged:
+        told = ", ".join(f"{path}: {why}" for path, why in damaged)
+        raise ValueError(
+            f"damaged: {told}; no table of the loop is: stop the service and move it aside, what "
+            "it knew of runs or versions begins anew, or see `hedge restore`"
+        )
+    return f"{len(files)} are sound" if files else "there is none"
 
 
 def _model(deployment: Deployment, symbol: str) -> str:

@@ -11,6 +11,7 @@ import contextlib
 import datetime as dt
 import json
 import shutil
+import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -39,6 +40,7 @@ T = TypeVar("T")
 
 MARKER = "operations/forgotten.json"
 SIZES = "operations/sizes.json"
+_SMALLEST_PAGE = 512
 SIZES_HOLD = dt.timedelta(days=2)
 FORGOTTEN: tuple[Table, ...] = (
     PREDICTION_LOG,
@@ -248,6 +250,30 @@ def quarantine(deployment: Deployment, sessions: tuple[str, ...] | None = None) 
         for label in deployment.store.sessions(table) if sessions is None else sessions:
             moved += deployment.store.quarantine(table, label)
     return tuple(moved)
+
+
+def damage_of(database: Path) -> str | None:
+    """What SQLite finds wrong with a file of its own, which may be in use; None = nothing.
+
+    A file that is not there, or is empty, is not damaged.
+    """
+    if not database.exists() or not database.stat().st_size:
+        return None
+    if database.stat().st_size % _page_size(database):
+        return "it is cut off"  # SQLite takes what is missing of a page for zeros
+    try:
+        with contextlib.closing(sqlite3.connect(database, timeout=60)) as opened:
+            (verdict,) = opened.execute("pragma quick_check(1)").fetchone()
+    except sqlite3.Error as error:
+        return str(error)
+    return None if verdict == "ok" else str(verdict)
+
+
+def _page_size(database: Path) -> int:
+    """Bytes of a page of an SQLite file, as its header says; 512 = it has no header."""
+    with database.open("rb") as file:
+        size = int.from_bytes(file.read(18)[16:], "big")
+    return 65536 if size == 1 else size or _SMALLEST_PAGE
 
 
 def past_broken_files(

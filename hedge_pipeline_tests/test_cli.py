@@ -446,13 +446,23 @@ def test_runs_that_were_left_over_are_counted_in_words(count: int, words: str) -
     assert service.left_over_words(count) == words
 
 
-def test_an_empty_dagster_yaml_is_made_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_dagster_yaml_cut_at_any_byte_is_known_for_what_it_is(tmp_path: Path) -> None:
+    whole = (REPOSITORY / "dagster.yaml").read_bytes()
+    cut = [length for length in range(len(whole)) if service._is_cut(whole[:length], whole)]
+    # one that ends with a line may be somebody's wish; the others are made anew
+    assert len(whole) - len(cut) == whole.count(b"\n") - 1
+    assert not service._is_cut(whole, whole)
+    assert not service._is_cut(b"telemetry: {enabled: false}", whole)
+
+
+@pytest.mark.parametrize("length", [0, 1000])
+def test_a_dagster_yaml_that_a_power_loss_has_cut_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int
 ) -> None:
     monkeypatch.chdir(REPOSITORY)
     own = tmp_path / "home" / "dagster.yaml"
     own.parent.mkdir()
-    own.touch()  # what a power loss can leave
+    own.write_bytes((REPOSITORY / "dagster.yaml").read_bytes()[:length])
     prepared = invoke("up", "--prepare", DAGSTER_HOME=str(own.parent))
     assert prepared.exit_code == 0, prepared.output
     assert own.read_bytes() == (REPOSITORY / "dagster.yaml").read_bytes()

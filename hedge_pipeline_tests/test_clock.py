@@ -56,9 +56,9 @@ def services(
         assert "SIMQ: version 1 on " in second.run("bootstrap", "--days", "8")
         second.set_clock(CHANGE - dt.timedelta(minutes=10))
         assert "SIMQ: has a model already" in second.run("bootstrap", "--days", "3")
-        for service in (first, second):
+        for service, how in ((first, ()), (second, ("--headless",))):
             service.set_clock(CHANGE - dt.timedelta(minutes=10, seconds=25))
-            service.start("--headless")
+            service.start(*how)
         yield first, second
     finally:
         first.kill_everything()
@@ -83,8 +83,14 @@ def training(services: tuple[Moved, Moved]) -> Moved:
     return service
 
 
+def told(service: Moved, words: str) -> bool:
+    """Whether the UI shows them in the log of a poll run."""
+    logs = [service.told(run["id"]) for run in service.runs()]
+    return any(line.startswith(words) for log in logs for _, line in log)
+
+
 def test_two_oclock_that_does_not_exist_is_made_up_for(training: Moved, polling: Moved) -> None:
-    before = {why for at, why in training.looks().items() if at < CHANGE.timestamp()}
+    before = {why for at, why in training.sensor_looks().items() if at < CHANGE.timestamp()}
     assert {why.rpartition("; ")[2] for why in before} == {"it waits for 2:00 exchange time"}
     (run,) = training.wait_for("training", 120, lambda: training.runs("train_model"))
     with training.instance() as instance:
@@ -120,6 +126,7 @@ def test_a_jump_forth_is_caught_up(polling: Moved) -> None:
         return [run["status"] for run in polling.runs()].count("STARTED") == 1
 
     polling.wait_for("one run", 90, one_polls)
+    polling.wait_for("word of it", 30, lambda: told(polling, "the clock was set forth by 40 min"))
 
 
 def test_after_a_jump_back_nothing_is_lost_and_it_goes_on_where_it_was(polling: Moved) -> None:
@@ -131,6 +138,7 @@ def test_after_a_jump_back_nothing_is_lost_and_it_goes_on_where_it_was(polling: 
     assert found["healthy"]
     (trouble,) = found["troubles"]
     assert trouble["message"].startswith("the clock was set back: ")
+    polling.wait_for("word of it", 60, lambda: told(polling, "the clock was set back by 20 min"))
     polling.assert_kept(before)
     assert polling.bars_until() == until
     polling.set_clock(until + dt.timedelta(seconds=55))

@@ -11,6 +11,7 @@ import signal
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -23,7 +24,8 @@ from hedge_pipeline_tests.test_service import Service
 
 pytestmark = pytest.mark.slow
 
-HEALTH = "{ instance { daemonHealth { allDaemonStatuses { daemonType healthy required } } } }"
+HEALTH = """{ instance { daemonHealth { allDaemonStatuses {
+daemonType healthy required lastHeartbeatErrors { message } } } } }"""
 
 
 @dataclass
@@ -46,10 +48,16 @@ class PostgresService(Service):
         with urllib.request.urlopen(search, timeout=10) as answer:
             return "hedge-SIMQ" in answer.read().decode()
 
+    def daemons(self) -> list[dict[str, Any]]:
+        """What Dagster's web server says of them."""
+        found: list[dict[str, Any]] = self.ask(HEALTH)["instance"]["daemonHealth"][
+            "allDaemonStatuses"
+        ]
+        return found
+
     def daemons_are_well(self) -> bool:
         """Whether Dagster's web server says so."""
-        daemons = self.ask(HEALTH)["instance"]["daemonHealth"]["allDaemonStatuses"]
-        return all(x["healthy"] for x in daemons if x["required"])
+        return all(x["healthy"] for x in self.daemons() if x["required"])
 
 
 @dataclass(frozen=True)
@@ -121,6 +129,9 @@ def test_daemon_and_both_uis_recover(story: Story) -> None:
         return seen is not None and pd.Timestamp(seen) > story.up
 
     service.wait_for("heartbeat of the daemon", 60, beats)
+    said = [error["message"] for x in service.daemons() for error in x["lastHeartbeatErrors"]]
+    # the page of daemons shows it
+    assert any("psycopg2" in line or "DB connection" in line for line in said), said
     service.wait_for("MLflow", 30, service.registered)
 
 

@@ -8,27 +8,35 @@ import errno
 import json
 import os
 import resource
+import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import dagster as dg
 import pandas as pd
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from hedge_pipeline.backup import LAST_BACKUP, last_backup
 from hedge_pipeline.health import TOLD, Trouble, untold
+from hedge_pipeline.learning.shelf import ModelShelf
+from hedge_pipeline.learning.training import ModelError
 from hedge_pipeline.live.loop import Fetcher, Work, poll
 from hedge_pipeline.live.supervision import HEARTBEAT, Heartbeat
 from hedge_pipeline.market.tables import FEATURE_ROWS, PREDICTION_LOG, RAW_QUOTES
 from hedge_pipeline.stages import build_missing_features, log_predictions
-from hedge_pipeline.storage import MARKER, forgotten_before
+from hedge_pipeline.stages.closing import CLOSED, _closed_through
+from hedge_pipeline.storage import MARKER, SIZES, damage_of, forgotten_before, noted_sizes
 from hedge_pipeline.store import BrokenFile, Store, StoreError
 from hedge_pipeline_tests.disks import mounted
 from hedge_pipeline_tests.replays import Demo, demo_in, environment, hedge, replay_in, rows_of
+from hedge_pipeline_tests.test_storage import some_run, written_down
 
+REPOSITORY = Path(__file__).resolve().parent.parent
 SESSION = "2024-01-03"
 
 
@@ -140,6 +148,12 @@ NOTES = {
     LAST_BACKUP: {"at": "2024-01-12T03:30:00+00:00", "place": "x", "snapshot": "y"},
     TOLD: {"disk": "2024-01-12T03:30:00+00:00"},
     MARKER: {"before": "2024-01-03"},
+    CLOSED: {"through": "2024-01-03"},
+    SIZES: {
+        "at": "2024-01-12T03:30:00+00:00",
+        "tables": {"raw_quotes": 7},
+        "areas": {"dagster": 9},
+    },
 }
 
 
@@ -156,6 +170,8 @@ def test_a_note_cut_at_any_byte_is_as_if_it_were_not_there(tmp_path: Path, name:
             last_backup(store),
             untold(store, [trouble], now, every),
             forgotten_before(store),
+            _closed_through(deployment),
+            noted_sizes(store),
         ]
 
     nothing = read()
@@ -164,6 +180,108 @@ def test_a_note_cut_at_any_byte_is_as_if_it_were_not_there(tmp_path: Path, name:
         assert read() == nothing, length
     store.write_bytes(name, whole)
     assert read() != nothing
+
+
+@pytest.mark.parametrize("ending", [".json", ".ubj"])
+def test_a_model_cut_at_any_byte_is_refused_in_one_line(
+    demo: Demo, tmp_path: Path, ending: str
+) -> None:
+    """Or, of its description, is as good as whole: what is missing is the end of the last line."""
+    out = demo.copy(tmp_path / "out")
+    path = next((out / "models" / "SIMQ").glob(f"000002*{ending}"))
+    whole, wanted = path.read_bytes(), ModelShelf(Store(str(out))).load("SIMQ", 2).card
+    step = max(1, len(whole) // 400)
+    for length in (*range(0, len(whole), step), len(whole) - 1):
+        path.write_bytes(whole[:length])
+        try:
+            found = ModelShelf(Store(str(out))).load("SIMQ", 2).card
+        except ModelError as error:
+            assert "SIMQ" in str(error) or path.name in str(error), error
+            assert "\n" not in str(error)
+        else:
+            assert length == len(whole) - 1
+            assert found == wanted
+    path.write_bytes(whole)
+    assert ModelShelf(Store(str(out))).load("SIMQ", 2).card == wanted
+
+
+def rows_in(database: Path) -> dict[str, list[tuple[object, ...]]]:
+    """Every row of every table."""
+    with contextlib.closing(sqlite3.connect(database)) as opened:
+        tables = opened.execute("select name from sqlite_master where type = 'table'").fetchall()
+        return {name: opened.execute(f"select * from {name}").fetchall() for (name,) in tables}
+
+
+@pytest.fixture(scope="module")
+def databases(tmp_path_factory: pytest.TempPathFactory, demo: Demo) -> Path:
+    """A home of Dagster with a run, and the demo's MLflow."""
+    out = tmp_path_factory.mktemp("databases") / "data"
+    shutil.copytree(demo.out, out)
+    home = out / "dagster_home"
+    home.mkdir()
+    shutil.copy(REPOSITORY / "dagster.yaml", home)
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        some_run(instance)
+        written_down(instance, "polling_schedule", dt.datetime.now(dt.UTC))
+    return out
+
+
+DATABASES = (
+    "mlflow.db",
+    "dagster_home/history/runs.db",
+    "dagster_home/history/runs/index.db",
+    "dagster_home/schedules/schedules.db",
+)
+
+
+@pytest.mark.parametrize("name", DATABASES)
+def test_a_database_cut_at_any_byte_is_found_damaged_or_has_every_row(
+    databases: Path, tmp_path: Path, name: str
+) -> None:
+    cut = tmp_path / "cut.db"
+    with contextlib.closing(sqlite3.connect(databases / name)) as opened:
+        opened.execute("pragma wal_checkpoint(truncate)")
+    whole = (databases / name).read_bytes()
+    cut.write_bytes(whole)
+    assert damage_of(cut) is None
+    wanted = rows_in(cut)
+    assert sum(map(len, wanted.values())) > 0
+    pages = range(4096, len(whole), 4096 * max(1, len(whole) // 4096 // 30))
+    lengths = {length + more for length in pages for more in (-1, 0, 2048)}
+    found = 0
+    for length in sorted({1, 17, 99, 100, 512, *lengths, len(whole) - 1} & {*range(1, len(whole))}):
+        cut.write_bytes(whole[:length])
+        if damage_of(cut) is None:
+            assert rows_in(cut) == wanted, length
+        else:
+            found += 1
+    assert found > 50
+
+
+@pytest.mark.parametrize("name", DATABASES[::2])
+def test_a_cut_database_is_named_with_the_next_step_and_costs_no_table(
+    databases: Path, tmp_path: Path, name: str
+) -> None:
+    out = tmp_path / "data"
+    shutil.copytree(databases, out)
+    for path in out.rglob("*.db-*"):
+        path.unlink()
+    os.truncate(out / name, (out / name).stat().st_size // 2)
+    variables = {
+        "HEDGE_DATA_URL": str(out),
+        "HEDGE_MODE": "replay",
+        "DAGSTER_HOME": str(out / "dagster_home"),
+    }
+    said = hedge("doctor", "--json", cwd=tmp_path, **variables)
+    assert said.returncode == 1
+    findings = {x["name"]: x for x in json.loads(said.stdout)}
+    assert not findings["databases"]["ok"]
+    assert findings["databases"]["message"].startswith(f"damaged: {out / name}: ")
+    assert findings["files"]["ok"]
+    assert hedge("status", cwd=tmp_path, **variables).returncode == 0
+    (out / name).rename(out / f"{name}.aside")  # as it says
+    again = hedge("doctor", "--json", cwd=tmp_path, **variables)
+    assert {x["name"]: x["ok"] for x in json.loads(again.stdout)}["databases"]
 
 
 def test_a_broken_file_is_named_moved_and_its_rows_are_made_again(

@@ -82,6 +82,7 @@ NAMES = [  # what has another name every time
     (r"[.]artifact[.]uploading[.].*", "x"),
     (r"(m-)?[0-9a-f]{32}", "id"),
     (r"tmp[a-z0-9_]{8}", "tmp"),
+    (r"/[.](databases|dagster.yaml)[.][0-9]+", "/x"),
 ]
 
 def kill_at_the_next_new_change(event, arguments):
@@ -240,6 +241,11 @@ def compaction():
 
 import exchange_calendars, pandas, pyarrow.parquet  # what the copies need
 import hedge_pipeline.opening, hedge_pipeline.live.loop, hedge_pipeline_tests.replays
+if story in ("upkeep", "preparation"):
+    import dagster as dg
+    import hedge_pipeline.resources.upkeep
+    with dg.DagsterInstance.local_temp():
+        pass
 if story in ("training", "models"):
     import mlflow.xgboost
     import mlflow.store.tracking.sqlalchemy_store
@@ -552,18 +558,33 @@ def test_superfluous_models_killed_before_every_change_go_and_no_others(
     assert found[0] == found[1]
 
 
+def schemas(home: Path) -> dict[str, list[tuple[str, ...]]]:
+    """Tables, indices and the revision of every database of Dagster."""
+    found = {}
+    for path in home.rglob("*.db"):
+        with contextlib.closing(sqlite3.connect(path)) as opened:
+            made = opened.execute("select type, name, sql from sqlite_master order by 1, 2")
+            revision = opened.execute("select version_num from alembic_version")
+            known = [*made.fetchall(), *revision.fetchall()]
+        found[path.relative_to(home).as_posix()] = known
+    return found
+
+
 def test_a_home_killed_while_it_is_made_ready_is_made_ready_at_the_next_start(
     tmp_path: Path,
 ) -> None:
     """From nothing, and one with a run that a crash has left."""
-    home, given = tmp_path / "home", tmp_path / "given"
-    home.mkdir()
-    given.mkdir()
+    home, given, wanted = (tmp_path / name for name in ("home", "given", "wanted"))
+    for folder in (home, given, wanted):
+        folder.mkdir()
     committed = Path(__file__).parent.parent / "dagster.yaml"
     shutil.copy(committed, given)
+    run("preparation", wanted, given, tmp_path / "none", "undisturbed")
     known = run("preparation", home, given, tmp_path / "notes")
     assert {line.split()[0] for line in known} >= {"open", "os.rename", "statement", "commit"}
     assert (home / "dagster.yaml").read_bytes() == committed.read_bytes()
+    assert schemas(home) == schemas(wanted)
+    assert sorted(x.name for x in home.iterdir()) == sorted(x.name for x in wanted.iterdir())
     with dg.DagsterInstance.from_config(str(home)) as instance:
         done, left = some_run(instance), started(instance).run_id
     known = run("preparation", home, given, tmp_path / "more.notes")

@@ -1,8 +1,8 @@
 """Everything of a running service is destroyed, and from its backup it goes on: real processes.
 
-There is one story, told by the fixture: the service polls, a backup is made meanwhile, the service
-polls on, then every process is killed and every file is deleted; the backup is brought back and the
-service is started again.
+There is one story, told by the fixture with the backup in a folder and in S3: the service polls, a
+backup is made meanwhile, the service polls on, then every process is killed and every file is
+deleted; the backup is brought back and the service is started again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import shutil
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -20,6 +20,7 @@ import pytest
 from hedge_pipeline.market.tables import FEATURE_ROWS, OUTCOMES, PREDICTION_LOG, RAW_QUOTES
 from hedge_pipeline_tests.markets import MINUTE, stored_twice
 from hedge_pipeline_tests.replays import hedge
+from hedge_pipeline_tests.test_backup import s3  # noqa: F401 - a fixture
 from hedge_pipeline_tests.test_service import Service, free_port
 
 pytestmark = pytest.mark.long
@@ -29,15 +30,19 @@ KEY = ["symbol", "bar_ts", "role"]
 
 @dataclass
 class Saved(Service):
-    """A service that knows where its backup is."""
+    """A service that knows where its backup is.
 
-    @property
-    def backup(self) -> Path:
-        return self.data.with_name("backup")
+    Attributes:
+        backup: URL of it.
+        access: variables that it takes to get there.
+    """
+
+    backup: str = ""
+    access: dict[str, str] = field(default_factory=dict)
 
     @property
     def variables(self) -> dict[str, str]:
-        return {**super().variables, "HEDGE_BACKUP_URL": str(self.backup)}
+        return {**super().variables, **self.access, "HEDGE_BACKUP_URL": self.backup}
 
     def versions(self) -> list[str]:
         """Models in MLflow, with their aliases."""
@@ -73,9 +78,15 @@ class Story:
     started: pd.Timestamp
 
 
-@pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
-    service = Saved(tmp_path_factory.mktemp("restore") / "data", free_port(), free_port())
+@pytest.fixture(scope="module", params=["folder", "s3"])
+def story(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Story]:
+    folder = tmp_path_factory.mktemp("restore")
+    service = Saved(folder / "data", free_port(), free_port(), backup=str(folder / "backup"))
+    if request.param == "s3":
+        service.access = request.getfixturevalue("s3")
+        service.backup = "s3://hedge/backup"
     service.data.mkdir()
     try:
         assert "SIMQ: version 1 on " in service.run("bootstrap", "--days", "6")

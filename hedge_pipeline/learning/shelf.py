@@ -121,13 +121,15 @@ class ModelShelf:
         return {int(x.removesuffix(".json")) for x in names if x.endswith(".json")}
 
     def _described(self, symbol: str, version: int) -> ModelCard:
-        try:
-            return ModelCard.from_json(self._store.read_bytes(_card_name(symbol, version)))
-        except FileNotFoundError:
+        for line in (symbol, POOL):
             with contextlib.suppress(FileNotFoundError):
-                content = self._store.read_bytes(_card_name(POOL, version))
-                return replace(ModelCard.from_json(content), symbol=symbol)
-            raise ModelError(f"model {version} of {symbol} has no .json file") from None
+                content = self._store.read_bytes(_card_name(line, version))
+                try:
+                    card = ModelCard.from_json(content)
+                except ModelError as error:
+                    raise ModelError(f"model {version} of {symbol}: {error}") from None
+                return replace(card, symbol=symbol) if line == POOL else card
+        raise ModelError(f"model {version} of {symbol} has no .json file") from None
 
     def _bytes(self, symbol: str, name: str, version: int) -> bytes:
         try:

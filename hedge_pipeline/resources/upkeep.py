@@ -59,7 +59,18 @@ def delete_old_runs(instance: dg.DagsterInstance, home: Path, before: dt.datetim
 
 
 def _remove_orphans(instance: dg.DagsterInstance, home: Path) -> None:
-    """Event files whose run has no record: a kill came between."""
+    """Events and event files whose run has no record: a kill came between."""
+    import sqlalchemy as sa
+    from dagster._core.storage.event_log import SqlEventLogStorage, SqlEventLogStorageTable
+
+    storage, events = instance.event_log_storage, SqlEventLogStorageTable
+    if isinstance(storage, SqlEventLogStorage):
+        with storage.index_connection() as connection:
+            named = sa.select(events.c.run_id).where(events.c.run_id != "").distinct()
+            owners = [str(run_id) for (run_id,) in connection.execute(named)]
+        for run_id in owners:  # a run is written down before its first event
+            if not instance.has_run(run_id):
+                storage.delete_events(run_id)
     for path in (home / "history" / "runs").glob("*-*-*-*-*.db"):
         if not instance.has_run(path.stem):
             for ending in ENDINGS:

@@ -147,7 +147,7 @@ def symbols_with_a_lost_answer(deployment: Deployment, label: str) -> set[str]:
         return set()
     stored = deployment.store.distinct(OPTION_CHAINS, label, ("symbol", "available_at"))
     newest = stored.groupby("symbol")["available_at"].max().to_dict()
-    return {x for x, at in brought.items() if x not in newest or newest[x] < at}
+    return {str(x) for x, at in brought.items() if x not in newest or newest[x] < at}
 
 
 def stored_snapshots(deployment: Deployment, label: str, symbol: str) -> set[Any]:
