@@ -195,7 +195,7 @@ def run_sessions(out: Path, sessions: int, runs: int, at_once: int) -> None:
 
     Sizes are in MB by area; arguments as for `year`.
     """
-    begun, begun_at = time.perf_counter(), time.time()
+    begun = time.perf_counter()
     home = out / "dagster_home"
     os.environ |= {
         "HEDGE_DATA_URL": str(out / "data"),
@@ -232,7 +232,7 @@ def run_sessions(out: Path, sessions: int, runs: int, at_once: int) -> None:
             loop: Any = SimpleNamespace(
                 deployment=evening, registry=SimpleNamespace(open=lambda: registry)
             )
-            old = dt.datetime.fromtimestamp(moment_of(RUNS_KEPT_SESSIONS) or begun_at, dt.UTC)
+            old = dt.datetime.fromtimestamp(moment_of(RUNS_KEPT_SESSIONS) or 0.0, dt.UTC)
             for name, work in housekeeping.steps(instance, loop, before=old):
                 said = work()
                 if len(nights) % 21 == 20:

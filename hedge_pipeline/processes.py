@@ -227,7 +227,7 @@ class Keeper:
                 self._tell(child.name, self._why)
                 self._why = f"{child.name} {self._why}"
                 return False
-            pause = min(2.0 ** (child.failures - 1), LONGEST_PAUSE_SECONDS)
+            pause = min(2.0 ** min(child.failures - 1, 30), LONGEST_PAUSE_SECONDS)
             child.due = now + pause
             self._tell(child.name, f"ended ({_words(code)}), starts again in {pause:g} s")
         if now >= child.due:
@@ -315,7 +315,7 @@ class Keeper:
                 stream.write(json.dumps(self._answer(json.loads(stream.readline()))) + "\n")
 
     def _answer(self, request: dict[str, Any]) -> bool:
-        """`start` = starts a run by its command line; `end` = sends SIGTERM to a run.
+        """`start` = starts a run by its command line; `end` = sends it SIGTERM; `look` = no more.
 
         Returns:
             Whether the run is one of ours and alive. Who asks twice to start it gets one process;
@@ -327,6 +327,8 @@ class Keeper:
             for child in self._children
             if child.run_id == run_id and child.process and child.process.poll() is None
         ]
+        if request["what"] == "look":
+            return bool(groups)
         if request["what"] != "start":
             return any(_signal(group, signal.SIGTERM) for group in groups)
         if groups or self._ending:

@@ -16,6 +16,7 @@ from hedge_pipeline.settings import Settings
 
 if TYPE_CHECKING:
     from hedge_pipeline.live.supervision import Heartbeat
+    from hedge_pipeline.stages import Deployment
 
 GRACE_SECONDS = 600
 
@@ -80,6 +81,9 @@ def build_polling_schedule(settings: Settings, timezone: str) -> dg.ScheduleDefi
             beat,
             dt.timedelta(seconds=settings.polling_interval),
         )
+        if decision.dead and (refusal := _refusal(deployment)):
+            # a run that polls gives no sign of life either while nothing can be written
+            return dg.SkipReason(f"{refusal}; no run is taken for dead before that")
         for record in records:
             if record.dagster_run.run_id in decision.dead:
                 why = _why_dead(record.dagster_run.run_id, beat)
@@ -93,6 +97,17 @@ def build_polling_schedule(settings: Settings, timezone: str) -> dg.ScheduleDefi
         )
 
     return polling_schedule
+
+
+def _refusal(deployment: "Deployment") -> str:
+    """Why the data folder takes nothing; "" = it does."""
+    from hedge_pipeline.store import StoreError
+
+    try:
+        deployment.store.check_writable()
+    except StoreError as error:
+        return str(error)
+    return ""
 
 
 def _why_dead(run_id: str, beat: "Heartbeat | None") -> str:

@@ -112,10 +112,9 @@ def prepare(home: Path, configuration: Path) -> int:
             shutil.rmtree(left)
         for left in home.glob(".dagster.yaml.*.tmp"):
             left.unlink()
-    own = home / "dagster.yaml"
-    wanted = configuration.read_bytes()
-    if not own.exists() or _is_cut(own.read_bytes(), wanted):
-        with _written(home):
+        own = home / "dagster.yaml"
+        wanted = configuration.read_bytes()
+        if not own.exists() or _is_cut(own.read_bytes(), wanted):
             copied = home / f".dagster.yaml.{os.getpid()}.tmp"
             with copied.open("wb") as file:
                 file.write(wanted)

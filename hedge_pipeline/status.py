@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -231,17 +232,24 @@ def _files(deployment: Deployment) -> str:
 
 
 def _databases(settings: Settings) -> str:
-    """Whether the SQLite files of Dagster and MLflow can be read."""
+    """Whether the SQLite files of Dagster and MLflow are sound."""
     found = places(settings)
     files = sorted(found.home.rglob("*.db")) if found.home else []
     files += [found.mlflow] if found.mlflow else []
-    damaged = [(path, why) for path in files if (why := storage.damage_of(path))]
+    damaged, unread = [], []
+    for path in files:
+        try:
+            if why := storage.damage_of(path):
+                damaged.append(f"{path}: {why}")
+        except (OSError, sqlite3.Error) as error:
+            unread.append(f"{path}: {first_line(error)}")
     if damaged:
-        told = ", ".join(f"{path}: {why}" for path, why in damaged)
         raise ValueError(
-            f"damaged: {told}; no table of the loop is: stop the service and move it aside, what "
-            "it knew of runs or versions begins anew, or see `hedge restore`"
+            f"damaged: {', '.join(damaged)}; no table of the loop is: stop the service and move it "
+            "aside, what it knew of runs or versions begins anew, or see `hedge restore`"
         )
+    if unread:
+        raise ValueError(f"cannot be read now: {', '.join(unread)}")
     return f"{len(files)} are sound" if files else "there is none"
 
 

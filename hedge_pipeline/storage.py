@@ -253,19 +253,28 @@ def quarantine(deployment: Deployment, sessions: tuple[str, ...] | None = None) 
 
 
 def damage_of(database: Path) -> str | None:
-    """What SQLite finds wrong with a file of its own, which may be in use; None = nothing.
+    """What is wrong with an SQLite file, which may be in use; None = nothing.
 
     A file that is not there, or is empty, is not damaged.
+
+    Raises:
+        sqlite3.Error: the file cannot be read now, which says nothing about it.
     """
-    if not database.exists() or not database.stat().st_size:
+    try:
+        size = database.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    if database.stat().st_size % _page_size(database):
+    if size % _page_size(database):
         return "it is cut off"  # SQLite takes what is missing of a page for zeros
     try:
-        with contextlib.closing(sqlite3.connect(database, timeout=60)) as opened:
+        address = f"{database.resolve().as_uri()}?mode=ro"
+        with contextlib.closing(sqlite3.connect(address, timeout=60, uri=True)) as opened:
             (verdict,) = opened.execute("pragma quick_check(1)").fetchone()
     except sqlite3.Error as error:
-        return str(error)
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without what is added to it
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            return str(error)
+        raise
     return None if verdict == "ok" else str(verdict)
 
 

@@ -32,7 +32,7 @@ from hedge_pipeline_tests.runs import files
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 COMMANDS = tuple(vars(typer.main.get_command(cli.app))["commands"])
-CHECKS = ["configuration", "calendar", "store", "source", "mlflow", "clock", "files"]
+CHECKS = ["configuration", "calendar", "store", "source", "mlflow", "clock", "files", "databases"]
 CHECKS += ["model-SIMQ", "model-SIMN", "persistence", "backup", "daemon", "trainings"]
 UNREADABLE = ["store", "mlflow", "files", "model-SIMQ", "model-SIMN"]
 BARS = """symbol,ts,open,high,low,close,volume
@@ -444,6 +444,18 @@ def test_a_second_service_in_the_same_home_is_refused(tmp_path: Path) -> None:
 )
 def test_runs_that_were_left_over_are_counted_in_words(count: int, words: str) -> None:
     assert service.left_over_words(count) == words
+
+
+def test_a_dagster_yaml_that_is_a_folder_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Docker makes one of a file that it was to mount and that is not there."""
+    monkeypatch.chdir(REPOSITORY)
+    (tmp_path / "home" / "dagster.yaml").mkdir(parents=True)
+    refused = invoke("up", "--prepare", DAGSTER_HOME=str(tmp_path / "home"))
+    assert refused.exit_code == 1
+    (line,) = refused.stderr.strip().splitlines()
+    assert "Is a directory" in line
 
 
 def test_a_dagster_yaml_cut_at_any_byte_is_known_for_what_it_is(tmp_path: Path) -> None:

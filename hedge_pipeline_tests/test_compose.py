@@ -1,7 +1,8 @@
 """The services of the compose file as real processes, on PostgreSQL and S3.
 
 Each gets the command and the environment that compose would give it, in a folder with what the
-image copies; hosts and ports are those of this machine, and `/data` is a folder of the test.
+image copies, and the programs that the image's first stage installs from its own lock; hosts and
+ports are those of this machine, and `/data` is a folder of the test.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ from hedge_pipeline.backup import Places, back_up
 from hedge_pipeline.market.tables import PREDICTION_LOG
 from hedge_pipeline.store import Store
 from hedge_pipeline_tests.databases import BINARIES, Postgres, free_port, running
-from hedge_pipeline_tests.replays import command, environment
+from hedge_pipeline_tests.replays import environment
 from hedge_pipeline_tests.test_backup import s3 as s3_server
+from hedge_pipeline_tests.test_image import image_in
 from hedge_pipeline_tests.test_secrets import unpacked
 
 pytestmark = pytest.mark.long
@@ -73,12 +75,14 @@ class Composed:
 
     Attributes:
         folder: holds `app`, the working directory, and `data`, the volume.
+        programs: of the image.
         lead: what the user writes into `.env`.
         database: PostgreSQL's port.
         ports: of the services, by the port in the compose file.
     """
 
     folder: Path
+    programs: Path
     lead: dict[str, str]
     database: int
     ports: dict[str, int] = field(
@@ -115,9 +119,9 @@ class Composed:
         told = {k: resolved(str(v), self.lead) for k, v in service["environment"].items()}
         hosts = {k: "127.0.0.1" for k, v in told.items() if v in ("code", "postgres")}
         given = {k: self.here(v) for k, v in {**image_variables(), **self.lead, **told}.items()}
-        programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        own = {"PYTHONPATH": str(REPOSITORY), "PATH": programs}
-        return environment(**{**given, **hosts, **own})
+        own = {"PATH": f"{self.programs}:{os.environ['PATH']}"}
+        found = environment(**{**given, **hosts, **own})
+        return {k: v for k, v in found.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
 
     def start(self, name: str) -> None:
         words = [self.here(resolved(word, self.lead)) for word in self.services[name]["command"]]
@@ -133,7 +137,7 @@ class Composed:
 
     def hedge(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """As `docker compose exec` runs it beside a service."""
-        return self.executes(name, command(*arguments))
+        return self.executes(name, ["hedge", *arguments])
 
     def executes(
         self, name: str, words: list[str], **further: str
@@ -209,7 +213,8 @@ def composed(
         "POSTGRES_PASSWORD": "canary-password",
         "HEDGE_HOST": "hedge.example",
     }
-    found = Composed(tmp_path_factory.mktemp("compose"), lead, server.port)
+    programs = image_in(tmp_path_factory.getbasetemp()).folder / "venv" / "bin"
+    found = Composed(tmp_path_factory.mktemp("compose"), programs, lead, server.port)
     with pytest.MonkeyPatch.context() as patched:
         for name, value in s3.items():  # the test itself looks at the tables
             patched.setenv(name, value)

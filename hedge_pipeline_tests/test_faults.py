@@ -30,10 +30,19 @@ from hedge_pipeline.live.supervision import HEARTBEAT, Heartbeat
 from hedge_pipeline.market.tables import FEATURE_ROWS, PREDICTION_LOG, RAW_QUOTES
 from hedge_pipeline.stages import build_missing_features, log_predictions
 from hedge_pipeline.stages.closing import CLOSED, _closed_through
+from hedge_pipeline.status import _databases
 from hedge_pipeline.storage import MARKER, SIZES, damage_of, forgotten_before, noted_sizes
 from hedge_pipeline.store import BrokenFile, Store, StoreError
 from hedge_pipeline_tests.disks import mounted
-from hedge_pipeline_tests.replays import Demo, demo_in, environment, hedge, replay_in, rows_of
+from hedge_pipeline_tests.replays import (
+    Demo,
+    demo_in,
+    environment,
+    hedge,
+    replay_in,
+    rows_of,
+    settings_in,
+)
 from hedge_pipeline_tests.test_storage import some_run, written_down
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -256,6 +265,23 @@ def test_a_database_cut_at_any_byte_is_found_damaged_or_has_every_row(
         else:
             found += 1
     assert found > 50
+
+
+def test_a_database_that_cannot_be_read_now_is_not_called_damaged(
+    databases: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+        raise error
+
+    settings = settings_in(databases, HEDGE_MODE="live")
+    monkeypatch.setenv("DAGSTER_HOME", str(databases / "dagster_home"))
+    assert "are sound" in _databases(settings)
+    monkeypatch.setattr(sqlite3, "connect", refuse)
+    with pytest.raises(ValueError, match=r"^cannot be read now: .*: disk I/O error") as told:
+        _databases(settings)
+    assert "move" not in str(told.value)
 
 
 @pytest.mark.parametrize("name", DATABASES[::2])

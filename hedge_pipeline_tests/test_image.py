@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import pytest
@@ -143,7 +143,14 @@ class Image:
 def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
         pytest.skip("a read-only file system needs the right to mount")
-    made = Image(tmp_path_factory.mktemp("image"))
+    return image_in(tmp_path_factory.getbasetemp())
+
+
+@cache
+def image_in(folder: Path) -> Image:
+    """The image, built once per test run."""
+    made = Image(folder / "image")
+    made.folder.mkdir()
     made.build()
     for name in ("app", "data", "tmp"):
         (made.folder / name).mkdir()

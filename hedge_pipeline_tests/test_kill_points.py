@@ -73,6 +73,7 @@ story, out, other, notes = sys.argv[1], *map(Path, sys.argv[2:5])
 undisturbed = len(sys.argv) > 5
 
 CHANGES = {"os.rename": 1, "os.link": 1, "os.remove": 0, "os.mkdir": 0, "os.rmdir": 0}
+FOLDERS = {"os.rename": 3, "os.link": 3, "os.remove": 1, "os.mkdir": 2, "os.rmdir": 1}
 NAMES = [  # what has another name every time
     (r"[.]\\d+[.]\\d+[.]tmp$", ".tmp"),
     (r"/snapshots/[.]?[^/]+", "/snapshots/x"),
@@ -90,6 +91,8 @@ def kill_at_the_next_new_change(event, arguments):
         path = str(arguments[0])
     elif event in CHANGES:
         path = str(arguments[CHANGES[event]])
+        if arguments[FOLDERS[event]] >= 0:  # it is relative to an open folder
+            path = os.path.join(os.readlink(f"/proc/self/fd/{arguments[FOLDERS[event]]}"), path)
     elif event == "sqlite3.connect" and story in OF_DATABASES:
         path = str(arguments[0])
     else:
@@ -501,6 +504,7 @@ def home(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_old_runs_and_ticks_killed_before_every_change_go_and_nothing_else_does(
     home: Path, tmp_path: Path
 ) -> None:
@@ -570,6 +574,7 @@ def schemas(home: Path) -> dict[str, list[tuple[str, ...]]]:
     return found
 
 
+@pytest.mark.long
 def test_a_home_killed_while_it_is_made_ready_is_made_ready_at_the_next_start(
     tmp_path: Path,
 ) -> None:

@@ -488,6 +488,40 @@ def test_a_report_that_nobody_takes_is_made_again_until_somebody_does(
     assert sum("report  | no database" in line for line in copies.lines) == processes.MOST_FAILURES
 
 
+def test_a_report_may_be_refused_for_as_long_as_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refused:
+        pid = 0
+
+        def poll(self) -> int:
+            return 1
+
+    def start(_: Keeper, child: processes.Child) -> None:
+        child.process = Refused()  # type: ignore[assignment]
+
+    monkeypatch.setattr(Keeper, "_start", start)
+    keeper = Keeper({}, say=lambda _: None)
+    child = processes.Child("report", Program("report"), until_done=True)
+    for _ in range(2500):
+        child.due = 0.0
+        assert keeper._look_after(child)
+    assert child.failures > 1000
+    assert child.due - time.monotonic() <= processes.LONGEST_PAUSE_SECONDS
+
+
+def test_a_run_is_looked_at_on_request(copies: Story, asked: Callable[..., bool]) -> None:
+    answers = []
+
+    def act() -> None:
+        asked("start", "r1", copies.module("run", SLEEPS))
+        wait_until(lambda: copies.starts("run"))
+        answers.extend([asked("look", "r1"), asked("look", "r2")])
+        os.kill(copies.starts("run")[0], signal.SIGKILL)
+        wait_until(lambda: not asked("look", "r1"))
+
+    copies.run(act)
+    assert answers == [True, False]
+
+
 def test_a_run_is_ended_on_request_and_an_unknown_one_is_not(
     copies: Story, asked: Callable[..., bool]
 ) -> None:

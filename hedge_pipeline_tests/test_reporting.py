@@ -177,6 +177,22 @@ def test_predictions_that_a_close_has_added_are_told(
     assert events == []
 
 
+def test_after_a_clock_was_set_back_reports_are_due_by_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, elapsed = [NOW], [0.0]
+    context: Any = Context(takes=100)
+    deployment = replace(replay_in(tmp_path), clock=lambda: now[0])
+    shown = {"raw_quotes": {"bars": 3}}
+    monkeypatch.setattr(pictures, "live", lambda *_, inputs: shown)
+    report = LiveReport(context, deployment, dt.timedelta(minutes=5), lambda: elapsed[0])
+    report.flush()
+    now[0] -= dt.timedelta(hours=2)
+    elapsed[0] += 60
+    report.add(poll_of())
+    assert context.told == [("raw_quotes", 3)]
+
+
 def test_an_event_log_that_takes_nothing_ends_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

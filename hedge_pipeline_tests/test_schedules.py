@@ -30,7 +30,7 @@ from hedge_pipeline.resources.upkeep import why_it_failed
 from hedge_pipeline.schedules import build_schedules
 from hedge_pipeline.settings import load_settings
 from hedge_pipeline.stages import Deployment
-from hedge_pipeline.store import Store
+from hedge_pipeline.store import Store, StoreError
 from hedge_pipeline_tests.markets import FakeClock
 from hedge_pipeline_tests.runs import SESSION_ASSETS, LoopAt, code_location, failures, loop_at
 
@@ -223,6 +223,27 @@ def test_a_dead_run_is_reported_as_failed_and_replaced(
     )
     # the next tick starts anew, the one after it has nothing to report
     assert asked(instance, later) == "the session is open and nobody polls"
+
+
+def test_no_run_is_taken_for_dead_while_none_could_give_a_sign_of_life(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(instance, "poll_market", dg.DagsterRunStatus.STARTED)
+    later = created(instance, run) + dt.timedelta(minutes=10)
+
+    def refuses(_: Store) -> None:
+        raise StoreError("the data folder cannot be written: No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "check_writable", refuses)
+        assert why_not(instance, later) == (
+            "the data folder cannot be written: No space left on device; no run is taken for dead "
+            "before that"
+        )
+    found = instance.get_run_by_id(run.run_id)
+    assert found is not None
+    assert found.status is dg.DagsterRunStatus.STARTED
+    assert asked(instance, later).startswith(f"run {run.run_id[:8]} is dead")
 
 
 def test_a_run_with_a_fresh_heartbeat_lives_however_old_it_is(

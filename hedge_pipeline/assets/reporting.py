@@ -129,6 +129,7 @@ class LiveReport:
         now, elapsed = self._deployment.clock(), self._elapsed()
         changed = now - self._seen[0] - dt.timedelta(seconds=elapsed - self._seen[1])
         if abs(changed) >= CLOCK_CHANGE:
+            self._due = now  # by this clock
             minutes, to = abs(changed).total_seconds() / 60, f"{now:%Y-%m-%d %H:%M:%S} UTC"
             self.warn(
                 f"the clock was set forth by {minutes:.0f} min, to {to}, or the machine slept; "

@@ -40,6 +40,7 @@ class ChainPoller:
     _open: dict[str, tuple[Session, Future[Fetched]]] = field(default_factory=dict)
     _begun: str = ""
     _lost: set[str] = field(default_factory=set)
+    _without_levels: set[str] = field(default_factory=set)  # their chain is stored
 
     def begin(self, session: Session) -> None:
         """Before the first poll of a session: the levels that need no chain of today.
@@ -47,10 +48,10 @@ class ChainPoller:
         What was asked for by a process that did not live to store the answer is asked for again.
         """
         if self._begun != session.label:
-            self._begun = session.label
             self._lost = chains.symbols_with_a_lost_answer(self.deployment, session.label)
             for symbol in self.deployment.symbols:
                 stages.build_missing_levels(self.deployment, session.label, symbol)
+            self._begun = session.label
 
     def advance(self, session: Session) -> int:
         """Stores the answers that have come and asks where it is time; returns new snapshots."""
@@ -60,12 +61,12 @@ class ChainPoller:
         until = time.monotonic() + STORING_SECONDS
         for symbol, (about, answer) in list(self._open.items()):
             if answer.done() and time.monotonic() < until:
-                del self._open[symbol]
                 new += self._store(about, answer.result())
+                del self._open[symbol]  # now: a store that refuses is asked again
         now = self.deployment.clock()
         if session.opens <= now < session.closes:
             for symbol in self._due(session, now):
-                sweep = not self._was_swept(session, symbol)
+                sweep = symbol in self._lost or not self._was_swept(session, symbol)
                 self._lost.discard(symbol)
                 self._open[symbol] = session, self._ask(symbol, session, now, sweep=sweep)
         return new
@@ -77,7 +78,10 @@ class ChainPoller:
         at = self.deployment.clock() + dt.timedelta(microseconds=1)
         new = chains.store(self.deployment, session.label, found, available_at=at)
         if new:
+            self._without_levels.add(found.symbol)
+        if found.symbol in self._without_levels:
             stages.build_missing_levels(self.deployment, session.label, found.symbol)
+            self._without_levels.discard(found.symbol)
         return new
 
     def _due(self, session: Session, now: dt.datetime) -> list[str]:

@@ -322,17 +322,17 @@ def run_loop(
             done = poll(deployment, fetcher, session, work)
             count += 1
             _tell(done, deployment.calendar.bar_seconds)
-            if done.predictions:
+            if done.predictions or refused:
                 alert(session.label)
-            chain_poller.advance(session)
-            beat = Heartbeat(run_id, deployment.clock().isoformat(), session.label, begun=begun)
             report(done)
+            beat = Heartbeat(run_id, deployment.clock().isoformat(), session.label, begun=begun)
             successor = Heartbeat.read(deployment.store)
             if successor is not None and beat.yields_to(successor, interval):
                 found = successor.run_id, successor.begun
                 log.warning("run %s polls since %s; this one ends", *found)
                 break
             beat.write(deployment.store)
+            chain_poller.advance(session)
             if refused:
                 warn("the data folder takes what is polled again")
                 refused = ""

@@ -15,13 +15,17 @@ from typing import TYPE_CHECKING, Any
 from dagster import DagsterInstance
 from dagster._core.errors import DagsterLaunchFailedError
 from dagster._core.launcher import DefaultRunLauncher
-from dagster._grpc.types import ExecuteRunArgs
+from dagster._core.launcher.base import CheckRunHealthResult, WorkerStatus
+from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult, ExecuteRunArgs
+from dagster._serdes import deserialize_value
 
 from hedge_pipeline.logs import first_line
 from hedge_pipeline.processes import REQUESTS
 
 if TYPE_CHECKING:
+    from dagster import DagsterRun
     from dagster._core.launcher.base import LaunchRunContext
+    from dagster._grpc.client import DagsterGrpcClient
 
 STARTED_BY = ".dagster/hedge_keeper"  # tag of a run, hidden in the UI: the keeper's socket
 _PATIENCE_SECONDS = 10.0
@@ -75,6 +79,36 @@ class KeptRunLauncher(DefaultRunLauncher):
             return _ask(address, {"what": "end", "run_id": run_id})
         except (OSError, ValueError):
             return False
+
+    @property
+    def supports_check_run_worker_health(self) -> bool:
+        """Whether the daemon's run monitoring may ask; it reports a run as failed that is gone."""
+        return True
+
+    def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
+        """Whether the process of a run lives; in doubt it does.
+
+        Keeper or code server know it. What was lost with a code server's container would seem to go
+        on for hours and keep others waiting.
+        """
+        address = run.tags.get(STARTED_BY)
+        try:
+            if address:
+                lives = _ask(address, {"what": "look", "run_id": run.run_id})
+            else:
+                client = self._get_grpc_client_for_termination(run.run_id)  # type: ignore[no-untyped-call]
+                lives = client is None or _is_known(client, run.run_id)
+        except Exception as error:  # who does not answer now may do so at the next look
+            return CheckRunHealthResult(WorkerStatus.RUNNING, first_line(error))
+        if lives:
+            return CheckRunHealthResult(WorkerStatus.RUNNING)
+        return CheckRunHealthResult(WorkerStatus.FAILED, "its process is gone")
+
+
+def _is_known(client: DagsterGrpcClient, run_id: str) -> bool:
+    """Whether a code server has a process for the run."""
+    answer = client.can_cancel_execution(CanCancelExecutionRequest(run_id=run_id), timeout=10)
+    return deserialize_value(answer, CanCancelExecutionResult).can_cancel
 
 
 def _ask(address: str, request: dict[str, Any]) -> bool:

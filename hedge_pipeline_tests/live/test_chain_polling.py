@@ -34,8 +34,10 @@ from hedge_pipeline.market.tables import (
     HEDGE_LEVELS,
     OPTION_CHAINS,
     PREDICTION_LOG,
+    Table,
 )
 from hedge_pipeline.stages import chains
+from hedge_pipeline.store import Store, StoreError
 from hedge_pipeline_tests.live.test_loop import at
 from hedge_pipeline_tests.markets import (
     HALF_DAY,
@@ -300,6 +302,65 @@ def test_killed_between_chain_and_levels_the_next_run_computes_them(
     assert found.rows(HEDGE_LEVELS, HALF_DAY).empty
     found.run(until=at(5, 2), run_id="run-2")
     assert found.rows(HEDGE_LEVELS, HALF_DAY)["usable"].sum() == len(SYMBOLS)
+
+
+class Killed(BaseException):
+    """Nobody expects it."""
+
+
+@pytest.mark.usefixtures("inline")
+def test_an_answer_that_a_kill_has_lost_is_asked_for_again_with_everything(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = Store.append
+
+    def killed(store: Store, table: Table, *given: Any, **more: Any) -> Any:
+        if table is OPTION_CHAINS:
+            raise Killed
+        return append(store, table, *given, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "append", killed)
+        with pytest.raises(Killed):
+            polled(folder, ChainMarket(), at(3, 2))
+    market = ChainMarket()
+    found = watch(folder, market, at(4, 1))
+    assert found.rows(CHAIN_FETCHES, HALF_DAY)["status"].tolist() == ["ok"]
+    assert found.rows(OPTION_CHAINS, HALF_DAY).empty
+    found.run(until=at(5, 2), run_id="run-2")
+    assert market.sweeps == {symbol: [True] for symbol in SYMBOLS}
+    for symbol in SYMBOLS:
+        assert len(found.rows(OPTION_CHAINS, HALF_DAY, symbol)) == 126
+
+
+@pytest.mark.usefixtures("inline")
+@pytest.mark.parametrize("refusing", [CHAIN_FETCHES, OPTION_CHAINS, HEDGE_LEVELS])
+def test_a_chain_for_which_there_is_no_room_is_stored_when_there_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, refusing: Table
+) -> None:
+    """Every poll is reported meanwhile, and nothing is asked for again."""
+    market = ChainMarket()
+    found = watch(folder, market, at(1, 1))
+    full = "the data folder cannot be written: No space left on device"
+    append = Store.append
+
+    def appended(store: Store, table: Table, *given: Any, **more: Any) -> Any:
+        if table is refusing and at(2) <= found.clock.now < at(5):
+            raise StoreError(full)
+        return append(store, table, *given, **more)
+
+    monkeypatch.setattr(Store, "append", appended)
+    found.run(until=at(6, 2))
+    assert found.warnings == [
+        f"{full}; polling goes on",
+        "the data folder takes what is polled again",
+    ]
+    assert market.sweeps == {symbol: [True, False] for symbol in SYMBOLS}
+    assert sum(poll.bars for poll in found.polls) == 6 * len(SYMBOLS)
+    for symbol in SYMBOLS:
+        assert len(found.rows(OPTION_CHAINS, HALF_DAY, symbol)) == 126
+        assert found.rows(HEDGE_LEVELS, HALF_DAY, symbol)["usable"].sum() == 1
+        assert found.rows(CHAIN_FETCHES, HALF_DAY, symbol)["status"].tolist() == ["ok"]
 
 
 @pytest.mark.usefixtures("inline")

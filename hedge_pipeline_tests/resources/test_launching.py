@@ -13,10 +13,13 @@ import dagster as dg
 import pytest
 from dagster._core.errors import DagsterLaunchFailedError
 from dagster._core.launcher import LaunchRunContext
+from dagster._core.launcher.base import WorkerStatus
+from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult
+from dagster._serdes import serialize_value
 
 from hedge_pipeline.processes import REQUESTS
 from hedge_pipeline.resources import launching
-from hedge_pipeline.resources.launching import KeptRunLauncher, report
+from hedge_pipeline.resources.launching import STARTED_BY, KeptRunLauncher, report
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -186,3 +189,52 @@ def test_a_report_that_the_database_does_not_take_fails_in_one_line(
     with pytest.raises(SystemExit) as told:
         launching._main()
     assert told.value.code == "Dagster's database takes no report: no database"
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [(b"true\n", "RUNNING"), (b"false\n", "FAILED"), (b"nonsense\n", "RUNNING")],
+)
+def test_the_keeper_is_asked_whether_the_process_of_a_run_lives(
+    instance: dg.DagsterInstance,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: bytes,
+    status: str,
+) -> None:
+    run = started(instance)
+    asked = keeper(home, monkeypatch, answer)
+    instance.add_run_tags(run.run_id, {STARTED_BY: str(home / "runs.sock")})
+    found = instance.get_run_by_id(run.run_id)
+    assert found is not None
+    assert instance.run_launcher.supports_check_run_worker_health
+    assert instance.run_launcher.check_run_worker_health(found).status.value == status
+    assert asked.asked == [{"what": "look", "run_id": run.run_id}]
+
+
+def test_of_a_run_that_nobody_knows_nothing_is_said(
+    instance: dg.DagsterInstance, home: Path
+) -> None:
+    """It may be one of `dagster job execute`, or of a keeper that is gone."""
+    run = started(instance)
+    launcher = instance.run_launcher
+    assert launcher.check_run_worker_health(run).status is WorkerStatus.RUNNING
+    instance.add_run_tags(run.run_id, {STARTED_BY: str(home / "nobody.sock")})
+    found = instance.get_run_by_id(run.run_id)
+    assert found is not None
+    assert launcher.check_run_worker_health(found).status is WorkerStatus.RUNNING
+
+
+@pytest.mark.parametrize(("known", "status"), [(True, "RUNNING"), (False, "FAILED")])
+def test_the_code_server_is_asked_about_a_run_that_it_has_started(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, known: bool, status: str
+) -> None:
+    class Server:
+        def can_cancel_execution(self, request: CanCancelExecutionRequest, timeout: int) -> str:
+            assert request.run_id == run.run_id
+            return serialize_value(CanCancelExecutionResult(can_cancel=known))
+
+    run = started(instance)
+    launcher = instance.run_launcher
+    monkeypatch.setattr(launcher, "_get_grpc_client_for_termination", lambda _: Server())
+    assert launcher.check_run_worker_health(run).status.value == status
