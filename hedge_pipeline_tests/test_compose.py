@@ -38,14 +38,16 @@ from hedge_pipeline_tests.databases import BINARIES, Postgres, free_port, runnin
 from hedge_pipeline_tests.replays import environment
 from hedge_pipeline_tests.test_backup import s3 as s3_server
 from hedge_pipeline_tests.test_image import image_in
+from hedge_pipeline_tests.test_queue import run_of
 from hedge_pipeline_tests.test_secrets import unpacked
+from hedge_pipeline_tests.test_service import MESSAGES
 
 pytestmark = pytest.mark.long
 
 s3 = s3_server
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = "s3://hedge/live"
-RUNS = "{ runsOrError(limit: 5) { ... on Runs { results { jobName status } } } }"
+RUNS = "{ runsOrError(limit: 50) { ... on Runs { results { jobName status } } } }"
 
 
 def image_variables() -> dict[str, str]:
@@ -343,6 +345,38 @@ def test_mlflow_is_killed_a_model_is_trained_without_it_and_shown_when_it_is_bac
     path = "/api/2.0/mlflow/model-versions/search?" + urllib.parse.urlencode(asked)
     found = json.loads(composed.get("5000", path))["model_versions"]
     assert sorted(version["version"] for version in found) == ["1", "2"]
+
+
+def test_runs_that_go_with_the_code_server_have_failed_when_it_is_back(composed: Composed) -> None:
+    """Nothing seems to go on for hours, which would keep the next training waiting."""
+
+    def asks(query: str) -> Any:
+        return json.loads(composed.get("3000", "/graphql", {"query": query}))["data"]
+
+    def trainings() -> list[dict[str, str]]:
+        runs = asks(RUNS)["runsOrError"]["results"]
+        return [run for run in runs if run["jobName"] == "train_model"]
+
+    before = len(trainings())
+    asked = asks(run_of("train_model", "SIMQ"))["launchRun"]
+    assert asked["__typename"] == "LaunchRunSuccess", asked
+    mine = asked["run"]["id"]
+
+    def status() -> str:
+        answer = asks(f'{{runOrError(runId: "{mine}") {{... on Run {{status}}}}}}')
+        return str(answer["runOrError"]["status"])
+
+    composed.wait_for("begin", 90, lambda: status() == "STARTED")
+    killed = composed.processes.pop("code")
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait(10)
+    composed.start("code")
+    composed.wait_for("end", 150, lambda: status() == "FAILURE")
+    said = asks(MESSAGES.format(mine))["logsForRun"]["events"]
+    assert any("its process is gone" in event.get("message", "") for event in said)
+    assert len(trainings()) == before + 1
+    bars = len(Store(DATA).read(PREDICTION_LOG))
+    composed.wait_for("prediction", 240, lambda: len(Store(DATA).read(PREDICTION_LOG)) > bars)
 
 
 def test_nothing_is_written_into_the_read_only_working_directory(composed: Composed) -> None:
