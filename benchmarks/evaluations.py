@@ -63,6 +63,7 @@ def measure(folder: Path, minutes: int) -> dict[str, float]:
         "HEDGE_SYMBOLS": "SIMQ",
         "HEDGE_CALENDAR": "24/7",
         "HEDGE_DATA_URL": str(data),
+        "HEDGE_AUTOSTART": "true",
         "DAGSTER_HOME": str(home),
     }
     home.mkdir()
@@ -84,7 +85,7 @@ def measure(folder: Path, minutes: int) -> dict[str, float]:
                 poller = a_run_that_polls(instance)
                 return _follow(workspace, instance, store, poller, code.pid, minutes)
         finally:
-            code.terminate()
+            code.kill()  # it would wait for whoever still holds a connection
 
 
 def _follow(
@@ -125,10 +126,13 @@ def _follow(
         "daemon_last_mb": curve[-1][2],
         "daemon_growth_mb_per_week": float(per_week[1]),
     }
+    said = {}
     for state in instance.all_instigator_state():
-        if state.instigator_name in SCHEDULES:
-            ticks = instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=1)
-            print(f"{state.instigator_name}: {ticks[0].status.value}, {ticks[0].skip_reason}")
+        (tick,) = instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=1)
+        said[state.instigator_name] = f"{tick.status.value}: {tick.skip_reason}"
+    print(said, flush=True)
+    if not all(said.get(name, "").startswith("SKIPPED: ") for name in SCHEDULES):
+        raise SystemExit("not every schedule has looked and asked for nothing")
     return found
 
 
