@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import fcntl
+import hashlib
 import os
 import shutil
 import stat
@@ -16,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 PREFIX = "hedge-"
 LOCK = "in-use.lock"
@@ -41,6 +43,33 @@ def folder() -> Iterator[Path]:
     finally:
         shutil.rmtree(path, ignore_errors=True)
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def alone(what: str, patience: float) -> Iterator[IO[bytes]]:
+    """One process of this user and machine at a time, until the end of the block.
+
+    Args:
+        what: that is done.
+        patience: seconds to wait for another one; after that this one goes on beside it.
+
+    Yields:
+        A small file in which one may leave something for the next.
+    """
+    digest = hashlib.sha256(what.encode()).hexdigest()[:16]
+    path = Path(tempfile.gettempdir()) / f"hedge_{os.getuid()}_{digest}.lock"
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW  # somebody else may have put a link there
+    with os.fdopen(os.open(path, flags, 0o600), "r+b") as file:
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(0.05)
+        yield file
 
 
 def sweep(older: dt.timedelta) -> int:

@@ -541,6 +541,46 @@ def test_superfluous_versions_leave_mlflow_with_their_files_and_do_not_come_back
         assert database.execute("select count(*) from runs").fetchone() == (2,)
 
 
+PUBLISH = """
+import sys
+from pathlib import Path
+from hedge_pipeline_tests.replays import replay_in
+from hedge_pipeline_tests.test_storage import mlflow_in
+registry = mlflow_in(Path(sys.argv[1]), None)
+print(registry.client and "ready", flush=True)
+sys.stdin.readline()
+print(registry.publish(replay_in(Path(sys.argv[1]), ("SIMQ",)), "SIMQ"))
+"""
+
+
+@pytest.mark.slow
+def test_what_two_processes_publish_at_once_is_there_once(demo: Demo, tmp_path: Path) -> None:
+    """As a close and a training that end at the same time."""
+    out = demo.copy(tmp_path / "out")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PUBLISH, str(out)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment(),
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    said = [process.communicate(timeout=PATIENCE)[0] for process in processes]
+    assert sorted(said) == ["0\n", "4\n"]
+    found = mlflow_in(out, None).client.search_model_versions("name='hedge-SIMQ'")
+    assert sorted(version.tags["hedge.version"] for version in found) == ["1", "2", "3", "4"]
+    assert len(sorted((out / "mlartifacts").rglob("*.ubj"))) == 4
+
+
 @pytest.mark.slow
 def test_a_collection_that_failed_is_done_the_next_night_though_nothing_else_is_deleted(
     demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -15,6 +15,7 @@ import os
 import socket
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,7 @@ ABANDONED = dt.timedelta(days=1)
 DATABASES = ("postgresql", "mysql", "mssql")
 PORTS = {"postgresql": 5432, "mysql": 3306}
 KNOCK_SECONDS = 5.0
+ALONE_SECONDS = 120.0
 VERSION_TAG = "hedge.version"
 SCORED_TAG = "hedge.scored_through"
 OUT_OF_TIME_TAG = "hedge.out_of_time"
@@ -118,6 +120,7 @@ class MlflowRegistry:
         self._descriptions: dict[str, str] = {}
         self._pairs: dict[str, dict[str, SessionPair]] = {}
         self._refused: dict[str, str] = {}
+        self._left: dict[str, bytes] = {}
 
     # -- publishing ----------------------------------------------------------------------------
 
@@ -138,7 +141,7 @@ class MlflowRegistry:
         """
         self._refused.pop(symbol, None)
         try:
-            with self._reachable():
+            with self._reachable(), self._alone(symbol):
                 self._open(symbol)
                 # one view of the log for all of it: another process may add to it meanwhile
                 ledger = deployment.ledger(symbol)
@@ -170,7 +173,7 @@ class MlflowRegistry:
         from hedge_pipeline.resources import plots
 
         overall = found["overall"]
-        with self._reachable():
+        with self._reachable(), self._alone(symbol):
             self._open(symbol)
             run_id = self._signal_run(symbol)
             words = f"{overall['signals']} signals in {found['sessions']} sessions"
@@ -237,7 +240,7 @@ class MlflowRegistry:
         from mlflow.exceptions import MlflowException
 
         kept = kept_versions(deployment.ledger(symbol), self.newest)
-        with self._reachable():
+        with self._reachable(), self._alone(symbol):
             self._open(symbol)
             owned = {v for s, v in {**self._runs, **self._registered} if s == symbol}
             for version in sorted(owned - kept):
@@ -356,6 +359,25 @@ class MlflowRegistry:
                 f"MLflow at {self._shown_uri} does not answer ({reason}); "
                 "the store is complete and will be published later"
             ) from error
+
+    @contextlib.contextmanager
+    def _alone(self, symbol: str) -> Iterator[None]:
+        """Nobody else on this machine changes the symbol's part meanwhile.
+
+        A close and a training publish the same version when they end at the same time. What
+        somebody else has changed since the last time is read anew.
+        """
+        with scratch.alone(f"{self.tracking_uri}\n{symbol}", ALONE_SECONDS) as file:
+            if file.read() != self._left.get(symbol):
+                self._experiments.pop(symbol, None)
+            try:
+                yield
+            finally:
+                self._left[symbol] = uuid.uuid4().bytes
+                file.seek(0)
+                file.write(self._left[symbol])
+                file.truncate()
+                file.flush()
 
     @property
     def _shown_uri(self) -> str:
