@@ -57,7 +57,7 @@ def poll_until_the_time_box_ends(context: dg.OpExecutionContext, loop: LoopResou
         settings, deployment = load_settings(), loop.deployment
         logs.follow(settings.log_level)
         interval = dt.timedelta(seconds=settings.polling_interval)
-        report = LiveReport(context, deployment, report_interval(interval))
+        report = LiveReport(context, deployment, report_interval(interval), time.monotonic)
         notifier = open_notifier(settings)
         unproven = settings.alert_unproven
         loop_until = partial(

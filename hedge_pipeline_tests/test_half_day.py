@@ -91,6 +91,11 @@ class SharedClock(FakeClock):
         self.yahoo = yahoo
         yahoo.set(self.now)
 
+    @property
+    def time(self) -> SimpleNamespace:
+        """What a poll run knows of time."""
+        return SimpleNamespace(sleep=self.sleep, monotonic=lambda: self.now.timestamp())
+
     def sleep(self, seconds: float) -> None:
         self.yahoo.set(self.now + dt.timedelta(seconds=seconds))
         super().sleep(seconds)
@@ -257,7 +262,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         }
         for name, value in {**yahoo.env, **ours}.items():
             patch.setenv(name, value)
-        patch.setattr(jobs, "time", SimpleNamespace(sleep=clock.sleep))
+        patch.setattr(jobs, "time", clock.time)
         patch.setattr(
             "hedge_pipeline.stages.training.guard", lambda *_: None
         )  # a random walk teaches nothing
