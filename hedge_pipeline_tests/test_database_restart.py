@@ -22,7 +22,7 @@ from hedge_pipeline_tests.databases import Postgres, free_port, running
 from hedge_pipeline_tests.replays import hedge
 from hedge_pipeline_tests.test_service import Service
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 HEALTH = """{ instance { daemonHealth { allDaemonStatuses {
 daemonType healthy required lastHeartbeatErrors { message } } } } }"""

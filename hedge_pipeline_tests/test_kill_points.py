@@ -369,6 +369,7 @@ LEARNT_FROM = (
 )
 
 
+@pytest.mark.long
 def test_a_training_killed_all_along_gives_one_version_and_one_verdict(
     demo: Demo, tmp_path: Path, every: bool
 ) -> None:
