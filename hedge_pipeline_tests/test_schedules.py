@@ -406,7 +406,10 @@ def test_the_poll_job_ends_at_its_time_box_and_reports_what_it_stored(
     def sleep(seconds: float) -> None:
         CLOCKS[-1].sleep(seconds)
 
-    monkeypatch.setattr(jobs, "time", SimpleNamespace(sleep=sleep))
+    def monotonic() -> float:
+        return CLOCKS[-1].now.timestamp() if CLOCKS else 0.0
+
+    monkeypatch.setattr(jobs, "time", SimpleNamespace(sleep=sleep, monotonic=monotonic))
     monkeypatch.setenv("HEDGE_POLL_RUN_MINUTES", "15")
     resource = PassingLoop(
         source=SourceResource(),
