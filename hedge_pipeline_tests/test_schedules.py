@@ -407,7 +407,7 @@ def test_the_poll_job_ends_at_its_time_box_and_reports_what_it_stored(
         CLOCKS[-1].sleep(seconds)
 
     def monotonic() -> float:
-        return CLOCKS[-1].now.timestamp() if CLOCKS else 0.0
+        return CLOCKS[-1].now.timestamp()
 
     monkeypatch.setattr(jobs, "time", SimpleNamespace(sleep=sleep, monotonic=monotonic))
     monkeypatch.setenv("HEDGE_POLL_RUN_MINUTES", "15")
